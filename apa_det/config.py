@@ -1,0 +1,67 @@
+"""The config keys of apa_det."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_apa_config(cfg: CN) -> None:
+    """Add every key of apa_det to a detectron2 config, with defaults that change nothing."""
+    # ---------------------------------------------------------------------------- #
+    # APA ResNet backbones (build_apa_resnet_backbone and those with an FPN on it)
+    # ---------------------------------------------------------------------------- #
+    cfg.MODEL.APA = CN()
+    # Activation of the stem and the blocks:
+    # aglu, relu, silu, gelu, mish, leaky_relu or prelu
+    cfg.MODEL.APA.ACTIVATION = "relu"
+    # One λ and κ (or PReLU slope) per channel instead of one per layer
+    cfg.MODEL.APA.PER_CHANNEL = False
+    # Ranges of the uniform distributions that the λ and κ of AGLU start from. They also hold for
+    # AGLU in the heads.
+    cfg.MODEL.APA.LAMBDA_RANGE = [0.0, 1.0]
+    cfg.MODEL.APA.KAPPA_RANGE = [1.0, 1.3]
+    # λ is clamped to at least this, in activations, gates and class scores
+    cfg.MODEL.APA.LAMBDA_MIN = 1e-4
+    # Attention gate at the end of each block's residual branch: none, se or cbam
+    cfg.MODEL.APA.GATE = "none"
+    # Settings of that gate, and of the gates of the box head: apa or sigmoid
+    cfg.MODEL.APA.GATE_ACTIVATION = "apa"
+    cfg.MODEL.APA.GATE_PER_CHANNEL = False
+    cfg.MODEL.APA.GATE_REDUCTION = 16
+    cfg.MODEL.APA.GATE_DROPOUT = 0.1
+    cfg.MODEL.APA.GATE_LAMBDA_RANGE = [0.0, 1.0]
+    cfg.MODEL.APA.GATE_KAPPA_RANGE = [-1.0, 0.0]
+    # Weight decay of every λ and κ. None: SOLVER.WEIGHT_DECAY
+    cfg.MODEL.APA.WEIGHT_DECAY = None
+    # Iterations between two writes of every λ and κ to the event storage. 0: never
+    cfg.MODEL.APA.LOG_PERIOD = 100
+
+    # ---------------------------------------------------------------------------- #
+    # Heads: APAFastRCNNConvFCHead, APAROIHeads, APACascadeROIHeads,
+    # APAMaskRCNNConvUpsampleHead
+    # ---------------------------------------------------------------------------- #
+    # Activation of the box head's layers; as MODEL.APA.ACTIVATION
+    cfg.MODEL.ROI_BOX_HEAD.ACTIVATION = "relu"
+    # Channel gates of the box head: none, roi (on the RoI features, before the FCs), fc (on the
+    # features after the last FC) or roi_fc (both)
+    cfg.MODEL.ROI_BOX_HEAD.GATE = "none"
+    # The class score: softmax, sigmoid, gumbel (APA with λ → 0, κ = 1) or apa (learned λ and κ).
+    # Empty: detectron2's own, softmax unless USE_SIGMOID_CE.
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_SCORE = ""
+    # For apa: a λ and κ for each class, and the ranges they start from (1 and 1: the sigmoid)
+    cfg.MODEL.ROI_BOX_HEAD.SCORE_PER_CLASS = False
+    cfg.MODEL.ROI_BOX_HEAD.SCORE_LAMBDA_RANGE = [1.0, 1.0]
+    cfg.MODEL.ROI_BOX_HEAD.SCORE_KAPPA_RANGE = [1.0, 1.0]
+    # For gumbel and apa: the score that every class starts with, set through the bias
+    cfg.MODEL.ROI_BOX_HEAD.SCORE_PRIOR = 0.01
+    # Activation of the mask head's layers; as MODEL.APA.ACTIVATION
+    cfg.MODEL.ROI_MASK_HEAD.ACTIVATION = "relu"
+    # Pixels of at least this probability are part of a predicted mask
+    cfg.MODEL.ROI_MASK_HEAD.THRESHOLD = 0.5
+
+    # ---------------------------------------------------------------------------- #
+    # Data and evaluation
+    # ---------------------------------------------------------------------------- #
+    # Datasets of LVIS format to register: a list of [name, json_file, image_root]
+    cfg.DATASETS.LVIS_FORMAT = []
+    # Keep the checkpoint that is best by this metric, such as "bbox/AP" or "segm/APr", as
+    # model_best.pth. Empty: keep none
+    cfg.TEST.BEST_METRIC = ""

@@ -1,0 +1,145 @@
+"""Checks of a config before any work is done on it."""
+
+import os
+from difflib import get_close_matches
+from importlib import import_module
+from urllib.parse import urlparse
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from ..data import ensure_metadata, require_dataset_files
+from ..evaluation import METRICS
+
+__all__ = ["check_config", "check_num_classes"]
+
+# Where the architectures of detectron2 keep their number of classes.
+_NUM_CLASSES_KEYS = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+}
+_METRICS = {"lvis": METRICS, "coco": ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+
+
+def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
+    """Raise an error for the first thing in a config that cannot work.
+
+    Args:
+        cfg: the config, its ``DATASETS.LVIS_FORMAT`` registered.
+        eval_only: evaluation alone: training datasets and solver do not matter.
+        resume: as the ``--resume`` flag.
+
+    Raises:
+        FileNotFoundError: a dataset's files, or the weights, are missing.
+        ValueError: anything else; the message names the key and the mend.
+        ImportError: lvis-api is needed for a test dataset and not installed.
+    """
+    _check_device(cfg, eval_only)
+    _check_weights(cfg, eval_only, resume)
+    _check_datasets(cfg, eval_only)
+    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        raise ValueError(
+            "TEST.AUG.ENABLED works with MODEL.META_ARCHITECTURE GeneralizedRCNN only, "
+            f"not with {cfg.MODEL.META_ARCHITECTURE}: set it to False."
+        )
+    if cfg.TEST.BEST_METRIC and not eval_only:
+        _check_best_metric(cfg)
+
+
+def check_num_classes(cfg: CfgNode, dataset_names: tuple[str, ...]) -> None:
+    """Raise a ValueError for a dataset whose classes are not as many as the model's.
+
+    A model of an architecture that is not detectron2's, or a dataset that does not know its
+    classes, is left alone. Reads a dataset of :func:`apa_det.data.register_lvis_format` that was
+    not read yet.
+    """
+    node = _NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
+    if node is None:
+        return
+    num_classes = cfg.MODEL[node].NUM_CLASSES
+    for name in dataset_names:
+        ensure_metadata(name)
+        classes = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and len(classes) != num_classes:
+            raise ValueError(
+                f"The dataset {name} has {len(classes)} classes, but MODEL.{node}.NUM_CLASSES is "
+                f"{num_classes}: set it to {len(classes)}."
+            )
+
+
+def _check_device(cfg: CfgNode, eval_only: bool) -> None:
+    if cfg.MODEL.DEVICE != "cpu":
+        return
+    if cfg.SOLVER.AMP.ENABLED and not eval_only:
+        raise ValueError(
+            "SOLVER.AMP.ENABLED needs a CUDA GPU, and MODEL.DEVICE is cpu: "
+            "add SOLVER.AMP.ENABLED False."
+        )
+    if comm.get_world_size() > 1 and torch.distributed.get_backend() == "nccl":
+        raise ValueError(
+            "Several processes train on cpu only where no GPU is seen: set the environment "
+            "variable CUDA_VISIBLE_DEVICES to nothing, or MODEL.DEVICE to cuda."
+        )
+
+
+def _check_weights(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if resume and PathManager.isfile(last):
+        with PathManager.open(last) as f:
+            path = os.path.join(cfg.OUTPUT_DIR, f.read().strip())
+        if not PathManager.isfile(path):
+            raise FileNotFoundError(
+                f"{last} names {path} to resume from, which does not exist: write the name of one "
+                "of that folder's checkpoints into it, or delete it to start anew."
+            )
+        return
+    weights = urlparse(cfg.MODEL.WEIGHTS)
+    if eval_only and not cfg.MODEL.WEIGHTS:
+        raise ValueError("--eval-only needs a checkpoint to evaluate: add MODEL.WEIGHTS FILE.")
+    if not weights.scheme and weights.path and not PathManager.isfile(weights.path):
+        raise FileNotFoundError(
+            f"MODEL.WEIGHTS is {weights.path}, and there is no such file: give the path of a "
+            'checkpoint, or "" to train from random weights.'
+        )
+
+
+def _check_datasets(cfg: CfgNode, eval_only: bool) -> None:
+    for split in ("TEST",) if eval_only else ("TRAIN", "TEST"):
+        names = cfg.DATASETS[split]
+        if not names and (split == "TRAIN" or eval_only):
+            raise ValueError(f"DATASETS.{split} is empty: name a dataset.")
+        for name in names:
+            if name not in DatasetCatalog:
+                near = get_close_matches(name, DatasetCatalog.keys(), n=3)
+                hint = f" Did you mean {' or '.join(near)}?" if near else ""
+                raise ValueError(
+                    f"DATASETS.{split} names {name}, which is not registered.{hint} "
+                    "DATASETS.LVIS_FORMAT registers datasets of your own."
+                )
+            require_dataset_files(name)
+    check_num_classes(cfg, cfg.DATASETS.TEST)
+    for name in cfg.DATASETS.TEST:
+        if MetadataCatalog.get(name).get("evaluator_type") == "lvis":
+            import_module("apa_det.evaluation.lvis_engine")
+    if cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS and cfg.DATASETS.TRAIN:
+        ensure_metadata(cfg.DATASETS.TRAIN[0])  # building the model needs its class_image_count
+
+
+def _check_best_metric(cfg: CfgNode) -> None:
+    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    names = []
+    for dataset in cfg.DATASETS.TEST:
+        metrics = _METRICS.get(MetadataCatalog.get(dataset).get("evaluator_type"))
+        if metrics is None:
+            return  # an evaluator with metrics of its own
+        prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
+        names += [f"{prefix}{task}/{metric}" for task in tasks for metric in metrics]
+    if cfg.TEST.BEST_METRIC not in names:
+        raise ValueError(
+            f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC} is no metric of this evaluation: "
+            + (f"choose one of {', '.join(names)}." if names else "DATASETS.TEST is empty.")
+        )

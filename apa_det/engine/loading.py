@@ -1,0 +1,98 @@
+"""Loading of checkpoints that says what it does not load."""
+
+import logging
+from collections import defaultdict
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
+
+__all__ = ["StrictCheckpointer", "load_for_evaluation"]
+
+logger = logging.getLogger(__name__)
+
+# Buffers that a file need not hold: evaluation makes no use of them.
+_UNUSED = ("num_batches_tracked", "fed_loss_cls_weights")
+
+
+class StrictCheckpointer(DetectionCheckpointer):
+    """detectron2's checkpointer, which can insist that a file fills the whole model.
+
+    Attributes:
+        strict: whether it is an error (ValueError) that the file lacks a parameter of the model, or
+            has it in another shape. If not, one warning lists all that keep their initial values,
+            and only a file that fills nothing is an error.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs):
+        super().__init__(model, save_dir, **kwargs)
+        self.strict = strict
+
+    def load(self, path: str, *args, **kwargs) -> dict:
+        self._path = path
+        return super().load(path, *args, **kwargs)
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        missing = self._without_aliases(incompatible.missing_keys)
+        shapes = {name: shapes for name, *shapes in incompatible.incorrect_shapes}
+        if self.strict and (shapes or missing):
+            raise ValueError(
+                f"{self._path} does not fit the model: {_first_misfit(shapes, missing)}. With "
+                "--eval-only and --resume a file fills the whole model, so use the config it was "
+                "trained with, its number of classes above all. To train other classes from it, "
+                "name it as MODEL.WEIGHTS, without --resume."
+            )
+        names = dict(self.model.named_parameters())
+        if names.keys() <= {*shapes, *incompatible.missing_keys}:
+            raise ValueError(
+                f"{self._path} holds no parameter of the model: it names {next(iter(names))} and "
+                "the others differently, or in another shape."
+            )
+        if shapes or missing:
+            lines = [
+                f"{name} ({file_shape} in the file, {model_shape} in the model)"
+                for name, (file_shape, model_shape) in shapes.items()
+            ]
+            logger.warning(
+                "%s fills a part of the model. The rest starts from its initial values:\n  %s",
+                self._path,
+                "\n  ".join(lines + _grouped(missing)),
+            )
+        super()._log_incompatible_keys(incompatible._replace(missing_keys=[], incorrect_shapes=[]))
+
+    def _without_aliases(self, missing: list[str]) -> list[str]:
+        """Without parameters that the file has under another name, and without unused buffers."""
+        state = self.model.state_dict(keep_vars=True)
+        filled = {id(value) for name, value in state.items() if name not in set(missing)}
+        return [k for k in missing if id(state[k]) not in filled and not k.endswith(_UNUSED)]
+
+
+def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool = False) -> None:
+    """Fill the whole model from ``MODEL.WEIGHTS``, or from the last checkpoint of ``OUTPUT_DIR``.
+
+    Args:
+        cfg: the config.
+        model: the model, changed in place.
+        resume: take the last checkpoint of ``OUTPUT_DIR`` if there is one.
+
+    Raises:
+        ValueError: the file lacks a parameter of the model, or has it in another shape.
+    """
+    checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+
+
+def _first_misfit(shapes: dict, missing: list[str]) -> str:
+    for name, (file_shape, model_shape) in shapes.items():
+        others = f" (and {len(shapes) - 1} more differ)" if len(shapes) > 1 else ""
+        return f"{name} has shape {file_shape} in the file, {model_shape} in the model{others}"
+    return f"{len(missing)} of its parameters are not in the file, such as {', '.join(missing[:3])}"
+
+
+def _grouped(names: list[str]) -> list[str]:
+    """The names, one entry a module: ``rpn_head.conv.{bias, weight}``."""
+    groups = defaultdict(list)
+    for name in names:
+        module, _, parameter = name.rpartition(".")
+        groups[module].append(parameter)
+    return [f"{module}.{{{', '.join(sorted(group))}}}" for module, group in sorted(groups.items())]

@@ -1,0 +1,74 @@
+"""From command-line arguments to a checked config, with loggers and datasets in place."""
+
+import argparse
+import logging
+from contextlib import contextmanager
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+from yaml import YAMLError
+
+from ..config import add_apa_config
+from ..data import register_lvis_format
+from .checks import check_config
+
+__all__ = ["setup"]
+
+logger = logging.getLogger(__name__)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config, register the datasets it brings, check it, and set up the job.
+
+    Args:
+        args: as detectron2's ``default_argument_parser`` gives them; ``config_file`` (may be
+            empty), ``opts``, ``eval_only`` and ``resume`` are read.
+
+    Returns:
+        The frozen config. ``MODEL.DEVICE`` is cpu where it asks for CUDA and there is none.
+
+    Raises:
+        FileNotFoundError, ValueError: something in the config does not hold, see
+            :func:`check_config`. Nothing but the log is in ``OUTPUT_DIR`` by then.
+    """
+    cfg = _read_config(args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="apa_det")
+    for entry in cfg.DATASETS.LVIS_FORMAT:
+        if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
+            raise ValueError(
+                f"DATASETS.LVIS_FORMAT takes entries [name, json_file, image_root], not {entry}."
+            )
+        register_lvis_format(*entry)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %s, but there is no CUDA: using cpu.", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    check_config(cfg, eval_only=args.eval_only, resume=args.resume)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def _read_config(args: argparse.Namespace) -> CfgNode:
+    cfg = get_cfg()
+    add_apa_config(cfg)
+    if args.config_file:
+        if not PathManager.isfile(args.config_file):
+            raise FileNotFoundError(f"There is no config file {args.config_file}.")
+        with _errors_name(args.config_file):
+            cfg.merge_from_file(args.config_file)
+    with _errors_name("The options of the command line"):
+        cfg.merge_from_list(args.opts)
+    return cfg
+
+
+@contextmanager
+def _errors_name(source: str):
+    try:
+        yield
+    except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        raise ValueError(f"{source}: {message}") from error

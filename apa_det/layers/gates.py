@@ -1,0 +1,179 @@
+"""Attention gates: channel attention (SE) and channel and spatial attention (CBAM)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import get_norm
+from torch import Tensor, nn
+
+from ..activation import APA
+from .norm import norm_from_name
+
+__all__ = ["CBAMGate", "SEGate", "gate_from_config", "get_gate", "get_gate_activation"]
+
+
+class SEGate(nn.Module):
+    """Channel attention: average pool, LayerNorm, two linear layers, dropout, activation.
+
+    The layout of Alexandridis et al. (ECCV 2024), after "Squeeze-and-Excitation Networks" (Hu et
+    al., CVPR 2018). It also gates plain feature vectors, which it does not pool.
+
+    Args:
+        num_channels: C of the input.
+        activation: "apa", "sigmoid", or a callable that makes a module from the number of channels.
+        reduction: the hidden layer has C // reduction channels, and at least one.
+        dropout: probability of dropout after the last linear layer.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        activation: str | Callable[[int], nn.Module] = "apa",
+        reduction: int = 16,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        hidden = max(num_channels // reduction, 1)
+        self.norm = nn.LayerNorm(num_channels)
+        self.fc1 = nn.Linear(num_channels, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, num_channels, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = get_gate_activation(activation, num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x of shape (N, C, H, W) or (N, C). Returns: x times its gates, of the same shape."""
+        pooled = x.mean(dim=(2, 3)) if x.dim() == 4 else x
+        z = self.fc2(self.fc1(self.norm(pooled)).relu())
+        gates = self.activation(self.dropout(z))
+        return x * gates.view(gates.shape + (1,) * (x.dim() - 2))
+
+
+class CBAMGate(nn.Module):
+    """Channel attention, then spatial attention.
+
+    The layout of Alexandridis et al. (ECCV 2024), after "CBAM: Convolutional Block Attention
+    Module" (Woo et al., ECCV 2018). The averages and the maxima of the channels go through the same
+    LayerNorm and linear layers and are summed; the mean and the maximum over channels go through a
+    7×7 convolution and a norm.
+
+    Args:
+        num_channels, activation, reduction, dropout: as for :class:`SEGate`. The spatial
+            activation has one channel.
+        norm: of the spatial convolution; see :func:`detectron2.layers.get_norm`.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        activation: str | Callable[[int], nn.Module] = "apa",
+        reduction: int = 16,
+        dropout: float = 0.1,
+        norm: str | Callable[[int], nn.Module] = "BN",
+    ):
+        super().__init__()
+        hidden = max(num_channels // reduction, 1)
+        self.norm = nn.LayerNorm(num_channels)
+        self.fc1 = nn.Linear(num_channels, hidden)
+        self.fc2 = nn.Linear(hidden, num_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = get_gate_activation(activation, num_channels)
+        self.spatial_conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+        self.spatial_norm = get_norm(norm, 1)
+        self.spatial_activation = get_gate_activation(activation, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x of shape (N, C, H, W). Returns: x times its gates, of the same shape."""
+        z = self._excite(x.mean(dim=(2, 3))) + self._excite(x.amax(dim=(2, 3)))
+        x = x * self.activation(z)[:, :, None, None]
+        pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+        return x * self.spatial_activation(self.spatial_norm(self.spatial_conv(pooled)))
+
+    def _excite(self, pooled: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.fc1(self.norm(pooled)).relu()))
+
+
+def get_gate_activation(
+    activation: str | Callable[[int], nn.Module],
+    num_channels: int,
+    *,
+    per_channel: bool = False,
+    **apa_args,
+) -> nn.Module:
+    """Build what turns a gate's logits into factors.
+
+    Args:
+        activation: "apa", "sigmoid", or a callable that makes a module from the number of channels.
+        num_channels: number of the logits.
+        per_channel: whether APA has a λ and κ for each of them.
+        apa_args: ``lambda_range``, ``kappa_range`` and ``lambda_min`` of
+            :class:`apa_det.activation.APA`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if callable(activation):
+        return activation(num_channels)
+    if activation == "apa":
+        return APA(num_channels if per_channel else None, **apa_args)
+    if activation == "sigmoid":
+        return nn.Sigmoid()
+    raise ValueError(f"Unknown gate activation {activation!r}: choose apa or sigmoid.")
+
+
+def get_gate(
+    gate: str | Callable[[int], nn.Module] | None, num_channels: int, **gate_args
+) -> nn.Module | None:
+    """Build a gate.
+
+    Args:
+        gate: "se", "cbam", "none" or None; or a callable that makes a module from the number of
+            channels.
+        num_channels: C of the feature map to be gated.
+        gate_args: further arguments of :class:`SEGate` or :class:`CBAMGate`.
+
+    Returns:
+        The module; None where ``gate`` is "none" or None.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if gate is None or gate == "none":
+        return None
+    if callable(gate):
+        return gate(num_channels)
+    gates = {"se": SEGate, "cbam": CBAMGate}
+    if gate not in gates:
+        raise ValueError(f"Unknown gate {gate!r}: choose none, se or cbam.")
+    return gates[gate](num_channels, **gate_args)
+
+
+def gate_from_config(cfg: CfgNode, gate: str) -> Callable[[int], nn.Module | None]:
+    """The callable for :func:`get_gate` that the keys under ``MODEL.APA`` describe.
+
+    Args:
+        cfg: a config with the keys of :func:`apa_det.add_apa_config`. The spatial convolution of a
+            CBAM gate takes the batch norm that ``MODEL.RESNETS.NORM`` names, and BN where that is
+            another kind, which its one channel has no use for.
+        gate: the name, from whichever key holds it.
+    """
+    activation = partial(
+        get_gate_activation,
+        cfg.MODEL.APA.GATE_ACTIVATION,
+        per_channel=cfg.MODEL.APA.GATE_PER_CHANNEL,
+        lambda_range=tuple(cfg.MODEL.APA.GATE_LAMBDA_RANGE),
+        kappa_range=tuple(cfg.MODEL.APA.GATE_KAPPA_RANGE),
+        lambda_min=cfg.MODEL.APA.LAMBDA_MIN,
+    )
+    gate_args = {
+        "activation": activation,
+        "reduction": cfg.MODEL.APA.GATE_REDUCTION,
+        "dropout": cfg.MODEL.APA.GATE_DROPOUT,
+    }
+    if gate == "cbam":
+        norm = cfg.MODEL.RESNETS.NORM
+        gate_args["norm"] = norm_from_name(norm if norm.endswith("BN") else "BN")
+    return partial(get_gate, gate, **gate_args)

@@ -1,0 +1,78 @@
+"""A box head with other activations and with channel gates."""
+
+from collections.abc import Callable
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead
+from torch import nn
+
+from ..layers import activation_from_config, gate_from_config, get_activation, get_gate
+
+__all__ = ["APAFastRCNNConvFCHead"]
+
+_GATES = {"none": (), "roi": ("roi",), "fc": ("fc",), "roi_fc": ("roi", "fc")}
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
+    """detectron2's conv/FC box head with another activation, and gates on its features."""
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        activation: str | Callable[[int], nn.Module] = "relu",
+        roi_gate: str | Callable[[int], nn.Module | None] | None = None,
+        fc_gate: str | Callable[[int], nn.Module | None] | None = None,
+        **kwargs,
+    ):
+        """
+        Args:
+            input_shape: shape of the pooled RoI features.
+            activation: of every layer; see :func:`apa_det.layers.get_activation`.
+            roi_gate: gate on the RoI features, after the convolutions and before the FCs; see
+                :func:`apa_det.layers.get_gate`.
+            fc_gate: gate on the features after the last FC.
+            kwargs: ``conv_dims``, ``fc_dims`` and ``conv_norm``, as for
+                :class:`detectron2.modeling.roi_heads.FastRCNNConvFCHead`.
+
+        Raises:
+            ValueError: ``fc_gate`` for a head without FCs.
+        """
+        super().__init__(input_shape, **kwargs)
+        channels = input_shape.channels
+        for conv in self.conv_norm_relus:
+            conv.activation = get_activation(activation, conv.out_channels)
+            channels = conv.out_channels
+        for k, fc in enumerate(self.fcs, start=1):
+            setattr(self, f"fc_relu{k}", get_activation(activation, fc.out_features))
+
+        layers = list(self.named_children())
+        roi_gate_module = get_gate(roi_gate, channels)
+        if roi_gate_module is not None:
+            layers.insert(len(self.conv_norm_relus), ("roi_gate", roi_gate_module))
+        if fc_gate is not None:
+            if not self.fcs:
+                raise ValueError("A gate on the FC features needs MODEL.ROI_BOX_HEAD.NUM_FC > 0.")
+            layers.append(("fc_gate", get_gate(fc_gate, self.fcs[-1].out_features)))
+        self._modules.clear()
+        for name, layer in layers:
+            self.add_module(name, layer)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        place = cfg.MODEL.ROI_BOX_HEAD.GATE
+        if place not in _GATES:
+            raise ValueError(
+                f"Unknown MODEL.ROI_BOX_HEAD.GATE {place!r}: choose one of {', '.join(_GATES)}."
+            )
+        gate = gate_from_config(cfg, "se")
+        return {
+            **super().from_config(cfg, input_shape),
+            "activation": activation_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD.ACTIVATION),
+            "roi_gate": gate if "roi" in _GATES[place] else None,
+            "fc_gate": gate if "fc" in _GATES[place] else None,
+        }

@@ -1,0 +1,144 @@
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from lvis import LVIS, LVISEval, LVISResults
+
+from apa_det.evaluation import lvis_engine
+
+REAL = Path(__file__).parents[2] / "../shared/data/lvis/lvis_val_100.json"
+
+
+def lvis_api(json_file, predictions, iou_type, max_dets, monkeypatch):
+    """lvis-api's own numbers, as its README runs it."""
+    monkeypatch.setattr(np, "float", float, raising=False)
+    results = LVISResults(LVIS(str(json_file)), copy.deepcopy(predictions), max_dets=max_dets)
+    run = LVISEval(LVIS(str(json_file)), results, iou_type)
+    run.params.max_dets = max_dets
+    run.run()
+    return run.get_results()
+
+
+def random_predictions(dataset, iou_type, seed=0):
+    """Every object found more or less well, and as many false detections."""
+    rng = np.random.default_rng(seed)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    categories = [category["id"] for category in dataset["categories"]]
+    predictions = []
+    for annotation in dataset["annotations"]:
+        height, width = sizes[annotation["image_id"]]
+        seen = [a["category_id"] for a in dataset["annotations"][:50]]
+        for category in (annotation["category_id"], rng.choice([*seen, rng.choice(categories)])):
+            x, y, w, h = np.array(annotation["bbox"]) * rng.uniform(0.85, 1.15, 4)
+            x, y = max(x, 0), max(y, 0)
+            prediction = {
+                "image_id": annotation["image_id"],
+                "category_id": int(category),
+                "score": float(rng.choice([0.25, 0.5, rng.random()])),  # with ties
+            }
+            if iou_type == "bbox":
+                prediction["bbox"] = [float(v) for v in (x, y, w, h)]
+            else:
+                corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+                rle = mask_util.frPyObjects([[float(v) for v in corners]], height, width)
+                prediction["segmentation"] = mask_util.merge(rle)
+            predictions.append(prediction)
+    return [predictions[i] for i in rng.permutation(len(predictions))]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="../shared/data/lvis/lvis_val_100.json is not here")
+@pytest.mark.parametrize("iou_type, max_dets", [("bbox", 300), ("segm", 300), ("bbox", 5)])
+def test_equals_lvis_api_on_real_annotations(iou_type, max_dets, monkeypatch):
+    dataset = json.loads(REAL.read_text())
+    predictions = random_predictions(dataset, iou_type)
+    before = copy.deepcopy((dataset, predictions))
+
+    metrics = lvis_engine.evaluate(dataset, predictions, iou_type, max_dets)
+
+    assert (dataset, predictions) == before
+    assert not hasattr(np, "float")
+    expected = lvis_api(REAL, predictions, iou_type, max_dets, monkeypatch)
+    assert len(metrics) == 13 and list(metrics) == list(expected)
+    assert metrics == {name: float(value) for name, value in expected.items()}
+    assert 0 < metrics["APr"] < 1 and 0 < metrics[f"AR@{max_dets}"] < 1
+
+
+def make_dataset(annotations, images=2, frequencies="rcf", **image_fields):
+    """Pictures of 100 x 100 from id 1; annotations as (image_id, category_id, bbox)."""
+    return {
+        "images": [
+            {
+                "id": i,
+                "height": 100,
+                "width": 100,
+                "neg_category_ids": [],
+                "not_exhaustive_category_ids": [],
+                **image_fields.get(f"image{i}", {}),
+            }
+            for i in range(1, images + 1)
+        ],
+        "categories": [{"id": i, "frequency": f} for i, f in enumerate(frequencies, 1)],
+        "annotations": [
+            {"id": i, "image_id": m, "category_id": c, "bbox": box, "area": box[2] * box[3]}
+            for i, (m, c, box) in enumerate(annotations)
+        ],
+    }
+
+
+def found(image_id, category_id, bbox, score):
+    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+
+
+BOX, ELSEWHERE = [10, 10, 40, 40], [55, 55, 40, 40]
+
+
+def test_frequency_groups_worked_by_hand():
+    """Rare: found. Common: one of two, so recall stops at one half. Frequent: never found.
+
+    The first annotation has id 0, which lvis-api itself would take as never matched.
+    """
+    truth = make_dataset([(1, 1, BOX), (1, 2, BOX), (2, 2, BOX), (1, 3, BOX)])
+    metrics = lvis_engine.evaluate(truth, [found(1, 1, BOX, 0.9), found(1, 2, BOX, 0.8)], "bbox")
+    half = 51 / 101  # recall levels 0, 0.01, ..., 0.5 of 101
+    assert metrics["APr"] == pytest.approx(1)
+    assert metrics["APc"] == pytest.approx(half)
+    assert metrics["APf"] == 0
+    for name in ("AP", "AP50", "AP75", "APm"):
+        assert metrics[name] == pytest.approx((1 + half) / 3)
+    assert math.isnan(metrics["APs"]) and math.isnan(metrics["APl"])
+    assert metrics["AR@300"] == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+@pytest.mark.parametrize(
+    "fields, ap",
+    [
+        ({}, 1),  # nothing is said of the category in picture 2: the false detection is ignored
+        ({"neg_category_ids": [1]}, 0.5),  # verified absent: a false positive, and the first
+        ({"neg_category_ids": [1], "not_exhaustive_category_ids": [1]}, 1),  # may be there
+    ],
+)
+def test_federated_annotation(fields, ap):
+    truth = make_dataset([(1, 1, BOX)], frequencies="r", image2=fields)
+    predictions = [found(2, 1, BOX, 0.9), found(1, 1, BOX, 0.8)]
+    assert lvis_engine.evaluate(truth, predictions, "bbox")["APr"] == pytest.approx(ap)
+
+
+def test_without_detections_the_metrics_are_zero():
+    metrics = lvis_engine.evaluate(make_dataset([(1, 1, BOX)]), [], "bbox")
+    assert metrics["AP"] == metrics["APr"] == metrics["AR@300"] == 0
+    assert math.isnan(metrics["APc"])
+
+
+def test_highest_scores_count():
+    predictions = [found(1, 1, ELSEWHERE, 0.5), found(1, 1, BOX, 0.9)]
+    truth = make_dataset([(1, 1, BOX)])
+    assert lvis_engine.evaluate(truth, predictions, "bbox", max_dets=1)["AP"] == pytest.approx(1)
+
+
+def test_unknown_picture():
+    with pytest.raises(ValueError, match="image_id 7"):
+        lvis_engine.evaluate(make_dataset([(1, 1, BOX)]), [found(7, 1, BOX, 0.5)], "bbox")
