@@ -4,8 +4,8 @@ try:
     import detectron2  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "apa_det needs detectron2, which is not installed: install it from source as its INSTALL.md "
-        "says (github.com/facebookresearch/detectron2), or run tools/setup_env.sh in a checkout of "
+        "apa_det needs detectron2, which is not installed: install it as its INSTALL.md says "
+        "(github.com/facebookresearch/detectron2), or run tools/setup_env.sh in a checkout of "
         "apa_det, which makes an environment with everything in .venv."
     ) from error
 

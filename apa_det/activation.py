@@ -49,7 +49,7 @@ def log_apa(z: Tensor, lambda_: Tensor | float, kappa: Tensor | float) -> Tensor
 def logit_apa(z: Tensor, lambda_: Tensor | float, kappa: Tensor | float) -> Tensor:
     """The log-odds of η, log η(z; λ, κ) − log(1 − η(z; λ, κ)); otherwise as :func:`apa`.
 
-    η = sigmoid(logit_apa(z)), so ``binary_cross_entropy_with_logits`` of these log-odds is the binary
+    η = sigmoid(logit_apa(z)): ``binary_cross_entropy_with_logits`` of these log-odds is the binary
     cross-entropy of η, without overflow for any z.
     """
     return _evaluate("logit_apa", z, lambda_, kappa)

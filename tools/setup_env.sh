@@ -163,9 +163,9 @@ run_pip() { # pip install with these arguments
 
 make_venv() {
     step "making $VENV with $base (Python $base_version)"
-    rm -rf "$VENV"
-    mkdir "$VENV"
-    : >"$MARK"
+    mkdir -p "$VENV"
+    : >"$MARK" # first: whatever stops us now, what is left is known as ours and as unfinished
+    find "$VENV/" -mindepth 1 -maxdepth 1 ! -name "${MARK##*/}" -exec rm -rf {} +
     local free_kb
     free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
     if ((free_kb < NEED_GB * 1024 * 1024)); then

@@ -7,7 +7,6 @@ are federated as LVIS's are: some categories are verified absent from a picture,
 exhaustively annotated, and of the others nothing is said.
 """
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from .frequency import frequency_group
+from .json_files import write_json
 from .polygons import mask_to_polygons
 from .synthetic_shapes import (
     MAX_CLASSES,
@@ -65,35 +65,6 @@ def generate_dataset(
     Raises:
         ValueError: an argument is out of its range.
     """
-    _check_arguments(num_train, num_val, num_classes, image_size, mask_format)
-    targets = _tail(num_train, num_classes)
-    appearances = choose_appearances(num_classes, max(1, int(0.3 * num_classes)), seed)
-    order = sorted(range(num_classes), key=lambda i: appearances[i].name)
-    categories = {i + 1: appearances[rank] for i, rank in enumerate(order)}
-    train_counts = {i + 1: targets[rank] for i, rank in enumerate(order)}
-    room = _MAX_CLASSES_PER_IMAGE * num_val // num_classes
-    val_count = max(1, min(3 * num_val // num_classes, num_val) if room > 3 else room)
-    splits = {"train": train_counts, "val": dict.fromkeys(categories, val_count)}
-
-    files, tables = {}, {}
-    for index, (split, counts) in enumerate(splits.items()):
-        num_images = {"train": num_train, "val": num_val}[split]
-        plan = _plan(counts, num_images, np.random.default_rng([seed, index]))
-        os.makedirs(os.path.join(output_dir, split), exist_ok=True)
-        images, annotations = [], []
-        for image_id in tqdm(range(1, num_images + 1), desc=f"synthetic {split}", delay=2):
-            rng = np.random.default_rng([seed, index, image_id])
-            scene = _compose(plan[image_id - 1], categories, image_size, rng)
-            file_name = f"{split}/{image_id:012d}.jpg"
-            Image.fromarray(scene.pixels).save(os.path.join(output_dir, file_name), quality=90)
-            images.append(_image_record(image_id, file_name, scene, categories, rng))
-            for thing in scene.annotated():
-                record = {"id": len(annotations) + 1, "image_id": image_id}
-                mask = scene.owner == thing.index
-                annotations.append(record | _annotation(thing.category_id, mask, mask_format))
-        tables[split] = {"images": images, "annotations": annotations}
-        files[split] = os.path.join(output_dir, f"{split}.json")
-
     arguments = {
         "num_train": num_train,
         "num_val": num_val,
@@ -102,14 +73,52 @@ def generate_dataset(
         "image_size": image_size,
         "mask_format": mask_format,
     }
+    _check_arguments(**arguments)
+    files = {split: os.path.join(output_dir, f"{split}.json") for split in ("train", "val")}
+    for path in files.values():  # of an earlier dataset, whose pictures go now
+        if os.path.exists(path):
+            os.remove(path)
+
+    appearances = choose_appearances(num_classes, max(1, int(0.3 * num_classes)), seed)
+    ranks = sorted(range(num_classes), key=lambda rank: appearances[rank].name)
+    categories = {i: appearances[rank] for i, rank in enumerate(ranks, start=1)}
+    tail = _tail(num_train, num_classes)
+    plans = {
+        "train": _plan(
+            {i: tail[rank] for i, rank in enumerate(ranks, start=1)},
+            num_train,
+            np.random.default_rng([seed, 0]),
+        ),
+        "val": _plan(
+            dict.fromkeys(categories, _val_image_count(num_val, num_classes)),
+            num_val,
+            np.random.default_rng([seed, 1]),
+        ),
+    }
+    tables = {}
+    for index, (split, plan) in enumerate(plans.items()):
+        os.makedirs(os.path.join(output_dir, split), exist_ok=True)
+        images, annotations = [], []
+        for image_id, wanted in enumerate(tqdm(plan, f"synthetic {split}", delay=2), start=1):
+            rng = np.random.default_rng([seed, index, image_id])
+            scene = _compose(wanted, categories, image_size, rng)
+            file_name = f"{split}/{image_id:012d}.jpg"
+            Image.fromarray(scene.pixels).save(os.path.join(output_dir, file_name), quality=90)
+            images.append(_image_record(image_id, file_name, scene, categories, rng))
+            for thing in scene.annotated():
+                record = {"id": len(annotations) + 1, "image_id": image_id}
+                mask = scene.owner == thing.index
+                annotations.append(record | _annotation(thing.category_id, mask, mask_format))
+        tables[split] = {"images": images, "annotations": annotations}
+
     info = {"description": "apa_det synthetic dataset", "arguments": arguments}
     records = _category_records(categories, tables["train"]["annotations"])
     for split, table in tables.items():
-        _write_json(files[split], {"info": info, **table, "categories": records})
+        write_json({"info": info, **table, "categories": records}, files[split])
     return files
 
 
-def _check_arguments(num_train, num_val, num_classes, image_size, mask_format) -> None:
+def _check_arguments(num_train, num_val, num_classes, seed, image_size, mask_format) -> None:
     if min(num_train, num_val, num_classes) < 1:
         raise ValueError(
             f"num_train, num_val and num_classes must be 1 or more, not {num_train}, {num_val} "
@@ -119,9 +128,11 @@ def _check_arguments(num_train, num_val, num_classes, image_size, mask_format) -
         raise ValueError(f"num_classes must be at most {MAX_CLASSES}, not {num_classes}")
     if num_classes > _MAX_CLASSES_PER_IMAGE * num_train:
         raise ValueError(
-            f"{num_classes} classes need at least {-(-num_classes // _MAX_CLASSES_PER_IMAGE)} train pictures, so that "
-            f"each class occurs: num_train is {num_train}"
+            f"num_classes must be at most {_MAX_CLASSES_PER_IMAGE} a train picture, so that each "
+            f"class occurs there: {num_classes} are too many for num_train {num_train}"
         )
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, not {seed}")
     if image_size < _MIN_IMAGE_SIZE:
         raise ValueError(f"image_size must be at least {_MIN_IMAGE_SIZE}, not {image_size}")
     if mask_format not in ("polygon", "rle"):
@@ -145,17 +156,30 @@ def _tail(num_images: int, num_classes: int) -> list[int]:
     return [int(count) for count in counts]
 
 
+def _val_image_count(num_images: int, num_classes: int) -> int:
+    """Pictures of each class: three classes a picture, and three pictures a class if they fit."""
+    room = _MAX_CLASSES_PER_IMAGE * num_images // num_classes
+    return min(num_images, max(1, min(room, max(3, 3 * num_images // num_classes))))
+
+
 def _plan(
     counts: dict[int, int], num_images: int, rng: np.random.Generator
 ) -> list[dict[int, int]]:
     """For each picture, how many objects of each category to draw: ``{category id: number}``."""
     plan: list[dict[int, int]] = [{} for _ in range(num_images)]
     load = np.zeros(num_images)
-    # The rare ones choose first, so that none finds every picture full.
-    for category_id in sorted(rng.permutation(list(counts)).tolist(), key=counts.get):
+    # First each category gets one picture, then each the rest, the rare ones before the frequent.
+    rare_first = sorted(rng.permutation(list(counts)).tolist(), key=counts.get)
+    rounds = [(i, 1) for i in rare_first] + [(i, counts[i] - 1) for i in rare_first]
+    for category_id, number in rounds:
         # Among the emptiest pictures, by chance; half a class of slack varies the pictures.
-        order = np.argsort(load + rng.uniform(0, 1.5, num_images))
-        for image in order[load[order] < _MAX_CLASSES_PER_IMAGE][: counts[category_id]]:
+        order = np.argsort(load + rng.uniform(0, 1.5, num_images)).tolist()
+        free = [
+            image
+            for image in order
+            if load[image] < _MAX_CLASSES_PER_IMAGE and category_id not in plan[image]
+        ]
+        for image in free[:number]:
             plan[image][category_id] = 1
             load[image] += 1
     for picture in plan:
@@ -317,11 +341,3 @@ def _category_records(categories: dict[int, Appearance], annotations: list[dict]
         }
         for category_id, appearance in categories.items()
     ]
-
-
-def _write_json(path: str, content: dict) -> None:
-    """Write whole or not at all."""
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content))
-    os.replace(partial, path)

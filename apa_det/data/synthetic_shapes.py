@@ -41,8 +41,9 @@ SHAPES: dict[str, _Region] = {
     "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) < 0.86,
     "triangle": _polygon((0, -1), (1, 0.85), (-1, 0.85)),
     "star": _spokes(5, 0.45),
-    "cross": lambda u, v: (np.minimum(np.abs(u), np.abs(v)) < 0.33)
-    & (np.maximum(np.abs(u), np.abs(v)) < 1),
+    "cross": lambda u, v: (
+        (np.minimum(np.abs(u), np.abs(v)) < 0.33) & (np.maximum(np.abs(u), np.abs(v)) < 1)
+    ),
     "diamond": lambda u, v: np.abs(u) * 1.35 + np.abs(v) < 1,
     "heart": _heart,
     "crescent": lambda u, v: (u**2 + v**2 < 1) & ((u - 0.55) ** 2 + v**2 > 0.64),
@@ -55,8 +56,9 @@ SHAPES: dict[str, _Region] = {
     "dome": lambda u, v: (u**2 + (v - 0.55) ** 2 * 0.45 < 1) & (v < 0.55),
     "hourglass": lambda u, v: (np.abs(v) < 1) & (np.abs(u) < 0.15 + 0.75 * np.abs(v)),
     "flower": lambda u, v: np.hypot(u, v) < 0.72 + 0.28 * np.cos(6 * np.arctan2(v, u)),
-    "tee": lambda u, v: (np.maximum(np.abs(u), np.abs(v)) < 0.95)
-    & ((v < -0.3) | (np.abs(u) < 0.33)),
+    "tee": lambda u, v: (
+        (np.maximum(np.abs(u), np.abs(v)) < 0.95) & ((v < -0.3) | (np.abs(u) < 0.33))
+    ),
 }
 
 COLOURS: dict[str, tuple[int, int, int]] = {

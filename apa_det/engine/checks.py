@@ -1,13 +1,12 @@
 """Checks of a config before any work is done on it."""
 
 import os
-from difflib import get_close_matches
 from importlib import import_module
 from urllib.parse import urlparse
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
@@ -113,13 +112,6 @@ def _check_datasets(cfg: CfgNode, eval_only: bool) -> None:
         if not names and (split == "TRAIN" or eval_only):
             raise ValueError(f"DATASETS.{split} is empty: name a dataset.")
         for name in names:
-            if name not in DatasetCatalog:
-                near = get_close_matches(name, DatasetCatalog.keys(), n=3)
-                hint = f" Did you mean {' or '.join(near)}?" if near else ""
-                raise ValueError(
-                    f"DATASETS.{split} names {name}, which is not registered.{hint} "
-                    "DATASETS.LVIS_FORMAT registers datasets of your own."
-                )
             require_dataset_files(name)
     check_num_classes(cfg, cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -35,7 +36,7 @@ def draw_detections(
     """
     records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
-    inputs = [picture for batch, _ in zip(loader, range(num_pictures)) for picture in batch]
+    inputs = [picture for batch in islice(loader, num_pictures) for picture in batch]
     inputs = inputs[:num_pictures]
     was_training = model.training
     model.eval()

@@ -71,6 +71,12 @@ class LongTailEvaluator(DatasetEvaluator):
         ensure_metadata(self._name)
         metadata = MetadataCatalog.get(self._name)
         self._dataset = read_lvis_json(metadata.json_file)
+        if any(not c.keys() & {"frequency", "image_count"} for c in self._dataset["categories"]):
+            logger.warning(
+                "%s has categories with neither frequency nor image_count: APr, APc and APf go by "
+                "counts of this very file, not by those of the training set.",
+                metadata.json_file,
+            )
         complete_categories(
             self._dataset, metadata.get("rare_max", 10), metadata.get("common_max", 100)
         )

@@ -1,6 +1,5 @@
 """The LVIS metrics as lvis-api computes them: the reference for every other engine."""
 
-import logging
 from types import FunctionType, SimpleNamespace
 
 import numpy as np
@@ -56,7 +55,7 @@ class _Detections(LVISResults):
     """lvis-api's index over predictions: any number of them, and none is changed."""
 
     def __init__(self, truth: LVIS, predictions: list[dict], iou_type: str, max_dets: int):
-        self.logger = logging.getLogger(__name__)
+        self.logger = truth.logger
         unknown = {p["image_id"] for p in predictions} - truth.imgs.keys()
         if unknown:
             raise ValueError(

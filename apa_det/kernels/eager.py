@@ -17,7 +17,7 @@ from torch import Tensor
 Form = Literal["apa", "log_apa", "logit_apa", "aglu"]
 
 LAMBDA_FLOOR = 1e-20
-"""A λ below this counts as this: the Gumbel limit in single precision, finite for every finite z."""
+"""A λ below this counts as this: the Gumbel limit, to single precision, but always finite."""
 
 _HIGHEST = 60.0
 # e vanishes at the lower end, but for the log-odds, which divide by it.

@@ -44,7 +44,7 @@ class SEGate(nn.Module):
         self.activation = get_gate_activation(activation, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, H, W) or (N, C). Returns: x times its gates, of the same shape."""
+        """Args: x of shape (N, C, H, W) or (N, C). Returns: x times its gates, alike."""
         pooled = x.mean(dim=(2, 3)) if x.dim() == 4 else x
         z = self.fc2(self.fc1(self.norm(pooled)).relu())
         gates = self.activation(self.dropout(z))

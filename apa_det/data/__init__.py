@@ -1,0 +1,29 @@
+"""Datasets in LVIS format: registration, validation, conversion, and one made on the spot."""
+
+from .conversion import coco_to_lvis
+from .frequency import complete_categories, frequency_group
+from .lvis_format import (
+    ensure_metadata,
+    load_lvis_format,
+    register_lvis_format,
+    require_dataset_files,
+)
+from .report import DatasetReport, check_dataset
+from .synthetic import generate_dataset
+from .validation import Problem, read_coco_json, read_lvis_json
+
+__all__ = [
+    "DatasetReport",
+    "Problem",
+    "check_dataset",
+    "coco_to_lvis",
+    "complete_categories",
+    "ensure_metadata",
+    "frequency_group",
+    "generate_dataset",
+    "load_lvis_format",
+    "read_coco_json",
+    "read_lvis_json",
+    "register_lvis_format",
+    "require_dataset_files",
+]

@@ -1,0 +1,261 @@
+"""Registering and loading any dataset in LVIS format."""
+
+import difflib
+import logging
+import os
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from pycocotools import mask as mask_utils
+
+from .frequency import COMMON_MAX, RARE_MAX, check_thresholds, complete_categories
+from .json_files import gc_paused
+from .validation import read_lvis_json
+
+__all__ = [
+    "ensure_metadata",
+    "load_lvis_format",
+    "register_lvis_format",
+    "require_dataset_files",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def register_lvis_format(
+    name: str,
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    *,
+    rare_max: int = RARE_MAX,
+    common_max: int = COMMON_MAX,
+) -> None:
+    """
+    Register a dataset in LVIS format with detectron2, with the classes that its file names.
+
+    Nothing is read before the dataset is asked for. Registering the same again changes nothing.
+
+    Args:
+        name: name of the dataset, for ``cfg.DATASETS.TRAIN`` and ``TEST``.
+        json_file: LVIS-format annotations.
+        image_root: folder that the file names in the annotations are relative to.
+        rare_max: where the file gives no ``frequency``, largest image count of a rare category.
+        common_max: the same for a common category.
+
+    Raises:
+        ValueError: another dataset has that name, or the thresholds are out of order.
+    """
+    check_thresholds(rare_max, common_max)
+    wanted = {
+        "json_file": os.fspath(json_file),
+        "image_root": os.fspath(image_root),
+        "evaluator_type": "lvis",
+        "rare_max": rare_max,
+        "common_max": common_max,
+    }
+    metadata = MetadataCatalog.get(name)
+    if name in DatasetCatalog:
+        if all(metadata.get(key) == value for key, value in wanted.items()):
+            return
+        raise ValueError(
+            f'A dataset named "{name}" is registered already, with other files or thresholds: '
+            "choose another name"
+        )
+    DatasetCatalog.register(name, lambda: _load_registered(name))
+    metadata.set(**wanted)
+
+
+def _load_registered(name: str) -> list[dict]:
+    metadata = MetadataCatalog.get(name)
+    dataset_dicts = load_lvis_format(metadata.json_file, metadata.image_root, name)
+    # A wrong image root shows at the first picture; better here than after the model is built.
+    if dataset_dicts and not PathManager.isfile(dataset_dicts[0]["file_name"]):
+        raise FileNotFoundError(
+            f'{dataset_dicts[0]["file_name"]}, the first picture of "{name}", does not exist: '
+            f"file names in {metadata.json_file} must be relative to the image root "
+            f"{metadata.image_root}. tools/prepare_dataset.py check lists all missing pictures."
+        )
+    return dataset_dicts
+
+
+@gc_paused()
+def load_lvis_format(
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    dataset_name: str | None = None,
+) -> list[dict]:
+    """
+    Load LVIS-format annotations as detectron2's dataset dicts. Pictures are not opened.
+
+    Args:
+        json_file: LVIS-format annotations; category ids of any numbering.
+        image_root: folder that file names are relative to. A picture without ``file_name`` is
+            found by the end of its ``coco_url``, as in LVIS v1: ``train2017/000000391895.jpg``.
+        dataset_name: the registered dataset to set the metadata of: ``thing_classes``,
+            ``thing_dataset_id_to_contiguous_id``, ``class_image_count`` and ``class_frequency``.
+
+    Returns:
+        One dict a picture, by ascending picture id. ``category_id`` runs from 0 in the order of
+        the file's category ids. ``neg_category_ids`` and ``not_exhaustive_category_ids`` hold the
+        file's own ids, as in detectron2's ``load_lvis_json``.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_lvis_json`.
+    """
+    dataset = read_lvis_json(json_file)
+    if dataset_name is not None:
+        _set_metadata(dataset_name, dataset)
+    contiguous = _contiguous_ids(dataset)
+    records = {}
+    for image in sorted(dataset["images"], key=lambda image: image["id"]):
+        records[image["id"]] = {
+            "file_name": os.path.join(image_root, relative_file_name(image)),
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+            "neg_category_ids": image["neg_category_ids"],
+            "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
+            "annotations": [],
+        }
+    for annotation in dataset["annotations"]:
+        instance = {
+            "bbox": annotation["bbox"],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": contiguous[annotation["category_id"]],
+        }
+        segmentation = annotation.get("segmentation")
+        if segmentation:
+            instance["segmentation"] = _compressed(segmentation)
+        records[annotation["image_id"]]["annotations"].append(instance)
+    logger.info(
+        "Loaded %d pictures with %d instances of %d classes from %s",
+        len(records),
+        len(dataset["annotations"]),
+        len(contiguous),
+        json_file,
+    )
+    return list(records.values())
+
+
+def relative_file_name(image: dict) -> str:
+    """Where an LVIS image record says that its picture is, below the image root."""
+    if "file_name" in image:
+        return image["file_name"]
+    return "/".join(image["coco_url"].split("/")[-2:])
+
+
+def _compressed(segmentation: list | dict) -> list | dict:
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        return mask_utils.frPyObjects(segmentation, *segmentation["size"])
+    return segmentation
+
+
+def _contiguous_ids(dataset: dict) -> dict[int, int]:
+    ids = sorted(category["id"] for category in dataset["categories"])
+    return {category_id: i for i, category_id in enumerate(ids)}
+
+
+def _set_metadata(name: str, dataset: dict) -> None:
+    metadata = MetadataCatalog.get(name)
+    complete_categories(
+        dataset, metadata.get("rare_max", RARE_MAX), metadata.get("common_max", COMMON_MAX)
+    )
+    categories = sorted(dataset["categories"], key=lambda category: category["id"])
+    metadata.set(
+        thing_classes=[category["name"] for category in categories],
+        thing_dataset_id_to_contiguous_id=_contiguous_ids(dataset),
+        # As in detectron2's LVIS metadata, ids run from 1.
+        class_image_count=[
+            {"id": i, "image_count": category["image_count"]}
+            for i, category in enumerate(categories, start=1)
+        ],
+        class_frequency=[category["frequency"] for category in categories],
+    )
+
+
+def ensure_metadata(name: str) -> None:
+    """
+    Make sure that a registered dataset's metadata hold ``thing_classes``.
+
+    Datasets in LVIS format know their classes after their file was read. It is read here unless
+    that has happened.
+
+    Raises:
+        ValueError: no dataset has that name.
+        FileNotFoundError, ValueError: see :func:`read_lvis_json`.
+    """
+    metadata = _metadata_of(name)
+    if metadata.get("thing_classes") is not None:
+        return
+    if "rare_max" in metadata.as_dict():
+        _set_metadata(name, read_lvis_json(metadata.json_file))
+    else:
+        DatasetCatalog.get(name)
+
+
+def require_dataset_files(name: str) -> None:
+    """
+    Raise an error that says what to do unless a registered dataset's files are there.
+
+    Looks at the annotation file and the folders of pictures, not at single pictures.
+
+    Raises:
+        ValueError: no dataset has that name.
+        FileNotFoundError: files are missing. For LVIS itself the message says what to download,
+            and into which folder.
+    """
+    metadata = _metadata_of(name)
+    needed = [metadata.get("json_file")]
+    if name in _LVIS_DOWNLOADS:
+        needed += [os.path.join(metadata.image_root, d) for d in _LVIS_DOWNLOADS[name][1]]
+    else:
+        needed.append(metadata.get("image_root"))
+    missing = [
+        path
+        for path in needed
+        if path is not None and "://" not in path and not PathManager.exists(path or ".")
+    ]
+    if not missing:
+        return
+    message = f'The dataset "{name}" needs {" and ".join(missing)}, not found.'
+    if name in _LVIS_DOWNLOADS:
+        archive, folders = _LVIS_DOWNLOADS[name]
+        root = os.path.dirname(os.path.dirname(metadata.json_file))
+        pictures = " and ".join(f"{folder}.zip" for folder in folders)
+        message += (
+            f" Download the annotations {archive} from lvisdataset.org, and COCO's pictures "
+            f"{pictures} from cocodataset.org. Unpack them so that the paths above exist, or set "
+            "the environment variable DETECTRON2_DATASETS to the folder that holds lvis/ and "
+            f"coco/ (now {os.path.abspath(root)})."
+        )
+    else:
+        message += (
+            " Put them there, or register the dataset with the right paths; for a dataset that "
+            "detectron2 brings, set the environment variable DETECTRON2_DATASETS."
+        )
+    raise FileNotFoundError(message)
+
+
+# Annotation archive and folders of pictures of the LVIS datasets that detectron2 registers.
+_LVIS_DOWNLOADS = {
+    "lvis_v1_train": ("lvis_v1_train.json.zip", ["train2017"]),
+    "lvis_v1_val": ("lvis_v1_val.json.zip", ["train2017", "val2017"]),
+    "lvis_v1_test_dev": ("lvis_v1_image_info_test_dev.json.zip", ["test2017"]),
+    "lvis_v1_test_challenge": ("lvis_v1_image_info_test_challenge.json.zip", ["test2017"]),
+    "lvis_v0.5_train": ("lvis_v0.5_train.json.zip", ["train2017"]),
+    "lvis_v0.5_val": ("lvis_v0.5_val.json.zip", ["val2017"]),
+    "lvis_v0.5_test": ("lvis_v0.5_image_info_test.json.zip", ["test2017"]),
+}
+
+
+def _metadata_of(name: str):
+    if name in DatasetCatalog:
+        return MetadataCatalog.get(name)
+    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+    hint = f" Is it {' or '.join(near)}?" if near else ""
+    raise ValueError(
+        f'No dataset named "{name}" is registered.{hint} Register it with '
+        "DATASETS.LVIS_FORMAT [[name, json_file, image_root]] in the config, or with "
+        "apa_det.data.register_lvis_format(name, json_file, image_root)."
+    )

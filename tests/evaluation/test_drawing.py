@@ -1,0 +1,62 @@
+"""The picture of detections beside ground truth."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
+from torch import nn
+
+from apa_det.evaluation import draw_detections
+
+NAME = "test_drawing"
+
+
+class OneBox(nn.Module):
+    """Finds one box of class 1 on the left half, with the score that it is given."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score = score
+
+    def forward(self, inputs):
+        found = Instances((40, 60))
+        found.pred_boxes = Boxes(torch.tensor([[5.0, 5, 25, 35]]))
+        found.scores, found.pred_classes = torch.tensor([self.score]), torch.tensor([1])
+        return [{"instances": found} for _ in inputs]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    records = []
+    for image_id in range(3):
+        path = tmp_path / f"{image_id}.png"
+        Image.fromarray(np.full((40, 60, 3), 120, np.uint8)).save(path)
+        box = {"bbox": [30, 5, 25, 30], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+        record = {"file_name": str(path), "image_id": image_id, "height": 40, "width": 60}
+        records.append({**record, "annotations": [box] if image_id else []})
+    DatasetCatalog.register(NAME, lambda: records)
+    MetadataCatalog.get(NAME).thing_classes = ["cat", "dog"]
+    yield records
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def panels(path):
+    """For each of the four panels of the first row, whether anything is drawn on the grey."""
+    image = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    row = image[: image.shape[0] // 2]
+    return [
+        bool((np.ptp(panel, axis=2) > 40).any()) for panel in np.array_split(row, 4, axis=1)
+    ]
+
+
+def test_draws_detections_and_truth(dataset, tmp_path):
+    loader = [[record] for record in dataset]
+    model = OneBox(0.9).train()
+    draw_detections(model, loader, NAME, tmp_path / "out.png", num_pictures=3)
+    assert panels(tmp_path / "out.png") == [True, False, True, True]
+    assert model.training
+    draw_detections(OneBox(0.3), loader, NAME, tmp_path / "low.png", num_pictures=3)
+    assert panels(tmp_path / "low.png") == [False, False, False, True]

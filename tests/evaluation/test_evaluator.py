@@ -1,0 +1,233 @@
+import json
+import math
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import LVISEvaluator, inference_on_dataset
+from detectron2.structures import Boxes, Instances
+
+from apa_det.data import register_lvis_format
+from apa_det.evaluation import METRICS, LongTailEvaluator
+
+NAME = "long_tail_test"
+BOX = [10.0, 10.0, 50.0, 50.0]  # XYXY
+SQUARE = [[10, 10, 50, 10, 50, 50, 10, 50]]
+
+
+@pytest.fixture
+def register(tmp_path):
+    """Writes and registers a dataset of 3 pictures; categories 20, 7 and 30 by image count."""
+
+    def write(annotated=True, counts=((20, 50), (7, 3), (30, 5000)), thresholds=None, **fields):
+        dataset = {
+            "images": [
+                {
+                    "id": i,
+                    "file_name": f"{i}.jpg",
+                    "height": 100,
+                    "width": 100,
+                    "neg_category_ids": [],
+                    "not_exhaustive_category_ids": [],
+                }
+                for i in (11, 12, 13)
+            ],
+            "categories": [
+                {"id": i, "name": f"c{i}", **({"image_count": n} if n else {}), **fields}
+                for i, n in counts
+            ],
+            "annotations": [
+                {
+                    "id": n,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": [10.0, 10.0, 40.0, 40.0],
+                    "area": 1600.0,
+                    "segmentation": SQUARE,
+                }
+                for n, (image_id, category_id) in enumerate(
+                    [(11, 7), (12, 20), (13, 20), (13, 30)] if annotated else [], 1
+                )
+            ],
+        }
+        path = tmp_path / "dataset.json"
+        path.write_text(json.dumps(dataset))
+        register_lvis_format(NAME, path, tmp_path, **(thresholds or {}))
+
+    yield write
+    DatasetCatalog.pop(NAME, None)
+    MetadataCatalog.pop(NAME, None)
+
+
+class Detector(torch.nn.Module):
+    """Finds, for each picture, the given (contiguous class, score) at BOX."""
+
+    def __init__(self, detections, masks=True):
+        super().__init__()
+        self.detections, self.masks = detections, masks
+
+    def forward(self, inputs):
+        return [{"instances": self.instances(picture["image_id"])} for picture in inputs]
+
+    def instances(self, image_id):
+        detections = self.detections.get(image_id, [])
+        instances = Instances((100, 100))
+        instances.pred_boxes = Boxes(torch.tensor([BOX] * len(detections)).reshape(-1, 4))
+        instances.pred_classes = torch.tensor([c for c, _ in detections], dtype=torch.int64)
+        instances.scores = torch.tensor([s for _, s in detections])
+        if self.masks:
+            instances.pred_masks = torch.zeros(len(detections), 100, 100, dtype=torch.bool)
+            instances.pred_masks[:, 10:50, 10:50] = True
+        return instances
+
+
+LOADER = [[{"image_id": 11}, {"image_id": 12}], [{"image_id": 13}]]
+# contiguous classes 0, 1, 2 are the categories 7 (rare), 20 (common) and 30 (frequent)
+FOUND = {11: [(0, 0.9)], 12: [(1, 0.8)], 13: [(2, 0.7), (0, 0.3)]}
+
+
+def test_boxes_and_masks_by_frequency(register):
+    register()
+    results = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))
+    assert list(results) == ["bbox", "segm"]
+    for task in results.values():
+        assert tuple(task) == METRICS
+        assert task["APr"] == pytest.approx(100)
+        assert task["APc"] == pytest.approx(100 * 51 / 101)
+        assert task["APf"] == pytest.approx(100)
+        assert task["APm"] == pytest.approx(task["AP"])
+        assert math.isnan(task["APs"]) and math.isnan(task["APl"])
+
+
+def test_boxes_only(register):
+    register()
+    evaluator = LongTailEvaluator(NAME)
+    assert list(inference_on_dataset(Detector(FOUND, masks=False), LOADER, evaluator)) == ["bbox"]
+    segm = LongTailEvaluator(NAME, tasks=("segm",))
+    with pytest.raises(ValueError, match="no masks"):
+        inference_on_dataset(Detector(FOUND, masks=False), LOADER, segm)
+
+
+def test_frequency_of_the_file_goes_first(register):
+    register(frequency="r")
+    results = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))["bbox"]
+    assert results["APr"] == pytest.approx(results["AP"])
+    assert math.isnan(results["APc"]) and math.isnan(results["APf"])
+
+
+def test_thresholds_of_the_dataset(register):
+    register(thresholds={"rare_max": 60, "common_max": 10000})
+    results = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))["bbox"]
+    assert results["APr"] == pytest.approx(100 * (1 + 51 / 101) / 2)
+    assert results["APc"] == pytest.approx(100) and math.isnan(results["APf"])
+
+
+def test_warns_where_groups_go_by_the_evaluated_pictures(register, caplog):
+    register(counts=((20, None), (7, None), (30, 5000)))
+    with caplog.at_level("WARNING"):
+        results = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))["bbox"]
+    assert "neither frequency nor image_count" in caplog.text
+    assert results["APr"] == pytest.approx(100 * (1 + 51 / 101) / 2)
+    caplog.clear()
+    register(counts=((20, 50), (7, 3), (30, 5000)))
+    LongTailEvaluator(NAME)
+    assert "neither" not in caplog.text
+
+
+def test_no_detection_at_all(register):
+    register()
+    results = inference_on_dataset(Detector({}), LOADER, LongTailEvaluator(NAME))
+    assert list(results) == ["bbox", "segm"]
+    assert results["segm"]["AP"] == results["segm"]["APr"] == results["bbox"]["APf"] == 0
+
+
+def test_picture_seen_twice_counts_once(register):
+    register()
+    once = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))
+    twice = inference_on_dataset(Detector(FOUND), LOADER * 2, LongTailEvaluator(NAME))
+    assert repr(twice) == repr(once)
+
+
+def test_reset_forgets(register):
+    register()
+    evaluator = LongTailEvaluator(NAME)
+    inference_on_dataset(Detector(FOUND), LOADER, evaluator)
+    assert inference_on_dataset(Detector({}), LOADER, evaluator)["bbox"]["AP"] == 0
+
+
+def test_predictions_are_written_with_category_ids_of_the_dataset(register, tmp_path):
+    register()
+    evaluator = LongTailEvaluator(NAME, output_dir=str(tmp_path / "out"))
+    inference_on_dataset(Detector(FOUND), LOADER, evaluator)
+    written = json.loads((tmp_path / "out/lvis_instances_results.json").read_text())
+    assert [(p["image_id"], p["category_id"]) for p in written] == [
+        (11, 7),
+        (12, 20),
+        (13, 30),
+        (13, 7),
+    ]
+
+
+def test_without_annotations_there_are_no_results(register):
+    register(annotated=False)
+    assert inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME)) == {}
+
+
+def test_class_that_the_dataset_lacks(register):
+    register()
+    evaluator = LongTailEvaluator(NAME)
+    with pytest.raises(ValueError, match="class 3 .*only 3 classes"):
+        inference_on_dataset(Detector({11: [(3, 0.9)]}), LOADER, evaluator)
+
+
+def test_equals_detectron2s_evaluator(register, monkeypatch):
+    import numpy as np
+
+    register(frequency="f")
+    ours = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))
+    monkeypatch.setattr(np, "float", float, raising=False)
+    theirs = inference_on_dataset(Detector(FOUND), LOADER, LVISEvaluator(NAME))
+    for task in ("bbox", "segm"):
+        for metric, value in theirs[task].items():
+            assert ours[task][metric] == value or (value < 0 and math.isnan(ours[task][metric]))
+
+
+def test_built_in_names_count_categories_from_one(tmp_path, monkeypatch):
+    """A name like detectron2's lvis_v1_val: no id mapping in its metadata."""
+    dataset = {
+        "images": [
+            {
+                "id": 11,
+                "coco_url": "http://x/val2017/11.jpg",
+                "height": 100,
+                "width": 100,
+                "neg_category_ids": [],
+                "not_exhaustive_category_ids": [],
+            }
+        ],
+        "categories": [
+            {"id": i, "name": f"c{i}", "synonyms": [f"c{i}"], "image_count": 5, "frequency": "r"}
+            for i in (1, 2)
+        ],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 11,
+                "category_id": 2,
+                "bbox": [10.0, 10.0, 40.0, 40.0],
+                "area": 1600.0,
+                "segmentation": SQUARE,
+            }
+        ],
+    }
+    path = tmp_path / "lvis.json"
+    path.write_text(json.dumps(dataset))
+    DatasetCatalog.register("built_in_test", lambda: None)
+    metadata = MetadataCatalog.get("built_in_test")
+    metadata.set(json_file=str(path), thing_classes=["c1", "c2"], evaluator_type="lvis")
+    results = inference_on_dataset(
+        Detector({11: [(1, 0.9)]}), [[{"image_id": 11}]], LongTailEvaluator("built_in_test")
+    )
+    DatasetCatalog.pop("built_in_test")
+    MetadataCatalog.pop("built_in_test")
+    assert results["bbox"]["APr"] == pytest.approx(100)
