@@ -40,8 +40,7 @@ def read_json(json_file: str | os.PathLike):
             text = file.read()
         return json.loads(text)
     except json.JSONDecodeError as error:
-        # A file that is cut off fails at its end, or at the start of a string without an end.
-        cut_off = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        cut_off = _is_cut_off(text.rstrip(), error)
         what = "is cut off: the JSON ends too early" if cut_off else "is not valid JSON"
         raise ValueError(
             f"{json_file} {what} ({error.msg}, line {error.lineno} column {error.colno}, "
@@ -52,6 +51,18 @@ def read_json(json_file: str | os.PathLike):
             f"{json_file} is not a JSON text file (byte {error.start:,} is not UTF-8): "
             "if it is an archive, unpack it first."
         ) from error
+
+
+def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether the parser failed at the end of the text, or at something that goes on to there."""
+    rest = text[error.pos :]
+    words = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+    return (
+        any(word.startswith(rest) for word in words)
+        or rest.lower() in (".", "e", "e-", "e+")  # of a number
+        or (len(rest) < 6 and "escape" in error.msg)
+        or error.msg.startswith("Unterminated string")
+    )
 
 
 def write_json(content, json_file: str | os.PathLike) -> None:

@@ -62,7 +62,7 @@ class DatasetReport:
             if len(messages) > 10:
                 lines.append(f"  ... and {len(messages) - 10:,} more")
             parts.append("\n".join(lines))
-        parts.append(f"{len(self.problems):,} problems" if self.problems else "no problems")
+        parts.append(f"Problems: {len(self.problems):,}")
         return "\n\n".join(parts)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from .frequency import frequency_group
@@ -199,7 +200,7 @@ class _Thing:
 
 @dataclass
 class _Scene:
-    pixels: np.ndarray  # (S, S, 3) uint8
+    pixels: np.ndarray  # (S, S, 3), float32 while objects are drawn, then uint8
     owner: np.ndarray  # (S, S) int: index of the object seen at each pixel, -1 for none
     things: list[_Thing]
 
@@ -313,8 +314,6 @@ def _annotation(category_id: int, mask: np.ndarray, mask_format: str) -> dict:
     top, left = int(rows[0]), int(columns[0])
     width, height = int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
     if mask_format == "rle":
-        from pycocotools import mask as mask_utils
-
         segmentation = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
         segmentation["counts"] = segmentation["counts"].decode("ascii")
     else:

@@ -1,6 +1,8 @@
 """Checks of a config before any work is done on it."""
 
+import logging
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from urllib.parse import urlparse
 
@@ -13,7 +15,9 @@ from detectron2.utils.file_io import PathManager
 from ..data import ensure_metadata, require_dataset_files
 from ..evaluation import METRICS
 
-__all__ = ["check_config", "check_num_classes"]
+__all__ = ["check_config", "check_num_classes", "warn_of_other_classes"]
+
+logger = logging.getLogger(__name__)
 
 # Where the architectures of detectron2 keep their number of classes.
 _NUM_CLASSES_KEYS = {
@@ -49,7 +53,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
         _check_best_metric(cfg)
 
 
-def check_num_classes(cfg: CfgNode, dataset_names: tuple[str, ...]) -> None:
+def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
     """Raise a ValueError for a dataset whose classes are not as many as the model's.
 
     A model of an architecture that is not detectron2's, or a dataset that does not know its
@@ -68,6 +72,24 @@ def check_num_classes(cfg: CfgNode, dataset_names: tuple[str, ...]) -> None:
                 f"The dataset {name} has {len(classes)} classes, but MODEL.{node}.NUM_CLASSES is "
                 f"{num_classes}: set it to {len(classes)}."
             )
+
+
+def warn_of_other_classes(cfg: CfgNode) -> None:
+    """Warn of a test dataset with other class names than the training set's, or another order.
+
+    All must have been read.
+    """
+    for name in cfg.DATASETS.TEST:
+        trained, tested = (
+            MetadataCatalog.get(n).get("thing_classes", []) for n in (cfg.DATASETS.TRAIN[0], name)
+        )
+        for i, (ours, theirs) in enumerate(zip(trained, tested, strict=False)):
+            if ours != theirs:
+                logger.warning(
+                    "Class %d is %r in %s and %r in %s: the metrics take them for the same.",
+                    *(i, ours, cfg.DATASETS.TRAIN[0], theirs, name),
+                )
+                break
 
 
 def _check_device(cfg: CfgNode, eval_only: bool) -> None:
@@ -114,6 +136,9 @@ def _check_datasets(cfg: CfgNode, eval_only: bool) -> None:
         for name in names:
             require_dataset_files(name)
     check_num_classes(cfg, cfg.DATASETS.TEST)
+    if not eval_only:  # to read the others takes long: the trainer checks them when it has
+        known = [n for n in cfg.DATASETS.TRAIN if MetadataCatalog.get(n).get("thing_classes")]
+        check_num_classes(cfg, known)
     for name in cfg.DATASETS.TEST:
         if MetadataCatalog.get(name).get("evaluator_type") == "lvis":
             import_module("apa_det.evaluation.lvis_engine")

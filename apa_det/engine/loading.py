@@ -19,9 +19,10 @@ class StrictCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer, which can insist that a file fills the whole model.
 
     Attributes:
-        strict: whether it is an error (ValueError) that the file lacks a parameter of the model, or
-            has it in another shape. If not, one warning lists all that keep their initial values,
-            and only a file that fills nothing is an error.
+        strict: whether it is an error (ValueError) that the file lacks a parameter of the model,
+            has it in another shape, or has one more in a part of the network that the model has
+            (a whole head more is fine). If not, one warning lists all that keep their initial
+            values, and only a file that fills nothing is an error.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs):
@@ -35,9 +36,11 @@ class StrictCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible) -> None:
         missing = self._without_aliases(incompatible.missing_keys)
         shapes = {name: shapes for name, *shapes in incompatible.incorrect_shapes}
-        if self.strict and (shapes or missing):
+        surplus = self._within_model(incompatible.unexpected_keys)
+        if self.strict and (shapes or missing or surplus):
+            misfit = _first_misfit(shapes, missing, surplus)
             raise ValueError(
-                f"{self._path} does not fit the model: {_first_misfit(shapes, missing)}. With "
+                f"{self._path} does not fit the model: {misfit}. With "
                 "--eval-only and --resume a file fills the whole model, so use the config it was "
                 "trained with, its number of classes above all. To train other classes from it, "
                 "name it as MODEL.WEIGHTS, without --resume."
@@ -63,8 +66,19 @@ class StrictCheckpointer(DetectionCheckpointer):
     def _without_aliases(self, missing: list[str]) -> list[str]:
         """Without parameters that the file has under another name, and without unused buffers."""
         state = self.model.state_dict(keep_vars=True)
-        filled = {id(value) for name, value in state.items() if name not in set(missing)}
+        filled = {id(state[name]) for name in state.keys() - set(missing)}
         return [k for k in missing if id(state[k]) not in filled and not k.endswith(_UNUSED)]
+
+    def _within_model(self, unexpected: list[str]) -> list[str]:
+        """Of these names, those in a part, such as ``roi_heads.box_head``, that the model has."""
+        parts = {name for name, _ in self.model.named_modules()}
+        return [
+            name
+            for name in unexpected
+            if name.count(".") >= 2
+            and ".".join(name.split(".")[:2]) in parts
+            and not name.endswith(_UNUSED)
+        ]
 
 
 def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool = False) -> None:
@@ -82,11 +96,15 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool = False)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
 
 
-def _first_misfit(shapes: dict, missing: list[str]) -> str:
+def _first_misfit(shapes: dict, missing: list[str], surplus: list[str]) -> str:
     for name, (file_shape, model_shape) in shapes.items():
         others = f" (and {len(shapes) - 1} more differ)" if len(shapes) > 1 else ""
         return f"{name} has shape {file_shape} in the file, {model_shape} in the model{others}"
-    return f"{len(missing)} of its parameters are not in the file, such as {', '.join(missing[:3])}"
+    if missing:
+        few = ", ".join(missing[:3])
+        return f"{len(missing)} of the model's parameters are not in the file, such as {few}"
+    few = ", ".join(surplus[:3])
+    return f"{len(surplus)} parameters of the file are not in the model, such as {few}"
 
 
 def _grouped(names: list[str]) -> list[str]:

@@ -30,7 +30,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..evaluation import BestCheckpointer, LambdaKappaWriter, LongTailEvaluator
-from .checks import check_num_classes
+from .checks import check_num_classes, warn_of_other_classes
 from .loading import StrictCheckpointer
 
 __all__ = ["Trainer"]
@@ -92,6 +92,7 @@ class Trainer(DefaultTrainer):
         """detectron2's loader, of datasets with as many classes as the model."""
         loader = super().build_train_loader(cfg)
         check_num_classes(cfg, cfg.DATASETS.TRAIN)  # the loader has read them by now
+        warn_of_other_classes(cfg)
         return loader
 
     @classmethod

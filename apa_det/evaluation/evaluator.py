@@ -60,31 +60,18 @@ class LongTailEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = max_dets_per_image
+        ensure_metadata(dataset_name)
+        metadata = MetadataCatalog.get(dataset_name)
+        contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+        if contiguous is None:  # detectron2's own LVIS datasets
+            contiguous = {i + 1: i for i in range(len(metadata.thing_classes))}
+        self._category_ids = {i: category_id for category_id, i in contiguous.items()}
         if not distributed or comm.is_main_process():
             from . import lvis_engine
 
             self._engine = lvis_engine
-            self._load_ground_truth()
+            self._dataset = _read_ground_truth(metadata)
         self.reset()
-
-    def _load_ground_truth(self) -> None:
-        ensure_metadata(self._name)
-        metadata = MetadataCatalog.get(self._name)
-        self._dataset = read_lvis_json(metadata.json_file)
-        if any(not c.keys() & {"frequency", "image_count"} for c in self._dataset["categories"]):
-            logger.warning(
-                "%s has categories with neither frequency nor image_count: APr, APc and APf go by "
-                "counts of this very file, not by those of the training set.",
-                metadata.json_file,
-            )
-        complete_categories(
-            self._dataset, metadata.get("rare_max", 10), metadata.get("common_max", 100)
-        )
-        category_ids = sorted(category["id"] for category in self._dataset["categories"])
-        to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
-        if to_contiguous is None:
-            to_contiguous = {category_id: i for i, category_id in enumerate(category_ids)}
-        self._category_ids = {i: category_id for category_id, i in to_contiguous.items()}
 
     def reset(self) -> None:
         self._predictions: dict[int, list[dict]] = {}
@@ -102,7 +89,10 @@ class LongTailEvaluator(DatasetEvaluator):
             instances = output["instances"].to(torch.device("cpu"))
             self._has_masks |= instances.has("pred_masks")
             image_id = picture["image_id"]
-            self._predictions[image_id] = instances_to_coco_json(instances, image_id)
+            predictions = instances_to_coco_json(instances, image_id)
+            for prediction in predictions:
+                prediction["category_id"] = self._category_id(prediction["category_id"])
+            self._predictions[image_id] = predictions
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | dict:
         """Compute the metrics from all that was processed since the last reset.
@@ -123,7 +113,7 @@ class LongTailEvaluator(DatasetEvaluator):
         has_masks = any(masks for _, masks in gathered)
         if self._tasks and "segm" in self._tasks and by_image and not has_masks:
             raise ValueError("The tasks name segm, but the model predicts no masks.")
-        predictions = self._in_lvis_format(list(itertools.chain.from_iterable(by_image.values())))
+        predictions = list(itertools.chain.from_iterable(by_image.values()))
         if self._output_dir:
             self._write(predictions)
         if not self._dataset["annotations"]:
@@ -133,14 +123,13 @@ class LongTailEvaluator(DatasetEvaluator):
             logger.warning("The model detected nothing in %s: its metrics are 0.", self._name)
         return self._compute(predictions, self._tasks or self._default_tasks(has_masks))
 
-    def _in_lvis_format(self, predictions: list[dict]) -> list[dict]:
-        classes = {p["category_id"] for p in predictions}
-        if not classes <= self._category_ids.keys():
+    def _category_id(self, predicted_class: int) -> int:
+        if predicted_class not in self._category_ids:
             raise ValueError(
-                f"The model predicts class {max(classes)} (from 0), but {self._name} has only "
+                f"The model predicts class {predicted_class} (from 0), but {self._name} has only "
                 f"{len(self._category_ids)} classes: the model was built for another dataset."
             )
-        return [{**p, "category_id": self._category_ids[p["category_id"]]} for p in predictions]
+        return self._category_ids[predicted_class]
 
     def _write(self, predictions: list[dict]) -> None:
         PathManager.mkdirs(self._output_dir)
@@ -189,3 +178,15 @@ class LongTailEvaluator(DatasetEvaluator):
             f"Categories evaluated: {counts['r']} rare, {counts['c']} common, "
             f"{counts['f']} frequent."
         )
+
+
+def _read_ground_truth(metadata) -> dict:
+    dataset = read_lvis_json(metadata.json_file)
+    if any(not c.keys() & {"frequency", "image_count"} for c in dataset["categories"]):
+        logger.warning(
+            "%s has categories with neither frequency nor image_count: APr, APc and APf go by "
+            "counts of this very file, not by those of the training set.",
+            metadata.json_file,
+        )
+    complete_categories(dataset, metadata.get("rare_max", 10), metadata.get("common_max", 100))
+    return dataset

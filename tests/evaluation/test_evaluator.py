@@ -1,12 +1,15 @@
 import json
 import math
+import sys
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import LVISEvaluator, inference_on_dataset
 from detectron2.structures import Boxes, Instances
 
+import apa_det.evaluation
 from apa_det.data import register_lvis_format
 from apa_det.evaluation import METRICS, LongTailEvaluator
 
@@ -180,9 +183,16 @@ def test_class_that_the_dataset_lacks(register):
         inference_on_dataset(Detector({11: [(3, 0.9)]}), LOADER, evaluator)
 
 
-def test_equals_detectron2s_evaluator(register, monkeypatch):
-    import numpy as np
+def test_says_how_to_install_lvis_api(register, monkeypatch):
+    register()
+    monkeypatch.setitem(sys.modules, "lvis", None)
+    monkeypatch.delitem(sys.modules, "apa_det.evaluation.lvis_engine", raising=False)
+    monkeypatch.delattr(apa_det.evaluation, "lvis_engine", raising=False)
+    with pytest.raises(ImportError, match="pip install --no-deps lvis==0.5.3"):
+        LongTailEvaluator(NAME)
 
+
+def test_equals_detectron2s_evaluator(register, monkeypatch):
     register(frequency="f")
     ours = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))
     monkeypatch.setattr(np, "float", float, raising=False)

@@ -1,0 +1,223 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOEvaluator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from apa_det.data import generate_dataset
+from apa_det.engine import Trainer, setup
+from apa_det.evaluation import METRICS, LongTailEvaluator
+
+ROOT = Path(__file__).parents[2]
+TRAIN_NET = ROOT / "tools/train_net.py"
+
+
+def train_net(args):
+    """tools/train_net.py in this process."""
+    spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(args)
+
+
+def metrics(output):
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def final_metrics(output):
+    last = metrics(output)[-1]
+    return {k: v for k, v in last.items() if k.startswith(("bbox/", "segm/"))}
+
+
+def detections(output):
+    found = json.loads((output / "inference/lvis_instances_results.json").read_text())
+    return sorted(found, key=json.dumps)
+
+
+def flat(results):
+    """Results as metrics.json has them: without NaN."""
+    return {
+        f"{task}/{name}": value
+        for task, numbers in results.items()
+        for name, value in numbers.items()
+        if value == value
+    }
+
+
+def test_train_then_evaluate_then_resume(arguments, output):
+    evaluation = ("TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "bbox/AP50")
+    train_net(arguments("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *evaluation))
+    trained = final_metrics(output)
+    assert set(trained) >= {"bbox/AP", "bbox/APr", "segm/AP", "segm/APr"}
+    assert not any(name.endswith("APc") for name in trained)  # no ground truth: NaN is no JSON
+    assert "NaN" not in (output / "metrics.json").read_text()
+    (tensorboard,) = output.glob("events.*")
+    scalars = EventAccumulator(str(tensorboard)).Reload().Tags()["scalars"]
+    assert {"bbox/APr", "apa/backbone.bottom_up.stem.act/lambda"} <= set(scalars)
+    log = (output / "log.txt").read_text()
+    assert "Evaluation results for segm" in log and "Categories evaluated: 4 rare, 0 common" in log
+    assert "apa/backbone" not in log
+    best = torch.load(output / "model_best.pth", weights_only=True)
+    assert best["value"] == max(m["bbox/AP50"] for m in metrics(output) if "bbox/AP50" in m)
+
+    # --eval-only gives the numbers that training ended with
+    weights = ("MODEL.WEIGHTS", output / "model_final.pth")
+    separate = ("OUTPUT_DIR", output / "evaluation")
+    results = train_net(arguments(*weights, *separate, eval_only=True))
+    assert list(results["bbox"]) == list(METRICS)
+    assert flat(results) == trained
+
+    # --resume goes on where training ended
+    saved = torch.load(output / "model_final.pth", weights_only=True)
+    trainer = Trainer(setup(arguments("SOLVER.MAX_ITER", 6, resume=True)))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 4
+    resumed, ended = trainer.optimizer.state_dict(), saved["trainer"]["_trainer"]["optimizer"]
+    assert resumed["param_groups"] == ended["param_groups"]
+    for key, state in ended["state"].items():
+        assert torch.equal(resumed["state"][key]["momentum_buffer"], state["momentum_buffer"])
+    assert trainer.scheduler.last_epoch == 4
+    trainer.train()
+    iterations = [m["iteration"] for m in metrics(output) if "total_loss" in m]
+    assert iterations == [3, 5]
+
+
+def test_checkpoint_of_another_class_count(arguments, output, tmp_path):
+    Trainer(setup(arguments())).checkpointer.save("model_final")
+    generate_dataset(tmp_path, num_train=5, num_val=2, num_classes=5, image_size=64)
+    options = [
+        *("DATASETS.LVIS_FORMAT", [["engine_five", f"{tmp_path}/train.json", f"{tmp_path}"]]),
+        *("DATASETS.TRAIN", ("engine_five",), "DATASETS.TEST", ("engine_five",)),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", 5),
+    ]
+    shapes = r"cls_score.weight has shape \(5, 16\) in the file, \(6, 16\) in the model"
+    with pytest.raises(ValueError, match=shapes):
+        train_net(arguments(*options, resume=True))
+    weights = ("MODEL.WEIGHTS", output / "model_final.pth")
+    with pytest.raises(ValueError, match=shapes):
+        train_net(arguments(*options, *weights, eval_only=True))
+
+
+def test_two_processes_train_and_evaluate_as_one(arguments, output):
+    args = arguments()
+    command = [sys.executable, TRAIN_NET, "--config-file", args.config_file]
+    command += ["--num-gpus", "2", "--dist-url", "auto", "TEST.BEST_METRIC", "segm/AP"]
+    command += ["TEST.DETECTIONS_PER_IMAGE", "100"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one = train_net(
+        arguments(
+            *("MODEL.WEIGHTS", output / "model_final.pth", "TEST.DETECTIONS_PER_IMAGE", 100),
+            *("OUTPUT_DIR", output / "one"),
+            eval_only=True,
+        )
+    )
+    assert flat(one) == final_metrics(output)
+    assert any(value > 0 for value in final_metrics(output).values())
+    assert detections(output / "one") == detections(output)
+    assert (output / "model_best.pth").exists()
+    assert any("apa/backbone.bottom_up.stem.act/kappa" in line for line in metrics(output))
+
+
+def test_test_time_augmentation(arguments, output):
+    augmentation = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64, 96))
+    train_net(arguments("SOLVER.MAX_ITER", 1, *augmentation))
+    assert {"bbox/AP", "bbox_TTA/AP", "segm_TTA/APr"} <= set(metrics(output)[-1])
+
+
+def test_another_head_starts_at_random(arguments, output):
+    cfg = setup(arguments())
+    model = Trainer.build_model(cfg)
+    state = model.state_dict()
+    state["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(81, 16)
+    torch.save({"model": state}, output / "coco.pth")
+    trainer = Trainer(setup(arguments("MODEL.WEIGHTS", output / "coco.pth")))
+    trainer.resume_or_load(resume=False)
+    log = (output / "log.txt").read_text()
+    assert "box_predictor.cls_score.weight ((81, 16) in the file, (5, 16) in the model)" in log
+    assert torch.equal(
+        trainer.model.state_dict()["roi_heads.box_head.fc1.weight"],
+        state["roi_heads.box_head.fc1.weight"],
+    )
+
+
+def test_class_count_of_the_training_set(arguments):
+    with pytest.raises(ValueError, match="engine_train has 4 classes"):
+        Trainer(setup(arguments("DATASETS.TEST", (), "MODEL.ROI_HEADS.NUM_CLASSES", 5)))
+
+
+def test_warns_of_classes_in_another_order(arguments, output, data, tmp_path):
+    dataset = json.loads((data / "val.json").read_text())
+    dataset["categories"][0]["id"], dataset["categories"][1]["id"] = 2, 1
+    (tmp_path / "swapped.json").write_text(json.dumps(dataset))
+    Trainer(setup(arguments()))
+    assert "take them for the same" not in (output / "log.txt").read_text()
+    swapped = [["engine_swapped", f"{tmp_path}/swapped.json", str(data)]]
+    registered = setup(arguments()).DATASETS.LVIS_FORMAT + swapped
+    options = ("DATASETS.LVIS_FORMAT", registered, "DATASETS.TEST", ("engine_swapped",))
+    Trainer(setup(arguments(*options)))
+    assert "engine_swapped: the metrics take them" in (output / "log.txt").read_text()
+
+
+def groups_by_name(cfg):
+    model = Trainer.build_model(cfg)
+    names = {id(p): name for name, p in model.named_parameters()}
+    optimizer = Trainer.build_optimizer(cfg, model)
+    decay = {
+        names[id(p)]: group["weight_decay"]
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert set(decay) == set(names.values())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    return decay, optimizer
+
+
+def test_weight_decay_of_lambda_and_kappa(arguments):
+    decay = ("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.01)
+    cfg = setup(arguments(*decay))
+    plain, optimizer = groups_by_name(cfg)
+    assert {v for k, v in plain.items() if k.endswith(("lambda_param", "kappa_param"))} == {0.1}
+    default = DefaultTrainer.build_optimizer(cfg, Trainer.build_model(cfg))
+    sizes = [[len(g["params"]) for g in o.param_groups] for o in (optimizer, default)]
+    assert sizes[0] == sizes[1]
+
+    ours, optimizer = groups_by_name(setup(arguments(*decay, "MODEL.APA.WEIGHT_DECAY", 0.0)))
+    for name, value in ours.items():
+        chosen = name.endswith(("lambda_param", "kappa_param"))
+        assert value == (0.0 if chosen else plain[name]), name
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.01 and group["momentum"] == 0.9
+
+
+def test_evaluators(arguments, data):
+    cfg = setup(arguments())
+    assert isinstance(Trainer.build_evaluator(cfg, "engine_val"), LongTailEvaluator)
+    metadata = MetadataCatalog.get("engine_coco")
+    metadata.set(json_file=f"{data}/val.json", evaluator_type="coco", thing_classes=list("abcd"))
+    assert isinstance(Trainer.build_evaluator(cfg, "engine_coco"), COCOEvaluator)
+    MetadataCatalog.get("engine_other").evaluator_type = "other"
+    with pytest.raises(NotImplementedError, match="engine_other of evaluator_type other"):
+        Trainer.build_evaluator(cfg, "engine_other")
+
+
+def test_retinanet_has_boxes_only(arguments, output):
+    options = [
+        *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 4),
+        *("MODEL.BACKBONE.NAME", "build_apa_retinanet_resnet_fpn_backbone"),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"], "MODEL.MASK_ON", False),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64], [128]]),
+        *("MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "SOLVER.MAX_ITER", 1),
+    ]
+    train_net(arguments(*options))
+    assert {name.split("/")[0] for name in final_metrics(output)} == {"bbox"}
