@@ -70,10 +70,15 @@ def _evaluate(
         raise ValueError(f"{form} takes lambda_ >= 0, not {lambda_}.")
     dtypes = [t.dtype for t in (z, lambda_, kappa) if isinstance(t, Tensor)]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    lambda_ = torch.as_tensor(lambda_, dtype=dtype, device=z.device)
-    kappa = torch.as_tensor(kappa, dtype=dtype, device=z.device)
+    lambda_, kappa = (_as_tensor(value, dtype, z.device) for value in (lambda_, kappa))
     shape = torch.broadcast_shapes(z.shape, lambda_.shape, kappa.shape)
     return _APAFunction.apply(form, z.expand(shape), lambda_, kappa)
+
+
+def _as_tensor(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype)
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 class _APAFunction(torch.autograd.Function):
