@@ -22,7 +22,8 @@ help:
 
 quickstart: ## make a small long-tailed dataset, train, evaluate and draw detections
 	@$(set_up)
-	$(PY) tools/quickstart.py $(ARGS)
+	# Passive: threads that wait for one another leave the cores to whatever else runs.
+	OMP_WAIT_POLICY=PASSIVE $(PY) tools/quickstart.py $(ARGS)
 
 test: ## run the tests
 	@$(set_up)
