@@ -20,9 +20,9 @@ help:
 	@echo 'PYTHON=/path        use a Python that has torch and detectron2; nothing is installed'
 	@echo 'BASE_PYTHON=/path   make .venv with this Python (3.10 to 3.13)'
 
+# Passive: threads that wait for one another leave the cores to whatever else runs.
 quickstart: ## make a small long-tailed dataset, train, evaluate and draw detections
 	@$(set_up)
-	# Passive: threads that wait for one another leave the cores to whatever else runs.
 	OMP_WAIT_POLICY=PASSIVE $(PY) tools/quickstart.py $(ARGS)
 
 test: ## run the tests
