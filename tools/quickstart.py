@@ -24,7 +24,7 @@ def main(args):
         print(f"[1/3] Making the embedded dataset in {DATASET}")
         generate_dataset(DATASET)
 
-    print("[2/3] Training and evaluating, some 6 minutes on two CPU cores")
+    print("[2/3] Training and evaluating, some 4 minutes on two CPU cores")
     cfg = setup(args)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
