@@ -12,6 +12,7 @@ except ImportError as error:
 from . import modeling
 from .activation import AGLU, APA, aglu, apa, log_apa, logit_apa
 from .config import add_apa_config
+from .data import v3det  # noqa: F401
 
 __version__ = "0.1.0"
 

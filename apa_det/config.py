@@ -52,10 +52,41 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.ROI_BOX_HEAD.SCORE_KAPPA_RANGE = [1.0, 1.0]
     # For gumbel and apa: the score that every class starts with, set through the bias
     cfg.MODEL.ROI_BOX_HEAD.SCORE_PRIOR = 0.01
+    # The layer that predicts the classes: linear, normed (the cosine times a temperature) or
+    # wrapped_cauchy
+    cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "linear"
+    # For normed: the temperature, at the start if it is learned
+    cfg.MODEL.ROI_BOX_HEAD.PREDICTOR_TEMPERATURE = 20.0
+    cfg.MODEL.ROI_BOX_HEAD.PREDICTOR_LEARN_TEMPERATURE = False
+    # Constants that the layer's weights and biases start from. None: weights are normally
+    # distributed; biases are 0, or follow SCORE_PRIOR
+    cfg.MODEL.ROI_BOX_HEAD.PREDICTOR_WEIGHT_INIT = None
+    cfg.MODEL.ROI_BOX_HEAD.PREDICTOR_BIAS_INIT = None
+    # In training, its outputs are clamped to ± this. 0: they are not
+    cfg.MODEL.ROI_BOX_HEAD.LOGIT_CLAMP = 0.0
+    # DropLoss, for all scores but softmax: scarce classes, those with instances in less than the
+    # threshold's share of the training pictures, get fewer negatives
+    cfg.MODEL.ROI_BOX_HEAD.USE_DROP_LOSS = False
+    cfg.MODEL.ROI_BOX_HEAD.DROP_LOSS_THRESHOLD = 0.0011
     # Activation of the mask head's layers; as MODEL.APA.ACTIVATION
     cfg.MODEL.ROI_MASK_HEAD.ACTIVATION = "relu"
+    # Upsampling: deconv, with an activation after it, or carafe, without
+    cfg.MODEL.ROI_MASK_HEAD.UPSAMPLE = "deconv"
+    # The layer that predicts the masks: conv or normed (the cosine times a temperature)
+    cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "conv"
+    # For normed: the temperature, at the start if it is learned
+    cfg.MODEL.ROI_MASK_HEAD.PREDICTOR_TEMPERATURE = 20.0
+    cfg.MODEL.ROI_MASK_HEAD.PREDICTOR_LEARN_TEMPERATURE = False
     # Pixels of at least this probability are part of a predicted mask
     cfg.MODEL.ROI_MASK_HEAD.THRESHOLD = 0.5
+
+    # ---------------------------------------------------------------------------- #
+    # Training (apa_det.engine)
+    # ---------------------------------------------------------------------------- #
+    # SGD or ADAMW
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm of the gradients of all
+    # parameters together is clipped
 
     # ---------------------------------------------------------------------------- #
     # Data and evaluation

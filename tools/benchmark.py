@@ -9,9 +9,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
-from torch import Tensor
+from torch import Tensor, nn
 
 from apa_det import aglu
+from apa_det.layers import CARAFE
 
 
 def formula(z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
@@ -34,6 +35,19 @@ def interleaved(runs: dict[str, Callable[[], object]], repeats: int, device: tor
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
+def table(seconds: dict[str, float], title: str, args: argparse.Namespace) -> None:
+    """Print the seconds, and what they are of the first."""
+    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
+    print(
+        f"Forward and backward of {title} float32, median of {args.repeats}, "
+        f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    first, against = next(iter(seconds.items()))
+    rows = [(name, value, value / against) for name, value in seconds.items()]
+    headers = ["", "seconds", f"against {first}"]
+    print(tabulate(rows, headers=headers, floatfmt=("", ".3f", ".2f")))
+
+
 def benchmark_activation(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     z = torch.randn(args.shape, device=device, requires_grad=True)
@@ -53,13 +67,41 @@ def benchmark_activation(args: argparse.Namespace) -> None:
         args.repeats,
         device,
     )
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(
-        f"Forward and backward of {tuple(args.shape)} float32, median of {args.repeats}, "
-        f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    table(seconds, str(tuple(args.shape)), args)
+
+
+def unfolded(module: CARAFE, x: Tensor) -> Tensor:
+    """CARAFE as it is written in the paper: all neighbourhoods at once, left to autograd."""
+    n, c, h, w = x.shape
+    s, k = module.scale, module.kernel_size
+    logits = module.content_encoder(module.channel_compressor(x))
+    kernels = F.pixel_shuffle(logits, s).softmax(dim=1).view(n, k * k, h, s, w, s)
+    neighbourhoods = F.unfold(x, k, padding=k // 2).view(n, c, k * k, h, w)
+    out = torch.einsum("nckhw,nkhswt->nchswt", neighbourhoods, kernels)
+    return out.reshape(n, c, h * s, w * s)
+
+
+def benchmark_carafe(args: argparse.Namespace) -> None:
+    device = torch.device(args.device)
+    channels, size = args.channels, args.size
+    x = torch.randn(args.rois, channels, size, size, device=device, requires_grad=True)
+    grad = torch.randn(args.rois, channels, 2 * size, 2 * size, device=device)
+    deconv = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, 2), nn.ReLU()).to(device)
+    carafe = CARAFE(channels).to(device)
+
+    def step(run: Callable[[Tensor], Tensor], module: nn.Module) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(run(x), [x, *module.parameters()], grad)
+
+    seconds = interleaved(
+        {
+            "deconvolution": step(deconv, deconv),
+            "CARAFE": step(carafe, carafe),
+            "CARAFE, unfolded": step(lambda x: unfolded(carafe, x), carafe),
+        },
+        args.repeats,
+        device,
     )
-    rows = [(name, value, value / seconds["SiLU"]) for name, value in seconds.items()]
-    print(tabulate(rows, headers=["", "seconds", "against SiLU"], floatfmt=("", ".3f", ".2f")))
+    table(seconds, f"{tuple(x.shape)}, upsampled by 2,", args)
 
 
 def main() -> None:
@@ -70,6 +112,13 @@ def main() -> None:
     activation.add_argument("--repeats", type=int, default=7)
     activation.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     activation.set_defaults(run=benchmark_activation)
+    carafe = commands.add_parser("carafe", help="CARAFE against the deconvolution it replaces")
+    carafe.add_argument("--rois", type=int, default=128)
+    carafe.add_argument("--channels", type=int, default=256)
+    carafe.add_argument("--size", type=int, default=14)
+    carafe.add_argument("--repeats", type=int, default=7)
+    carafe.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    carafe.set_defaults(run=benchmark_carafe)
     args = parser.parse_args()
     if args.command is None:
         args = parser.parse_args(["activation"])

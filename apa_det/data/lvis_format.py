@@ -171,6 +171,7 @@ def _set_metadata(name: str, dataset: dict) -> None:
             for i, category in enumerate(categories, start=1)
         ],
         class_frequency=[category["frequency"] for category in categories],
+        num_images=len({annotation["image_id"] for annotation in dataset["annotations"]}),
     )
 
 

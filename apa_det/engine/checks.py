@@ -25,7 +25,8 @@ _NUM_CLASSES_KEYS = {
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
 }
-_METRICS = {"lvis": METRICS, "coco": ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+_COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_METRICS = {"lvis": METRICS, "coco": _COCO_METRICS, "v3det": _COCO_METRICS}
 
 
 def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
@@ -41,7 +42,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
         ValueError: anything else; the message names the key and the mend.
         ImportError: lvis-api is needed for a test dataset and not installed.
     """
-    _check_device(cfg, eval_only)
+    _check_device(cfg)
     _check_weights(cfg, eval_only, resume)
     _check_datasets(cfg, eval_only)
     if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
@@ -92,15 +93,9 @@ def warn_of_other_classes(cfg: CfgNode) -> None:
                 break
 
 
-def _check_device(cfg: CfgNode, eval_only: bool) -> None:
-    if cfg.MODEL.DEVICE != "cpu":
-        return
-    if cfg.SOLVER.AMP.ENABLED and not eval_only:
-        raise ValueError(
-            "SOLVER.AMP.ENABLED needs a CUDA GPU, and MODEL.DEVICE is cpu: "
-            "add SOLVER.AMP.ENABLED False."
-        )
-    if comm.get_world_size() > 1 and torch.distributed.get_backend() == "nccl":
+def _check_device(cfg: CfgNode) -> None:
+    several = comm.get_world_size() > 1
+    if cfg.MODEL.DEVICE == "cpu" and several and torch.distributed.get_backend() == "nccl":
         raise ValueError(
             "Several processes train on cpu only where no GPU is seen: set the environment "
             "variable CUDA_VISIBLE_DEVICES to nothing, or MODEL.DEVICE to cuda."

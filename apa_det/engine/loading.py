@@ -2,10 +2,13 @@
 
 import logging
 from collections import defaultdict
+from urllib.parse import parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
+
+from ..checkpoint import adapt, load_checkpoint
 
 __all__ = ["StrictCheckpointer", "load_for_evaluation"]
 
@@ -32,6 +35,22 @@ class StrictCheckpointer(DetectionCheckpointer):
     def load(self, path: str, *args, **kwargs) -> dict:
         self._path = path
         return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict:
+        """detectron2's, for every format of :func:`load_checkpoint`, and without running a file."""
+        checkpoint = load_checkpoint(filename)
+        query = parse_qs(self._parsed_url_during_load.query)
+        if query.pop("matching_heuristics", ["False"]) == ["True"]:
+            checkpoint["matching_heuristics"] = True
+        if query:
+            raise ValueError(
+                f"{self._path}: the part after the question mark can be matching_heuristics=True, "
+                "and nothing else."
+            )
+        try:
+            return adapt(checkpoint, self.model)
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {error}") from error
 
     def _log_incompatible_keys(self, incompatible) -> None:
         missing = self._without_aliases(incompatible.missing_keys)
@@ -61,7 +80,10 @@ class StrictCheckpointer(DetectionCheckpointer):
                 self._path,
                 "\n  ".join(lines + _grouped(missing)),
             )
-        super()._log_incompatible_keys(incompatible._replace(missing_keys=[], incorrect_shapes=[]))
+        unexpected = [k for k in incompatible.unexpected_keys if not k.endswith(_UNUSED)]
+        super()._log_incompatible_keys(
+            incompatible._replace(missing_keys=[], incorrect_shapes=[], unexpected_keys=unexpected)
+        )
 
     def _without_aliases(self, missing: list[str]) -> list[str]:
         """Without parameters that the file has under another name, and without unused buffers."""

@@ -16,7 +16,7 @@ from ..config import add_apa_config
 from ..data import register_lvis_format
 from .checks import check_config
 
-__all__ = ["setup"]
+__all__ = ["read_config", "setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         FileNotFoundError, ValueError: something in the config does not hold, see
             :func:`check_config`. Nothing but the log is in ``OUTPUT_DIR`` by then.
     """
-    cfg = _read_config(args)
+    cfg = read_config(args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="apa_det")
     for entry in cfg.DATASETS.LVIS_FORMAT:
         if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
@@ -52,7 +52,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _read_config(args: argparse.Namespace) -> CfgNode:
+def read_config(args: argparse.Namespace) -> CfgNode:
+    """The config of ``args.config_file``, which may be empty, and ``args.opts``.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, or something in it is no config.
+    """
     cfg = get_cfg()
     add_apa_config(cfg)
     if args.config_file:

@@ -29,9 +29,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..evaluation import BestCheckpointer, LambdaKappaWriter, LongTailEvaluator
+from ..evaluation import BestCheckpointer, LambdaKappaWriter, LongTailEvaluator, V3DetEvaluator
+from ..modeling.losses import get_scarce_classes
 from .checks import check_num_classes, warn_of_other_classes
+from .cpu_amp import CPUAMPTrainer
 from .loading import StrictCheckpointer
+from .optimizer import build_optimizer
 
 __all__ = ["Trainer"]
 
@@ -42,8 +45,9 @@ class Trainer(DefaultTrainer):
     """detectron2's DefaultTrainer for long-tailed detection.
 
     It evaluates datasets of LVIS format by :class:`LongTailEvaluator`, writes λ and κ every
-    ``MODEL.APA.LOG_PERIOD`` iterations, decays them by ``MODEL.APA.WEIGHT_DECAY``, keeps the best
-    model by ``TEST.BEST_METRIC``, and trains in several processes without CUDA too.
+    ``MODEL.APA.LOG_PERIOD`` iterations, builds the optimizer by :func:`build_optimizer`, keeps the
+    best model by ``TEST.BEST_METRIC``, and trains in several processes and in mixed precision
+    without CUDA too.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -63,7 +67,8 @@ class Trainer(DefaultTrainer):
             broadcast_buffers=False,
             device_ids=[comm.get_local_rank()] if on_gpu else None,
         )
-        trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        amp_trainer = AMPTrainer if on_gpu else CPUAMPTrainer
+        trainer = amp_trainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
@@ -79,19 +84,16 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """detectron2's optimizer, with the weight decay of λ and κ that MODEL.APA asks for."""
-        optimizer = super().build_optimizer(cfg, model)
-        if cfg.MODEL.APA.WEIGHT_DECAY is not None:
-            names = ("lambda_param", "kappa_param")
-            chosen = {p for name, p in model.named_parameters() if name.endswith(names)}
-            _set_weight_decay(optimizer, chosen, cfg.MODEL.APA.WEIGHT_DECAY)
-        return optimizer
+        """See :func:`apa_det.engine.build_optimizer`."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
         """detectron2's loader, of datasets with as many classes as the model."""
         loader = super().build_train_loader(cfg)
         check_num_classes(cfg, cfg.DATASETS.TRAIN)  # the loader has read them by now
+        if cfg.MODEL.ROI_BOX_HEAD.USE_DROP_LOSS:
+            get_scarce_classes(cfg.DATASETS.TRAIN)  # says so if they are unknown
         warn_of_other_classes(cfg)
         return loader
 
@@ -110,6 +112,8 @@ class Trainer(DefaultTrainer):
             return LongTailEvaluator(dataset_name, output_dir=output_folder)
         if kind == "coco":
             return COCOEvaluator(dataset_name, output_dir=output_folder)
+        if kind == "v3det":
+            return V3DetEvaluator(dataset_name, output_dir=output_folder)
         if kind == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
         if kind == "cityscapes_instance":
@@ -176,16 +180,3 @@ def _without_nan(results: dict) -> dict[str, float]:
     """The flat results, ``{"bbox/AP": …}``; NaN is no JSON, so what is NaN is left out."""
     flat = flatten_results_dict(results)
     return {name: value for name, value in flat.items() if not math.isnan(value)}
-
-
-def _set_weight_decay(
-    optimizer: torch.optim.Optimizer, parameters: set[nn.Parameter], weight_decay: float
-) -> None:
-    for group in list(optimizer.param_groups):
-        chosen = [p for p in group["params"] if p in parameters]
-        others = [p for p in group["params"] if p not in parameters]
-        if chosen and others:
-            group["params"] = others
-            optimizer.add_param_group({**group, "params": chosen, "weight_decay": weight_decay})
-        elif chosen:
-            group["weight_decay"] = weight_decay

@@ -1,14 +1,30 @@
 from .activations import activation_from_config, get_activation
+from .carafe import CARAFE
 from .gates import CBAMGate, SEGate, gate_from_config, get_gate
 from .norm import EvalBatchNorm2d, norm_from_name
+from .normed import (
+    NormedConv2d,
+    NormedLinear,
+    WrappedCauchyLinear,
+    normed_conv2d,
+    normed_linear,
+    wrapped_cauchy_linear,
+)
 
 __all__ = [
+    "CARAFE",
     "CBAMGate",
     "EvalBatchNorm2d",
+    "NormedConv2d",
+    "NormedLinear",
     "SEGate",
+    "WrappedCauchyLinear",
     "activation_from_config",
     "gate_from_config",
     "get_activation",
     "get_gate",
     "norm_from_name",
+    "normed_conv2d",
+    "normed_linear",
+    "wrapped_cauchy_linear",
 ]

@@ -1,6 +1,8 @@
 """A box predictor whose class score is APA, its Gumbel limit, or detectron2's own."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +12,13 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from torch import Tensor, nn
 
 from ..activation import APA, logit_apa
+from ..layers import NormedLinear, WrappedCauchyLinear
+from .losses import drop_loss, get_scarce_classes
 
 __all__ = ["APAFastRCNNOutputLayers"]
 
 CLASS_SCORES = ("softmax", "sigmoid", "gumbel", "apa")
+PREDICTORS = ("linear", "normed", "wrapped_cauchy")
 
 
 class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -38,6 +43,13 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         score_kappa_range: tuple[float, float] = (1.0, 1.0),
         score_lambda_min: float = 1e-4,
         score_prior: float = 0.01,
+        predictor: str = "linear",
+        predictor_temperature: float = 20.0,
+        predictor_learn_temperature: bool = False,
+        predictor_weight_init: float | None = None,
+        predictor_bias_init: float | None = None,
+        logit_clamp: float = 0.0,
+        get_scarce_classes: Callable[[], Tensor] | None = None,
         **kwargs,
     ):
         """
@@ -50,30 +62,61 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 :class:`apa_det.activation.APA`; κ must start above 0.
             score_prior: for "gumbel" and "apa", the score, in (0, 1), that every class has for zero
                 features at the start.
+            predictor: the layer that predicts the classes: "linear", "normed"
+                (:class:`apa_det.layers.NormedLinear`) or "wrapped_cauchy"
+                (:class:`apa_det.layers.WrappedCauchyLinear`).
+            predictor_temperature, predictor_learn_temperature: of the normed predictor.
+            predictor_weight_init, predictor_bias_init: constants that its weights and biases start
+                from. None: weights are drawn, biases are 0 or follow ``score_prior``.
+            logit_clamp: in training, what that layer predicts is clamped to ± this; 0: it is not.
+            get_scarce_classes: for DropLoss, called at the first training step for a boolean tensor
+                of shape (K,); see :func:`apa_det.modeling.losses.drop_loss_weights`. None: the loss
+                is detectron2's.
             kwargs: as for :class:`detectron2.modeling.roi_heads.FastRCNNOutputLayers`, without
                 ``use_sigmoid_ce``.
 
         Raises:
-            ValueError: an unknown class score, or a range or prior out of bounds.
+            ValueError: an unknown class score or predictor, a range, prior, temperature or clamp
+                out of bounds, or DropLoss with softmax or with the federated loss.
         """
         if class_score not in CLASS_SCORES:
             raise ValueError(
                 f"Unknown class score {class_score!r}: choose one of {', '.join(CLASS_SCORES)}."
             )
+        if predictor not in PREDICTORS:
+            raise ValueError(
+                f"Unknown predictor {predictor!r}: choose one of {', '.join(PREDICTORS)}."
+            )
+        if logit_clamp < 0:
+            raise ValueError(f"The clamp of the logits is at least 0: {logit_clamp} is not.")
         super().__init__(
             input_shape,
             num_classes=num_classes,
             use_sigmoid_ce=class_score != "softmax",
             **kwargs,
         )
+        if get_scarce_classes is not None and (class_score == "softmax" or self.use_fed_loss):
+            other = "the federated loss" if self.use_fed_loss else "the class score softmax"
+            raise ValueError(f"DropLoss does not go together with {other}.")
         self.class_score = class_score
-        if class_score not in ("gumbel", "apa"):
-            return
-        if not 0 < score_prior < 1:
-            raise ValueError(f"The prior class score lies in (0, 1): {score_prior} does not.")
-        self.cls_score = nn.Linear(self.cls_score.in_features, num_classes)
-        nn.init.normal_(self.cls_score.weight, std=0.01)
-        lambda_, kappa = torch.tensor(0.0), torch.tensor(1.0)
+        self.logit_clamp = logit_clamp
+        self._get_scarce_classes = get_scarce_classes
+        self._scarce_classes: Tensor | None = None
+
+        has_apa = class_score in ("gumbel", "apa")
+        sizes = self.cls_score.in_features, num_classes if has_apa else num_classes + 1
+        if predictor == "normed":
+            self.cls_score = NormedLinear(
+                *sizes,
+                temperature=predictor_temperature,
+                learn_temperature=predictor_learn_temperature,
+            )
+        elif predictor == "wrapped_cauchy":
+            self.cls_score = WrappedCauchyLinear(*sizes)
+        elif has_apa:
+            self.cls_score = nn.Linear(*sizes)
+            nn.init.normal_(self.cls_score.weight, std=0.01)
+            nn.init.zeros_(self.cls_score.bias)
         if class_score == "apa":
             if score_kappa_range[0] <= 0:
                 raise ValueError(f"κ of the class score starts above 0: {score_kappa_range} not.")
@@ -83,10 +126,23 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 kappa_range=score_kappa_range,
                 lambda_min=score_lambda_min,
             )
-            lambda_, kappa = self.score.parameters_for(self.cls_score.bias[None])
-        nn.init.zeros_(self.cls_score.bias)
+        if has_apa:
+            self._set_prior(score_prior)
+        if predictor_weight_init is not None:
+            nn.init.constant_(self.cls_score.weight, predictor_weight_init)
+        if predictor_bias_init is not None:
+            nn.init.constant_(self.cls_score.bias, predictor_bias_init)
+
+    def _set_prior(self, score_prior: float) -> None:
+        if not 0 < score_prior < 1:
+            raise ValueError(f"The prior class score lies in (0, 1): {score_prior} does not.")
+        bias = self.cls_score.bias
+        if self.class_score == "apa":
+            lambda_, kappa = self.score.parameters_for(bias[None])
+        else:
+            lambda_, kappa = torch.tensor(0.0), torch.tensor(1.0)
         with torch.no_grad():
-            self.cls_score.bias += _inverse_apa(score_prior, lambda_, kappa).flatten()
+            bias += _inverse_apa(score_prior, lambda_, kappa).flatten()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -98,6 +154,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         args = super().from_config(cfg, input_shape)
         default = "sigmoid" if args.pop("use_sigmoid_ce") else "softmax"
+        scarce = partial(get_scarce_classes, cfg.DATASETS.TRAIN, head.DROP_LOSS_THRESHOLD)
         return {
             **args,
             "class_score": head.CLASS_SCORE or default,
@@ -106,6 +163,13 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             "score_kappa_range": tuple(head.SCORE_KAPPA_RANGE),
             "score_lambda_min": cfg.MODEL.APA.LAMBDA_MIN,
             "score_prior": head.SCORE_PRIOR,
+            "predictor": head.PREDICTOR,
+            "predictor_temperature": head.PREDICTOR_TEMPERATURE,
+            "predictor_learn_temperature": head.PREDICTOR_LEARN_TEMPERATURE,
+            "predictor_weight_init": head.PREDICTOR_WEIGHT_INIT,
+            "predictor_bias_init": head.PREDICTOR_BIAS_INIT,
+            "logit_clamp": head.LOGIT_CLAMP,
+            "get_scarce_classes": scarce if head.USE_DROP_LOSS else None,
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +183,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             (N, 4) if class-agnostic.
         """
         scores, deltas = super().forward(x)
+        if self.training and self.logit_clamp:
+            scores = scores.clamp(-self.logit_clamp, self.logit_clamp)
         if self.class_score == "gumbel":
             log_odds = logit_apa(scores.float(), 0.0, 1.0)
         elif self.class_score == "apa":
@@ -126,6 +192,26 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         else:
             return scores, deltas
         return F.pad(log_odds, (0, 1)), deltas
+
+    def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
+        """As in detectron2, or DropLoss.
+
+        Raises:
+            ValueError: DropLoss's classes are not as many as the predictor's, or unknown.
+        """
+        if self._get_scarce_classes is None or pred_class_logits.numel() == 0:
+            return super().sigmoid_cross_entropy_loss(pred_class_logits, gt_classes)
+        if self._scarce_classes is None:
+            scarce = self._get_scarce_classes()
+            if scarce.shape != (self.num_classes,):
+                raise ValueError(
+                    f"DropLoss got the image counts of {len(scarce)} classes for a predictor of "
+                    f"{self.num_classes}: MODEL.ROI_HEADS.NUM_CLASSES has to be that of the "
+                    "training dataset."
+                )
+            self._scarce_classes = scarce
+        self._scarce_classes = self._scarce_classes.to(gt_classes.device)
+        return drop_loss(pred_class_logits[:, :-1], gt_classes, self._scarce_classes)
 
 
 def _inverse_apa(probability: float, lambda_: Tensor, kappa: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""A mask head with another activation and a threshold of one's own."""
+"""A mask head with other activations, upsampling and predictor, and a threshold of one's own."""
 
 from collections.abc import Callable
 
+import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
@@ -9,7 +10,7 @@ from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..layers import activation_from_config, get_activation
+from ..layers import CARAFE, NormedConv2d, activation_from_config, get_activation
 
 __all__ = ["APAMaskRCNNConvUpsampleHead"]
 
@@ -19,7 +20,7 @@ _DETECTRON2_THRESHOLD = 0.5
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
-    """detectron2's mask head with another activation and mask threshold."""
+    """detectron2's mask head with choices of activation, upsampling, predictor and threshold."""
 
     @configurable
     def __init__(
@@ -27,6 +28,10 @@ class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
         input_shape: ShapeSpec,
         *,
         activation: str | Callable[[int], nn.Module] = "relu",
+        upsample: str = "deconv",
+        predictor: str = "conv",
+        predictor_temperature: float = 20.0,
+        predictor_learn_temperature: bool = False,
         mask_threshold: float = 0.5,
         **kwargs,
     ):
@@ -34,26 +39,64 @@ class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
         Args:
             input_shape: shape of the pooled RoI features.
             activation: of every layer; see :func:`apa_det.layers.get_activation`.
+            upsample: "deconv", with an activation after it, or "carafe", without.
+            predictor: "conv", or "normed" for :class:`apa_det.layers.NormedConv2d`.
+            predictor_temperature, predictor_learn_temperature: of the normed predictor.
             mask_threshold: in (0, 1); pixels of at least this probability are in the mask.
             kwargs: as for :class:`detectron2.modeling.roi_heads.MaskRCNNConvUpsampleHead`.
 
         Raises:
-            ValueError: a threshold out of bounds, or an unknown activation.
+            ValueError: a threshold or temperature out of bounds, or an unknown name.
         """
         super().__init__(input_shape, **kwargs)
         if not 0 < mask_threshold < 1:
             raise ValueError(f"The mask threshold lies in (0, 1): {mask_threshold} does not.")
+        for key, name, choices in (
+            ("upsampling", upsample, ("deconv", "carafe")),
+            ("mask predictor", predictor, ("conv", "normed")),
+        ):
+            if name not in choices:
+                raise ValueError(f"Unknown {key} {name!r}: choose {' or '.join(choices)}.")
         self.mask_threshold = mask_threshold
         for conv in self.conv_norm_relus:
             conv.activation = get_activation(activation, conv.out_channels)
-        self.deconv_relu = get_activation(activation, self.deconv.out_channels)
+        if upsample == "carafe":
+            self._replace_deconv()
+        else:
+            self.deconv_relu = get_activation(activation, self.deconv.out_channels)
+        if predictor == "normed":
+            self.predictor = NormedConv2d(
+                self.predictor.in_channels,
+                self.predictor.out_channels,
+                kernel_size=1,
+                temperature=predictor_temperature,
+                learn_temperature=predictor_learn_temperature,
+            )
+            weight_init.c2_msra_fill(self.predictor)
+
+    def _replace_deconv(self) -> None:
+        if self.deconv.in_channels != self.deconv.out_channels:
+            raise ValueError(
+                "CARAFE keeps the number of channels: the mask head gets "
+                f"{self.deconv.in_channels}, so with NUM_CONV 0 that has to be its CONV_DIM, "
+                f"not {self.deconv.out_channels}."
+            )
+        predictor = self.predictor
+        del self.deconv, self.deconv_relu, self.predictor
+        self.upsample = CARAFE(predictor.in_channels)
+        self.predictor = predictor  # an nn.Sequential runs its modules in the order of their birth
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        head = cfg.MODEL.ROI_MASK_HEAD
         return {
             **super().from_config(cfg, input_shape),
-            "activation": activation_from_config(cfg, cfg.MODEL.ROI_MASK_HEAD.ACTIVATION),
-            "mask_threshold": cfg.MODEL.ROI_MASK_HEAD.THRESHOLD,
+            "activation": activation_from_config(cfg, head.ACTIVATION),
+            "upsample": head.UPSAMPLE,
+            "predictor": head.PREDICTOR,
+            "predictor_temperature": head.PREDICTOR_TEMPERATURE,
+            "predictor_learn_temperature": head.PREDICTOR_LEARN_TEMPERATURE,
+            "mask_threshold": head.THRESHOLD,
         }
 
     def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:

@@ -57,7 +57,6 @@ def test_good_configs(make_cfg):
         (["TEST.BEST_METRIC", "bbox/APx"], ValueError, "bbox/APx is no metric.*bbox/APr.*segm/AP"),
         (["TEST.BEST_METRIC", "segm/AP", "MODEL.MASK_ON", False], ValueError, "choose one of bbox"),
         (["TEST.BEST_METRIC", "bbox/AP", "DATASETS.TEST", ()], ValueError, "TEST is empty"),
-        (["SOLVER.AMP.ENABLED", True], ValueError, "add SOLVER.AMP.ENABLED False"),
         (
             [
                 *("TEST.AUG.ENABLED", True, "MODEL.META_ARCHITECTURE", "RetinaNet"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
@@ -11,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from apa_det import add_apa_config
+from apa_det.layers import normed_linear, wrapped_cauchy_linear
 from apa_det.modeling import APAFastRCNNOutputLayers
 
 K = 5
@@ -168,6 +170,97 @@ def test_inference_threshold_and_autocast(score):
     assert 0 < len(instances[0]) <= 4 and (instances[0].scores > 0.3).all()
 
 
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", "gumbel", "apa"])
+@pytest.mark.parametrize("layer", ["normed", "wrapped_cauchy"])
+def test_predictors(score, layer):
+    predictor = make(class_score=score, predictor=layer, predictor_temperature=50.0)
+    cls_score = predictor.cls_score
+    assert cls_score.out_features == (K if score in ("gumbel", "apa") else K + 1)
+    x = torch.randn(4, 16)
+    if layer == "normed":
+        logits = normed_linear(x, cls_score.weight, cls_score.bias, 50.0)
+    else:
+        logits = wrapped_cauchy_linear(x, cls_score.weight, cls_score.bias, cls_score.g)
+    scores, _ = predictor(x)
+    if score in ("gumbel", "apa"):
+        expected = eta(score, logits.double(), predictor)
+        torch.testing.assert_close(scores[:, :-1].double().sigmoid(), expected)
+    else:
+        torch.testing.assert_close(scores, logits)
+    with EventStorage():
+        sum(predictor.losses((scores, predictor(x)[1]), make_proposals([0, 1, 5, 5])).values())
+
+
+def test_wrapped_cauchy_softmax_is_cross_entropy():
+    predictor = make(predictor="wrapped_cauchy", cls_agnostic_bbox_reg=True)
+    assert predictor.bbox_pred.out_features == 4
+    x, classes = torch.randn(4, 16), [0, 1, 5, 5]
+    scores, deltas = predictor(x)
+    with EventStorage():
+        loss = predictor.losses((scores, deltas), make_proposals(classes))["loss_cls"]
+    expected = -scores.log_softmax(dim=1)[range(4), classes].mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_published_start():
+    predictor = make(class_score="gumbel", predictor_weight_init=0.001, predictor_bias_init=-2.0)
+    assert (predictor.cls_score.weight == 0.001).all() and (predictor.cls_score.bias == -2).all()
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "gumbel", "apa"])
+def test_logit_clamp(score):
+    """In training the loss is that of the clamped logits, without gradient past the clamp; in
+    inference nothing is clamped."""
+    logits = torch.tensor([-30.0, -2.0, 9.0, 30.0, 200.0])
+
+    def run(clamp, bias, training=True):
+        predictor = make(class_score=score, logit_clamp=clamp).train(training)
+        with torch.no_grad():
+            predictor.cls_score.bias[:K] = bias
+        scores, deltas = predictor(torch.zeros(2, 16))
+        with EventStorage():
+            loss = predictor.losses((scores, deltas), make_proposals([0, 5]))["loss_cls"]
+        loss.backward()
+        return scores, loss, predictor.cls_score.bias.grad[:K]
+
+    _, loss, gradient = run(10.0, logits)
+    _, expected, _ = run(0.0, logits.clamp(-10, 10))
+    torch.testing.assert_close(loss, expected)
+    assert (gradient != 0).tolist() == [False, True, True, False, False]
+    clamped, free = (run(clamp, logits, training=False)[0] for clamp in (10.0, 0.0))
+    assert torch.equal(clamped, free)
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "gumbel", "apa"])
+def test_drop_loss(score):
+    """The labels are not scarce: classes that are get no gradient but from the draws, of which
+    none is kept, as the share of scarce labels is 0."""
+    calls = []
+
+    def scarce():
+        calls.append(1)
+        return torch.tensor([False, True, False, True, False])
+
+    predictor = make(class_score=score, get_scarce_classes=scarce)
+    for _ in range(2):
+        predictor.zero_grad()
+        with EventStorage():
+            losses = predictor.losses(
+                predictor(torch.randn(5, 16)), make_proposals([0, 5, 2, 5, 4])
+            )
+        losses["loss_cls"].backward()
+        kept = predictor.cls_score.weight.grad[:K].abs().sum(dim=1) > 0
+        assert kept.tolist() == [True, False, True, False, True]
+    assert len(calls) == 1
+    assert not any("scarce" in name for name in predictor.state_dict())
+
+
+def test_drop_loss_of_other_classes():
+    predictor = make(class_score="gumbel", get_scarce_classes=lambda: torch.ones(4).bool())
+    with EventStorage(), pytest.raises(ValueError, match="4 classes for a predictor of 5"):
+        predictor.losses(predictor(torch.randn(2, 16)), make_proposals([0, 5]))
+
+
 def cfg_with(**head):
     cfg = get_cfg()
     add_apa_config(cfg)
@@ -182,6 +275,14 @@ def test_from_config():
     learned = APAFastRCNNOutputLayers(cfg_with(CLASS_SCORE="apa", SCORE_PER_CLASS=True), SHAPE)
     assert learned.score.lambda_param.shape == (1, 80, 1, 1)
     assert learned.cls_score.out_features == 80
+    cfg = cfg_with(CLASS_SCORE="gumbel", USE_DROP_LOSS=True, DROP_LOSS_THRESHOLD=0.5)
+    cfg.DATASETS.TRAIN = ("box_predictor_data",)
+    predictor = APAFastRCNNOutputLayers(cfg, SHAPE)  # needs no dataset yet
+    counts = [{"id": i, "image_count": i} for i in range(80, 0, -1)]
+    MetadataCatalog.get("box_predictor_data").set(class_image_count=counts, num_images=100)
+    with EventStorage():
+        predictor.losses(predictor(torch.randn(2, 16)), make_proposals([0, 80]))
+    assert predictor._scarce_classes.tolist() == [True] * 49 + [False] * 31
 
 
 @pytest.mark.parametrize(
@@ -191,6 +292,10 @@ def test_from_config():
         (dict(CLASS_SCORE="softmax", USE_SIGMOID_CE=True), "contradicts"),
         (dict(CLASS_SCORE="apa", SCORE_KAPPA_RANGE=[-1.0, 1.0]), "above 0"),
         (dict(CLASS_SCORE="apa", SCORE_PRIOR=0.0), r"lies in \(0, 1\)"),
+        (dict(PREDICTOR="cosine"), "Unknown predictor 'cosine'.*wrapped_cauchy"),
+        (dict(PREDICTOR="normed", PREDICTOR_TEMPERATURE=0.0), "above 0"),
+        (dict(LOGIT_CLAMP=-1.0), "at least 0"),
+        (dict(USE_DROP_LOSS=True), "does not go together with the class score softmax"),
     ],
 )
 def test_errors(head, message):

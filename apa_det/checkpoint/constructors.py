@@ -1,0 +1,169 @@
+"""What may be built from a pickle: tensors, arrays and plain objects, from checked arguments."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CONSTRUCTORS",
+    "Inert",
+    "NumpyType",
+    "Storage",
+    "numpy_contents",
+    "numpy_to_tensor",
+    "storage_dtype",
+]
+
+
+class Inert:
+    """Stands for an object outside the allow-list: it has a name, and nothing happens to it."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+class NumpyType(Inert):
+    """A numeric dtype of NumPy, which gets its byte order after it is made."""
+
+    __slots__ = ("order",)
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.order = "="
+
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.name).newbyteorder(self.order)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A torch storage: its bytes, a uint8 tensor of shape (N,), and the type of its elements."""
+
+    data: Tensor
+    dtype: torch.dtype
+
+    def view(self, dtype: torch.dtype, offset: int, size: tuple, stride: tuple) -> Tensor:
+        """The tensor of this size and stride whose first element is ``offset`` elements on.
+
+        Raises:
+            ValueError: it would reach beyond the storage.
+        """
+        if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
+            raise ValueError("it has a tensor of no valid size")
+        count = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if (offset + count) * dtype.itemsize > len(self.data):
+            raise ValueError("it has a tensor that reaches beyond its storage")
+        elements = self.data.view(dtype)
+        return elements.as_strided(size, stride, elements.storage_offset() + offset)
+
+
+_STORAGE_DTYPES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128,
+    "torch.storage.UntypedStorage": torch.uint8,
+}
+
+
+def storage_dtype(storage_class: Inert) -> torch.dtype:
+    """The element type of a named storage class.
+
+    Raises:
+        ValueError: it names no storage class, or one of a kind that is not read.
+    """
+    name = storage_class.name.replace("torch.cuda.", "torch.")
+    if name not in _STORAGE_DTYPES:
+        raise ValueError(f"it has a storage of type {name}, which is not read here")
+    return _STORAGE_DTYPES[name]
+
+
+def numpy_contents(data: str | bytes | bytearray, numpy_type: NumpyType) -> np.ndarray:
+    """A one-dimensional array on raw data; a string stands for bytes, in latin-1."""
+    data = data.encode("latin1") if type(data) is str else bytes(memoryview(data))
+    return np.frombuffer(data, numpy_type.dtype())
+
+
+def numpy_to_tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
+
+
+def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
+    if isinstance(storage, Inert):
+        return storage
+    return _rebuild_tensor_of_dtype(
+        storage, offset, size, stride, requires_grad, hooks, storage.dtype, metadata
+    )
+
+
+def _rebuild_tensor_of_dtype(
+    storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None
+):
+    if type(storage) is not Storage:
+        raise ValueError("it has a tensor without a storage")
+    if metadata:
+        raise ValueError("it has a conjugated or negated view of a tensor, which is not read here")
+    return storage.view(dtype, offset, size, stride)
+
+
+def _numpy_type(code, *_):
+    if type(code) is not str or not re.fullmatch(r"[<>|=]?([biufc]\d+|[?bBhHiIlLqQefdFD])", code):
+        return Inert("numpy.dtype")
+    return NumpyType(code)
+
+
+def _numpy_scalar(numpy_type, data=None):
+    if not isinstance(numpy_type, NumpyType):
+        return Inert("numpy.generic")
+    (value,) = numpy_contents(data, numpy_type).tolist()
+    return value
+
+
+def _numpy_array(data, numpy_type, shape, order):
+    if not isinstance(numpy_type, NumpyType):
+        return Inert("numpy.ndarray")
+    return numpy_contents(data, numpy_type).reshape(shape, order=order).copy()
+
+
+def _encode(text, encoding):
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"it has bytes in the encoding {encoding}")
+    return text.encode("latin1")
+
+
+def _bytearray(data=b"", encoding="latin1"):
+    return bytearray(_encode(data, encoding) if type(data) is str else memoryview(data))
+
+
+CONSTRUCTORS: dict[str, Callable] = {
+    "_codecs.encode": _encode,
+    "builtins.bytearray": _bytearray,
+    "builtins.bytes": lambda data=b"": bytes(memoryview(data)),
+    "builtins.complex": complex,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.numeric._frombuffer": _numpy_array,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy.core.numeric._frombuffer": _numpy_array,
+    "numpy.dtype": _numpy_type,
+    "torch.Size": lambda size=(): tuple(size),
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_parameter_with_state": lambda tensor, *_: tensor,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_of_dtype,
+    "torch.device": lambda kind, index=None: kind if index is None else f"{kind}:{index}",
+}

@@ -1,0 +1,95 @@
+"""Which weights a checkpoint holds, and in which layout."""
+
+import logging
+from collections.abc import Collection
+from enum import Enum
+
+from torch import Tensor
+
+__all__ = ["Layout", "recognize", "select_state"]
+
+logger = logging.getLogger(__name__)
+
+
+class Layout(Enum):
+    """The layouts that are told apart, by what to call them."""
+
+    PUBLISHED = "published detector"
+    CLASSIFIER = "published ImageNet classifier"
+    TORCHVISION = "torchvision ResNet"
+    DETECTRON2 = "detectron2"
+    CAFFE2 = "Caffe2"
+    ZOO = "backbone of detectron2's model zoo"
+
+
+_STATES = ("state_dict", "model", "model_state", "blobs")
+_AVERAGES = ("ema_state_dict", "state_dict_ema", "model_ema")
+
+
+def recognize(names: Collection[str], *, matching_heuristics: bool = False) -> Layout | None:
+    """The layout that the names of a state dict show; None where they show no known one.
+
+    Args:
+        names: the names, without a ``module.`` prefix.
+        matching_heuristics: the entry of that name in a checkpoint of detectron2.
+    """
+    published = ("backbone.layer1.", "neck.", "rpn_head.", "roi_head.")
+    if any(name.startswith(published) for name in names):
+        return Layout.PUBLISHED
+    if "layer1.0.conv1.weight" in names:
+        apa = any(name.endswith(".lambda_param") for name in names)
+        return Layout.CLASSIFIER if apa else Layout.TORCHVISION
+    if not any("." in name for name in names):
+        return Layout.CAFFE2
+    if matching_heuristics or "stem.conv1.weight" in names:
+        return Layout.ZOO
+    if any(name.startswith(("backbone.", "proposal_generator.", "roi_heads.")) for name in names):
+        return Layout.DETECTRON2
+    return None
+
+
+def select_state(checkpoint: dict, *, ema: bool = False) -> dict[str, Tensor]:
+    """The state dict in a checkpoint, its names without ``module.``.
+
+    Moving averages are known as a state dict of their own (``ema_state_dict``, ``state_dict_ema``
+    or ``model_ema``) and as buffers beside the weights, which are called ``ema_`` and the name of
+    the weight, with dots or underscores.
+
+    Args:
+        checkpoint: as :func:`load_checkpoint` returns it.
+        ema: take the moving averages instead of the weights.
+
+    Raises:
+        ValueError: there is no state dict, or there are no moving averages.
+    """
+    state = _tensors(_first_dict(checkpoint, _STATES) or checkpoint)
+    if not state:
+        raise ValueError(
+            "The checkpoint holds no tensors where weights should be; its entries are "
+            f"{', '.join(map(str, list(checkpoint)[:10])) or 'none'}."
+        )
+    averages = _tensors(_first_dict(checkpoint, _AVERAGES) or {})
+    buffers = {}
+    for name in list(state):
+        for buffer in (f"ema_{name}", "ema_" + name.replace(".", "_")):
+            if buffer in state:
+                buffers[name] = state.pop(buffer)
+    if not ema:
+        if averages or buffers:
+            logger.info("The checkpoint holds moving averages too; the weights are taken.")
+        return state
+    if not averages and not buffers:
+        raise ValueError("The checkpoint holds no moving averages, but the weights alone.")
+    return averages or {**state, **buffers}
+
+
+def _first_dict(checkpoint: dict, names: tuple[str, ...]) -> dict | None:
+    return next((checkpoint[n] for n in names if isinstance(checkpoint.get(n), dict)), None)
+
+
+def _tensors(state: dict) -> dict[str, Tensor]:
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    plain = {str(name).removeprefix("module."): value for name, value in tensors.items()}
+    if len(plain) < len(tensors):
+        raise ValueError("The checkpoint holds weights both with and without the prefix module.")
+    return plain

@@ -1,0 +1,67 @@
+"""Reading of the safetensors format: a JSON header and, after it, the bytes of the tensors."""
+
+import json
+import math
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+__all__ = ["is_safetensors", "read_safetensors"]
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def is_safetensors(start: bytes, size: int) -> bool:
+    """Whether a file of ``size`` bytes that starts with these 9 is in this format."""
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
+
+
+def read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
+    """The tensors of a file of ``size`` bytes, by name; its metadata is left out.
+
+    Raises:
+        ValueError: it breaks a rule of the format, or has a dtype that torch or this reader lacks.
+    """
+    header_size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(header_size), object_pairs_hook=_without_duplicates)
+    header.pop("__metadata__", None)
+    tensors, position = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        shape = entry["shape"]
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"the dtype {entry['dtype']} of {name} is not read here")
+        dtype = _DTYPES[entry["dtype"]]
+        if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
+            raise ValueError(f"{name} has a size or offset that is no number")
+        if begin != position or end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{name} does not lie where the header says")
+        data = bytearray(file.read(end - begin))
+        if len(data) != end - begin:
+            raise ValueError(f"it ends within {name}")
+        tensors[name] = (
+            torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        ).reshape(shape)
+        position = end
+    if 8 + header_size + position != size:
+        raise ValueError("it has bytes after the last tensor")
+    return tensors
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("its header names something twice")
+    return result

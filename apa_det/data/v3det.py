@@ -1,0 +1,53 @@
+"""V3Det: 13,204 classes of boxes ("V3Det: Vast Vocabulary Visual Detection Dataset", ICCV 2023)."""
+
+import json
+import os
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["register_v3det"]
+
+_DOWNLOAD = (
+    "Download V3Det (github.com/V3Det/V3Det) so that the path exists, or set the environment "
+    "variable DETECTRON2_DATASETS to the folder that holds v3det/."
+)
+
+
+def register_v3det(root: str) -> None:
+    """Register v3det_train and v3det_val. Nothing is read before they are asked for.
+
+    Args:
+        root: the folder that holds v3det/, with the pictures as the annotations name them and with
+            annotations/v3det_2023_v1_{train,val}.json, in COCO format.
+    """
+    image_root = os.path.join(root, "v3det")
+    for split in ("train", "val"):
+        name = f"v3det_{split}"
+        json_file = os.path.join(image_root, "annotations", f"v3det_2023_v1_{split}.json")
+        DatasetCatalog.register(name, lambda name=name: _load(name))
+        MetadataCatalog.get(name).set(
+            json_file=json_file, image_root=image_root, evaluator_type="v3det"
+        )
+
+
+def _load(name: str) -> list[dict]:
+    metadata = MetadataCatalog.get(name)
+    if not PathManager.isfile(metadata.json_file):
+        raise FileNotFoundError(f'"{name}" needs {metadata.json_file}, not found. {_DOWNLOAD}')
+    try:
+        dataset_dicts = load_coco_json(metadata.json_file, metadata.image_root, name)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{metadata.json_file} is cut off or not JSON ({error}): download it again."
+        ) from error
+    if dataset_dicts and not PathManager.isfile(dataset_dicts[0]["file_name"]):
+        first = dataset_dicts[0]["file_name"]
+        raise FileNotFoundError(
+            f'{first}, the first picture of "{name}", does not exist. {_DOWNLOAD}'
+        )
+    return dataset_dicts
+
+
+register_v3det(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))

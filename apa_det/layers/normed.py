@@ -1,0 +1,212 @@
+"""Linear layers and convolutions of L2-normalised weights and inputs: classifiers by cosine."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "NormedConv2d",
+    "NormedLinear",
+    "WrappedCauchyLinear",
+    "l2_normalize",
+    "normed_conv2d",
+    "normed_linear",
+    "wrapped_cauchy_linear",
+]
+
+_EPS = 1e-6
+
+
+def l2_normalize(x: Tensor, eps: float = _EPS) -> Tensor:
+    """x / (‖x‖₂ + eps) along dimension 1, of the dtype of ``x``; computed in float32 or better."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype)
+    return (x / (norm + eps)).to(x.dtype)
+
+
+def normed_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    temperature: Tensor | float = 1.0,
+    eps: float = _EPS,
+) -> Tensor:
+    """The temperature times the cosine of each input with each row of the weight, plus the bias.
+
+    "Seesaw Loss for Long-Tailed Instance Segmentation" (Wang et al., CVPR 2021), section 3.3.
+
+    Args:
+        x: shape (N, C).
+        weight: shape (K, C).
+        bias: shape (K,).
+        temperature: a number or a tensor of one element.
+        eps: added to the norms.
+
+    Returns:
+        Shape (N, K).
+    """
+    return F.linear(l2_normalize(x, eps), l2_normalize(weight, eps) * temperature, bias)
+
+
+def normed_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    temperature: Tensor | float = 1.0,
+    eps: float = _EPS,
+    **conv_args,
+) -> Tensor:
+    """:func:`normed_linear` as a convolution; each pixel and each tap is normalised over channels.
+
+    Args:
+        x: shape (N, C, H, W).
+        weight: shape (K, C, kernel height, kernel width).
+        bias, temperature, eps: as for :func:`normed_linear`.
+        conv_args: ``stride``, ``padding`` and ``dilation`` of :func:`torch.nn.functional.conv2d`.
+
+    Returns:
+        Shape (N, K, H', W').
+    """
+    weight = l2_normalize(weight, eps) * temperature
+    return F.conv2d(l2_normalize(x, eps), weight, bias, **conv_args)
+
+
+def wrapped_cauchy_linear(x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> Tensor:
+    """Logits by the density of a wrapped Cauchy distribution of the angle to each class's weight.
+
+    logit = 300 · (1/2/3.14) · (1 − γ²) / (1 + γ² − 2γ·cos) with γ = sigmoid(g), and cos that of
+    :func:`normed_linear` at temperature 1, its bias included. After "Wrapped Cauchy Distributed
+    Angular Softmax for Long-Tailed Visual Recognition" (Han, ICML 2023), with the constants of
+    Alexandridis et al. (ECCV 2024), which round π.
+
+    It is computed in float32 or better, under autocast too: near a cosine of 1 its rounding errors
+    grow a thousand times. The bias can take the cosine past 1, and past the pole of the formula,
+    where logits are negative.
+
+    Args:
+        x: shape (N, C).
+        weight: shape (K, C).
+        bias: shape (K,).
+        g: shape (K,).
+
+    Returns:
+        Shape (N, K).
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, weight, bias, gamma = (t.to(dtype) for t in (x, weight, bias, g.sigmoid()))
+    with torch.autocast(x.device.type, enabled=False):
+        cosine = normed_linear(x, weight, bias)
+        density = (1 - gamma**2) / (1 + gamma**2 - 2 * gamma * cosine)
+        return 300 * (1 / 2 / 3.14) * density
+
+
+class _Temperature(nn.Module):
+    """The factor of the cosines: fixed, or the square of a parameter, which keeps it positive."""
+
+    def _add_temperature(self, temperature: float, learn_temperature: bool) -> None:
+        if temperature <= 0:
+            raise ValueError(f"The temperature is above 0: {temperature} is not.")
+        self.learn_temperature = learn_temperature
+        if learn_temperature:
+            self.temperature = nn.Parameter(torch.tensor(math.sqrt(temperature)))
+        else:
+            self.temperature = temperature
+        nn.init.normal_(self.weight, std=0.01)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @property
+    def factor(self) -> Tensor | float:
+        return self.temperature**2 if self.learn_temperature else self.temperature
+
+    def extra_repr(self) -> str:
+        learned = "learned" if self.learn_temperature else self.temperature
+        return f"{super().extra_repr()}, temperature={learned}"
+
+
+class NormedLinear(_Temperature, nn.Linear):
+    """:func:`normed_linear` as a module.
+
+    Args:
+        in_features, out_features, bias: as for :class:`torch.nn.Linear`.
+        temperature: what the cosines are multiplied by, at the start where it is learned.
+        learn_temperature: whether it is learned; the parameter ``temperature`` is its square root.
+
+    Raises:
+        ValueError: a temperature that is not above 0.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        temperature: float = 20.0,
+        learn_temperature: bool = False,
+    ):
+        super().__init__(in_features, out_features, bias)
+        self._add_temperature(temperature, learn_temperature)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x of shape (N, C). Returns: shape (N, K)."""
+        return normed_linear(x, self.weight, self.bias, self.factor)
+
+
+class NormedConv2d(_Temperature, nn.Conv2d):
+    """:func:`normed_conv2d` as a module.
+
+    Args:
+        in_channels, out_channels, kernel_size: as for :class:`torch.nn.Conv2d`.
+        temperature, learn_temperature: as for :class:`NormedLinear`.
+        conv_args: ``stride``, ``padding``, ``dilation`` and ``bias``, as for
+            :class:`torch.nn.Conv2d`.
+
+    Raises:
+        ValueError: a temperature that is not above 0.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        temperature: float = 20.0,
+        learn_temperature: bool = False,
+        **conv_args,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, **conv_args)
+        self._add_temperature(temperature, learn_temperature)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x of shape (N, C, H, W). Returns: shape (N, K, H', W')."""
+        return normed_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            self.factor,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+
+
+class WrappedCauchyLinear(nn.Linear):
+    """:func:`wrapped_cauchy_linear` as a module, with a learned ``g`` per class, which starts at 1.
+
+    Args:
+        in_features, out_features: as for :class:`torch.nn.Linear`.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features)
+        self.g = nn.Parameter(torch.ones(out_features))
+        nn.init.normal_(self.weight, std=0.01)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x of shape (N, C). Returns: shape (N, K), float32 or float64."""
+        return wrapped_cauchy_linear(x, self.weight, self.bias, self.g)

@@ -1,0 +1,57 @@
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+
+from apa_det import add_apa_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+LVIS = "LVISv1-InstanceSegmentation/mask_rcnn_SE_R_50_FPN_AGLU_GOL_2x.yaml"
+V3DET = "V3Det-Detection/faster_rcnn_SE_R_50_FPN_AGLU_2x.yaml"
+V3DET_CASCADE = "V3Det-Detection/cascade_rcnn_SE_R_50_FPN_AGLU_2x.yaml"
+
+
+@pytest.fixture(scope="session")
+def published():
+    """The module published.py beside this file."""
+    spec = spec_from_file_location("published", Path(__file__).with_name("published.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def make_cfg():
+    """Makes the config of a published detector, by the arguments of published.Detector.
+
+    100 proposals and 20 detections a picture; the rest of it, and NMS at 0.3, are as published.
+    """
+
+    def make(
+        num_classes,
+        depth=50,
+        *,
+        gate="se",
+        per_channel=False,
+        v3det=False,
+        cascade=False,
+        masks=True,
+    ):
+        cfg = get_cfg()
+        add_apa_config(cfg)
+        name = LVIS if not v3det else V3DET_CASCADE if cascade else V3DET
+        cfg.merge_from_file(str(CONFIGS / name))
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.WEIGHTS = ""
+        cfg.MODEL.MASK_ON = masks
+        cfg.MODEL.APA.PER_CHANNEL = cfg.MODEL.APA.GATE_PER_CHANNEL = per_channel
+        cfg.MODEL.APA.GATE = gate
+        cfg.MODEL.RESNETS.DEPTH = depth
+        cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 100
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+        cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 0.3
+        cfg.TEST.DETECTIONS_PER_IMAGE = 20
+        return cfg
+
+    return make

@@ -1,0 +1,185 @@
+"""From published files, by the command lines, to detections and to fine-tuning."""
+
+import json
+import logging
+from argparse import Namespace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import default_argument_parser
+from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+
+from apa_det.checkpoint import load_checkpoint
+from apa_det.data import generate_dataset
+from apa_det.engine import Trainer, load_for_evaluation, setup
+
+ROOT = Path(__file__).parents[2]
+LVIS = ROOT / "configs/LVISv1-InstanceSegmentation/mask_rcnn_SE_R_50_FPN_AGLU_GOL_2x.yaml"
+NUM_CLASSES = 1203
+SIZES = [(96, 130), (96, 160)]
+
+
+def tool(name):
+    spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def fresh_loggers():
+    yield
+    for name in ("apa_det", "detectron2", "fvcore"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+    setup_logger.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def detector(published):
+    return published.randomize(published.Detector(NUM_CLASSES))
+
+
+@pytest.fixture(scope="module")
+def folder(detector, tmp_path_factory):
+    """With the detector's file, and a dataset of two pictures of noise."""
+    folder = tmp_path_factory.mktemp("data")
+    config = Namespace(model="SE_ResNet")  # of a class that a user need not have
+    checkpoint = {"meta": {"config": config, "epoch": 24}, "state_dict": detector.state_dict()}
+    torch.save(checkpoint, folder / "published.pth")
+    generator = np.random.default_rng(0)
+    images, annotations = [], []
+    for k, (height, width) in enumerate(SIZES, start=1):
+        picture = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{k}.png")
+        images.append(
+            {
+                "id": k,
+                "file_name": f"{k}.png",
+                "height": height,
+                "width": width,
+                "neg_category_ids": [],
+                "not_exhaustive_category_ids": [],
+            }
+        )
+        annotations.append(
+            {
+                "id": k,
+                "image_id": k,
+                "category_id": k,
+                "bbox": [10, 10, 20, 20],
+                "area": 400,
+                "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]],
+            }
+        )
+    categories = [
+        {"id": k, "name": f"class {k}", "image_count": k, "instance_count": k, "frequency": "r"}
+        for k in range(1, NUM_CLASSES + 1)
+    ]
+    dataset = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "val.json").write_text(json.dumps(dataset))
+    return folder
+
+
+def arguments(folder, output, weights):
+    return default_argument_parser().parse_args(
+        ["--config-file", str(LVIS), "--eval-only"]
+        + f"MODEL.DEVICE cpu MODEL.WEIGHTS {weights} OUTPUT_DIR {output} "
+        "INPUT.MIN_SIZE_TEST 96 DATALOADER.NUM_WORKERS 0 TEST.DETECTIONS_PER_IMAGE 20 "
+        "MODEL.RPN.PRE_NMS_TOPK_TEST 100 MODEL.RPN.POST_NMS_TOPK_TEST 100 "
+        "DATASETS.TRAIN () DATASETS.TEST ('published_val',)".split()
+        + ["DATASETS.LVIS_FORMAT", f"[['published_val', '{folder}/val.json', '{folder}']]"]
+    )
+
+
+@torch.no_grad()
+def test_convert_and_evaluate(detector, folder, tmp_path, capsys):
+    converted = tmp_path / "converted.pth"
+    files = [str(folder / "published.pth"), str(converted)]
+    assert tool("convert_checkpoint").main([*files, "--config-file", str(LVIS)]) == 0
+    assert f"\n{len(detector.state_dict())} renamed\n" in capsys.readouterr().out
+
+    args = arguments(folder, tmp_path / "output", converted)
+    results = tool("train_net").main(args)
+    assert results.keys() == {"bbox", "segm"}
+    path = tmp_path / "output/inference/lvis_instances_results.json"
+    detections = json.loads(path.read_text())
+    for k in range(1, len(SIZES) + 1):
+        image = torch.from_numpy(np.array(Image.open(folder / f"{k}.png"))).permute(2, 0, 1)
+        boxes, scores, classes, _ = detector.detect(image.float(), proposals=100, limit=20)
+        found = [d for d in detections if d["image_id"] == k]
+        assert len(found) == 20
+        assert [d["category_id"] for d in found] == (classes + 1).tolist()
+        torch.testing.assert_close(
+            torch.tensor([d["score"] for d in found]), scores, rtol=1e-5, atol=1e-5
+        )
+        boxes[:, 2:] -= boxes[:, :2]
+        torch.testing.assert_close(
+            torch.tensor([d["bbox"] for d in found]), boxes, rtol=0, atol=1e-3
+        )
+
+
+def test_published_file_as_weights(folder, detector, tmp_path, caplog):
+    """The tools take it unconverted too."""
+    cfg = setup(arguments(folder, tmp_path / "output", folder / "published.pth"))
+    model = build_model(cfg)
+    for name in ("apa_det", "fvcore"):
+        logging.getLogger(name).addHandler(caplog.handler)
+    load_for_evaluation(cfg, model)
+    weight = model.roi_heads.mask_head.predictor.weight
+    assert torch.equal(weight, detector.roi_head.mask_head.conv_logits.weight)
+    assert "published detector" in caplog.text and "argparse.Namespace" in caplog.text
+    assert "not used by the model" not in caplog.text
+
+
+def test_fine_tuning_from_a_converted_backbone(published, tmp_path):
+    theirs = published.randomize(published.SEResNet(num_classes=10))
+    torch.save({"model": theirs.state_dict(), "args": Namespace()}, tmp_path / "imagenet.pth")
+    weights = tmp_path / "pretrained.pth"
+    assert tool("convert_checkpoint").main([str(tmp_path / "imagenet.pth"), str(weights)]) == 0
+    assert not any("fc" in name.split(".") for name in load_checkpoint(str(weights))["model"])
+
+    data = tmp_path / "data"
+    generate_dataset(data, num_train=8, num_val=2, num_classes=4, image_size=64)
+    args = arguments(data, tmp_path / "output", weights)
+    args.eval_only = False
+    opts = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
+    opts["DATASETS.LVIS_FORMAT"] = f"[['tuned', '{data}/train.json', '{data}']]"
+    opts["DATASETS.TRAIN"], opts["DATASETS.TEST"] = "('tuned',)", "()"
+    opts |= {
+        "MODEL.ROI_HEADS.NUM_CLASSES": "4",
+        "MODEL.ROI_BOX_HEAD.USE_DROP_LOSS": "False",
+        "INPUT.MIN_SIZE_TRAIN": "(64,)",
+        "SOLVER.IMS_PER_BATCH": "2",
+        "SOLVER.MAX_ITER": "1",
+        "SOLVER.STEPS": "()",
+        "SOLVER.WARMUP_ITERS": "0",
+        "SOLVER.AMP.ENABLED": "False",
+    }
+    args.opts = [part for pair in opts.items() for part in pair]
+    cfg = setup(args)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    bottom_up = trainer.model.backbone.bottom_up
+    their_block, our_block = theirs.layer3[2], bottom_up.res4[2]
+
+    def pairs():
+        yield bottom_up.stem.act.lambda_param, theirs.relu.lambda_param
+        yield bottom_up.stem.conv1.weight, theirs.conv1.weight
+        yield bottom_up.res2[0].conv1.norm.running_var, theirs.layer1[0].bn1.running_var
+        yield our_block.conv2.weight, their_block.conv2.weight
+        yield our_block.conv2.norm.running_mean, their_block.bn2.running_mean
+        yield our_block.act3.kappa_param, their_block.unirect3.kappa_param
+        yield our_block.gate.fc1.weight, their_block.se.excitation[0].weight
+
+    assert all(torch.equal(ours, expected) for ours, expected in pairs())
+    trainer.train()
+    changed = [not torch.equal(ours, expected) for ours, expected in pairs()]
+    assert changed == [True, False, False, True, False, True, True]

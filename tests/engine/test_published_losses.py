@@ -1,0 +1,46 @@
+"""The published detector's parts trained together, on a small model."""
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from apa_det.engine import Trainer, setup
+from apa_det.engine.cpu_amp import CPUAMPTrainer
+
+# All that the published LVIS detector has, for the fixture's small one.
+GOL = (
+    *("MODEL.BACKBONE.NAME", "build_apa_resnet_fpn_backbone", "MODEL.APA.GATE", "se"),
+    *("MODEL.ROI_HEADS.NAME", "APAROIHeads"),
+    *("MODEL.ROI_BOX_HEAD.NAME", "APAFastRCNNConvFCHead"),
+    *("MODEL.ROI_BOX_HEAD.CLASS_SCORE", "gumbel", "MODEL.ROI_BOX_HEAD.LOGIT_CLAMP", 10.0),
+    *("MODEL.ROI_BOX_HEAD.PREDICTOR_WEIGHT_INIT", 0.001),
+    *("MODEL.ROI_BOX_HEAD.PREDICTOR_BIAS_INIT", -2.0),
+    *("MODEL.ROI_BOX_HEAD.USE_DROP_LOSS", True, "MODEL.ROI_BOX_HEAD.DROP_LOSS_THRESHOLD", 0.3),
+    *("MODEL.ROI_MASK_HEAD.NAME", "APAMaskRCNNConvUpsampleHead"),
+    *("MODEL.ROI_MASK_HEAD.UPSAMPLE", "carafe", "MODEL.ROI_MASK_HEAD.PREDICTOR", "normed"),
+    *("MODEL.ROI_MASK_HEAD.PREDICTOR_TEMPERATURE", 20.25),
+    *("MODEL.ROI_MASK_HEAD.PREDICTOR_LEARN_TEMPERATURE", True),
+)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_published_losses_train(arguments, amp):
+    options = ("SOLVER.AMP.ENABLED", amp, "SOLVER.MAX_ITER", 20, "DATASETS.TEST", ())
+    trainer = Trainer(setup(arguments(*GOL, *options)))
+    assert isinstance(trainer._trainer, CPUAMPTrainer) == amp
+    trainer.train()
+    losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
+    assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5])
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    scarce = trainer.model.roi_heads.box_predictor._scarce_classes
+    assert scarce.any() and not scarce.all()
+
+
+def test_image_counts_unknown(arguments):
+    """Said when the trainer is built, not in the first iteration."""
+    setup(arguments())  # registers engine_train
+    DatasetCatalog.register("no_counts", lambda: DatasetCatalog.get("engine_train"))
+    MetadataCatalog.get("no_counts").set(thing_classes=list("abcd"))
+    cfg = setup(arguments(*GOL, "DATASETS.TRAIN", ("no_counts",)))
+    with pytest.raises(ValueError, match="no_counts does not give"):
+        Trainer(cfg)
+    DatasetCatalog.remove("no_counts")

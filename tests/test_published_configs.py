@@ -1,0 +1,212 @@
+"""The published recipes: sizes by a formula of their own, schedules, and what is frozen."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from torch import nn
+
+from apa_det import add_apa_config
+from apa_det.engine import build_optimizer
+from apa_det.layers import EvalBatchNorm2d
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+LVIS, COCO, V3DET = "LVISv1-InstanceSegmentation", "COCO-InstanceSegmentation", "V3Det-Detection"
+LVIS_R50 = f"{LVIS}/mask_rcnn_SE_R_50_FPN_AGLU_GOL_2x.yaml"
+V3DET_R50 = f"{V3DET}/faster_rcnn_SE_R_50_FPN_AGLU_2x.yaml"
+K = {LVIS: 1203, COCO: 80, V3DET: 13204}
+
+
+def load(name):
+    cfg = get_cfg()
+    add_apa_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name))
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def linear(inputs, outputs):
+    return inputs * outputs + outputs
+
+
+def conv(inputs, outputs, size):
+    return inputs * outputs * size**2 + outputs
+
+
+def resnet(blocks, *, groups=1, width=64, published=True):
+    """Of stage 1 and the stem, norms are no parameters any more."""
+    total = 3 * 64 * 7**2 + (2 if published else 0)
+    inputs = 64
+    for stage, count in enumerate(blocks):
+        middle, outputs = groups * width * 2**stage, 256 * 2**stage
+        for block in range(count):
+            total += inputs * middle + middle // groups * middle * 9 + middle * outputs
+            norms = 2 * (middle + middle + outputs)
+            if block == 0:
+                total += inputs * outputs
+                norms += 2 * outputs
+            total += norms if stage else 0
+            if published:
+                total += 3 * 2 + 2 * outputs + 2 * outputs * (outputs // 16) + 2
+            inputs = outputs
+    return total
+
+
+R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
+FPN = sum(conv(c, 256, 1) + conv(256, 256, 3) for c in (256, 512, 1024, 2048))
+RPN = conv(256, 256, 3) + conv(256, 3, 1) + conv(256, 12, 1)
+BOX_HEAD = linear(256 * 7**2, 1024) + linear(1024, 1024)
+MASK_CONVS = 4 * conv(256, 256, 3)
+
+
+def carafe_mask_head(k):
+    return MASK_CONVS + conv(256, 64, 1) + conv(64, 100, 3) + conv(256, k, 1) + 1
+
+
+def plain_mask_head(k):
+    return MASK_CONVS + conv(256, 256, 2) + conv(256, k, 1)
+
+
+def box_outputs(k, scores, agnostic=False):
+    return linear(1024, scores) + linear(1024, 4 if agnostic else 4 * k)
+
+
+def wrapped_cauchy(k):
+    return box_outputs(k, k + 1, agnostic=True) + k + 1
+
+
+COMMON = FPN + RPN
+SIZES = {
+    LVIS_R50: resnet(R50) + BOX_HEAD + box_outputs(1203, 1203) + carafe_mask_head(1203),
+    f"{LVIS}/mask_rcnn_SE_R_101_FPN_AGLU_GOL_2x.yaml": resnet(R101)
+    + BOX_HEAD
+    + box_outputs(1203, 1203)
+    + carafe_mask_head(1203),
+    f"{LVIS}/mask_rcnn_SE_X_101_64x4d_FPN_AGLU_GOL_2x.yaml": resnet(R101, groups=64, width=4)
+    + BOX_HEAD
+    + box_outputs(1203, 1203)
+    + carafe_mask_head(1203),
+    f"{LVIS}/mask_rcnn_R_50_FPN_softmax_2x.yaml": resnet(R50, published=False)
+    + BOX_HEAD
+    + box_outputs(1203, 1204)
+    + plain_mask_head(1203),
+    f"{COCO}/mask_rcnn_SE_R_50_FPN_AGLU_2x.yaml": resnet(R50)
+    + BOX_HEAD
+    + box_outputs(80, 81)
+    + plain_mask_head(80),
+    V3DET_R50: resnet(R50) + BOX_HEAD + wrapped_cauchy(13204),
+    f"{V3DET}/cascade_rcnn_SE_R_50_FPN_AGLU_2x.yaml": resnet(R50)
+    + 3 * (BOX_HEAD + wrapped_cauchy(13204)),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_number_of_parameters(name):
+    model = build_model(load(name))
+    assert sum(p.numel() for p in model.parameters()) == SIZES[name] + COMMON
+
+
+def frozen_stage_1():
+    stage = "backbone.bottom_up.res2"
+    for block in range(3):
+        yield from (f"{stage}.{block}.conv{i}.weight" for i in (1, 2, 3))
+        yield from (f"{stage}.{block}.gate.{p}.weight" for p in ("norm", "fc1", "fc2"))
+        yield f"{stage}.{block}.gate.norm.bias"
+        for act in ("act1", "act2", "act3", "gate.activation"):
+            yield from (f"{stage}.{block}.{act}.{p}" for p in ("lambda_param", "kappa_param"))
+    yield f"{stage}.0.shortcut.weight"
+
+
+@pytest.mark.parametrize("name", [LVIS_R50, V3DET_R50])
+def test_frozen_parameters(name):
+    model = build_model(load(name))
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"backbone.bottom_up.stem.conv1.weight", *frozen_stage_1()}
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 42 and all(type(m) is EvalBatchNorm2d for m in norms)
+
+
+@pytest.mark.parametrize("name", [LVIS_R50, V3DET_R50])
+def test_optimizer(name):
+    """All that is trained decays alike, norms, biases, λ and κ too."""
+    cfg = load(name)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.SGD if "LVIS" in name else torch.optim.AdamW)
+    lr, decay = (0.02, 1e-4) if "LVIS" in name else (1e-4, 0.1)
+    for group in optimizer.param_groups:
+        assert group["lr"] == lr and group["weight_decay"] == decay
+    trained = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert trained == sum(p.requires_grad for p in model.parameters())
+
+
+LVIS_EPOCH, COCO_EPOCH = 7674, 7330
+SCHEDULES = {
+    LVIS: (0.02, 500, 0.001, 16 * LVIS_EPOCH, 22 * LVIS_EPOCH, 24 * LVIS_EPOCH),
+    COCO: (0.02, 500, 0.001, 16 * COCO_EPOCH, 22 * COCO_EPOCH, 24 * COCO_EPOCH),
+    V3DET: (1e-4, 5000, 1 / 2048, 91_680, 126_060, 137_520),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [str(path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob("*_2x.yaml"))],
+)
+def test_schedule(name):
+    cfg = load(name)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == K[Path(name).parent.name]
+    base, warmup, factor, first, second, end = SCHEDULES[Path(name).parent.name]
+    assert end == cfg.SOLVER.MAX_ITER
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+
+    def lr(iteration):
+        scheduler.last_epoch = iteration
+        return scheduler.get_lr()[0]
+
+    def warm(iteration):
+        return base * (factor + (1 - factor) * iteration / warmup)
+
+    expected = {
+        0: base * factor,
+        499: warm(499),
+        500: warm(500) if warmup > 500 else base,
+        warmup - 1: warm(warmup - 1),
+        warmup: base,
+        first - 1: base,
+        first: base / 10,
+        second - 1: base / 10,
+        second: base / 100,
+        end - 1: base / 100,
+    }
+    assert {i: lr(i) for i in expected} == pytest.approx(expected, rel=1e-6)
+
+
+def test_lvis_settings():
+    cfg = load(LVIS_R50)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
+    assert cfg.INPUT.MAX_SIZE_TRAIN == cfg.INPUT.MAX_SIZE_TEST == 1333
+    assert cfg.INPUT.FORMAT == "RGB" and cfg.SOLVER.IMS_PER_BATCH == 16 and cfg.SOLVER.AMP.ENABLED
+    assert cfg.DATALOADER.REPEAT_THRESHOLD == 0.001
+    predictor = build_model(cfg).roi_heads.box_predictor
+    assert predictor.test_score_thresh == 1e-4 and predictor.test_nms_thresh == 0.3
+    assert predictor.test_topk_per_image == 300
+    assert predictor.class_score == "gumbel" and predictor.logit_clamp == 10
+    assert (predictor.cls_score.weight == 0.001).all() and (predictor.cls_score.bias == -2).all()
+
+
+def test_v3det_settings():
+    cfg = load(V3DET_R50)
+    assert (cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN) == (4000, 2000)
+    assert cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST == 0.6 and cfg.SOLVER.IMS_PER_BATCH == 32
+    assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 35
+    cascade = load(f"{V3DET}/cascade_rcnn_SE_R_50_FPN_AGLU_2x.yaml")
+    inverse = [
+        [1 / w for w in weights] for weights in cascade.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
+    ]
+    expected = [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
+    for ours, published in zip(inverse, expected, strict=True):
+        assert ours == pytest.approx(published, rel=1e-8)
