@@ -26,14 +26,17 @@ def run(args: argparse.Namespace) -> None:
         cfg = read_config(args)
         cfg.MODEL.DEVICE = "cpu"
         model = build_model(cfg)
-    conversion = convert(checkpoint, model, ema=args.ema)
-    result = reverse(conversion.state) if args.reverse else conversion
-    print(result.table())
+    try:
+        conversion = convert(checkpoint, model, ema=args.ema)
+        result = reverse(conversion.state) if args.reverse else conversion
+        print(result.table())
+        if not args.allow_partial:
+            conversion.check()
+            result.check()
+    except ValueError as error:
+        raise ValueError(f"{args.input}: {error}") from error
     if model is None:
         print("Shapes, and that nothing is missing, are checked with --config-file only.")
-    if not args.allow_partial:
-        conversion.check()
-        result.check()
     print_unfilled(conversion)
     if args.reverse:
         torch.save({"state_dict": result.state}, args.output)

@@ -84,7 +84,7 @@ class Conversion:
             "wrong shape": f"{source} has shape {shape}, and the model's {target} {expected}",
         }
         raise ValueError(
-            f"The file, a {self.layout.value}, does not fit: {example[status]} "
+            f"It is a {self.layout.value} that does not fit: {example[status]} "
             f"({', '.join(f'{n} {status}' for status, n in counts.items())}). Give the config of "
             "the model that it is from, or allow a partial conversion."
         )

@@ -166,7 +166,7 @@ def test_misfits(states, model):
     assert "(5, 1024) for (4, 1024)" in conversion.table()
     with pytest.raises(
         ValueError,
-        match=r"a published detector, does not fit: roi_head.bbox_head.fc_cls.weight has shape "
+        match=r"a published detector that does not fit: roi_head.bbox_head.fc_cls.weight has shape "
         r"\(5, 1024\), and the model's .* \(4, 1024\) \(2 wrong shape, 1 unexpected, 2 missing\)",
     ):
         conversion.check()

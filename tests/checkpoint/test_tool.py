@@ -75,7 +75,8 @@ def test_misfit(convert, resnet):
     resnet["layer2.0.conv1.weight"] = torch.zeros(1)
     status, written, _, err = convert(resnet, "--config-file", CONFIG)
     assert status == 2 and written is None
-    assert err.count("\n") == 1 and "layer2.0.conv1.weight has shape (1,)" in err
+    assert err.count("\n") == 1 and "in.pth: It is a torchvision ResNet that does not fit" in err
+    assert "layer2.0.conv1.weight has shape (1,)" in err
     assert "1 wrong shape, 1 missing" in err
 
     status, written, out, _ = convert(resnet, "--config-file", CONFIG, "--allow-partial")
