@@ -22,5 +22,8 @@ setup(
     packages=find_packages(include=["apa_det", "apa_det.*"]),
     # torch, torchvision, detectron2 and lvis are left out: they stay as the user installed them.
     install_requires=["numpy", "pillow", "pycocotools", "tabulate", "tqdm"],
-    extras_require={"dev": ["hypothesis", "mpmath", "pytest", "pytest-xdist", "ruff"]},
+    extras_require={
+        "fast": ["ultrafast-pycocotools==0.1.14"],
+        "dev": ["hypothesis", "mpmath", "pytest", "pytest-xdist", "ruff"],
+    },
 )

@@ -96,3 +96,25 @@ def add_apa_config(cfg: CN) -> None:
     # Keep the checkpoint that is best by this metric, such as "bbox/AP" or "segm/APr", as
     # model_best.pth. Empty: keep none
     cfg.TEST.BEST_METRIC = ""
+    # While training, evaluate this many pictures of each test set alone, with names such as
+    # "subset/bbox/AP"; they are chosen so that rare categories stay in. The whole set is evaluated
+    # at the end. 0: always the whole set
+    cfg.TEST.SUBSET = 0
+    # fast (ultrafast-pycocotools) or lvis (lvis-api): the same numbers. Where the fast one is not
+    # installed, lvis-api evaluates
+    cfg.TEST.ENGINE = "fast"
+    # Evaluate COCO-format datasets by LVIS's metrics too, with AP by frequency group
+    cfg.TEST.LONG_TAIL = False
+    # The frequency groups, each with its largest image count: "r:10,c:100,f"; or a .json file
+    # {"category": "group", ...}. Empty: LVIS's, as the dataset's file says
+    cfg.TEST.FREQUENCY_GROUPS = ""
+    # A registered dataset, such as the training set, to take the image counts of the categories
+    # from. Empty: the counts in the evaluated file
+    cfg.TEST.COUNT_FROM = ""
+    # Any of AR (average recalls, of the groups too), fixed (AP-fixed), pool (AP-pool) and boundary
+    # (mask boundary AP; with the fast engine). All but AR take their time
+    cfg.TEST.EXTRA_METRICS = []
+    # Write the AP of each category to OUTPUT_DIR/inference/<task>_per_category.csv
+    cfg.TEST.PER_CATEGORY = False
+    # Write the predictions to OUTPUT_DIR/inference/lvis_instances_results.json
+    cfg.TEST.SAVE_PREDICTIONS = False

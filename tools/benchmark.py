@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import evaluation_benchmark
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
@@ -119,6 +120,9 @@ def main() -> None:
     carafe.add_argument("--repeats", type=int, default=7)
     carafe.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     carafe.set_defaults(run=benchmark_carafe)
+    evaluation_benchmark.add_arguments(
+        commands.add_parser("evaluate", help="LVIS evaluation against its library and lvis-api")
+    )
     args = parser.parse_args()
     if args.command is None:
         args = parser.parse_args(["activation"])

@@ -51,7 +51,7 @@ def coco_to_lvis(
     Raises:
         ValueError: ``count_from`` lacks a category, or gives its id to another one.
     """
-    annotations, dropped = _usable_annotations(coco)
+    annotations, dropped = usable_annotations(coco)
     present, uncertain = defaultdict(set), defaultdict(set)
     for annotation in annotations:
         present[annotation["image_id"]].add(annotation["category_id"])
@@ -87,12 +87,12 @@ def coco_to_lvis(
         "categories": [dict(category) for category in coco["categories"]],
     }
     if count_from is not None:
-        _copy_counts(count_from, converted["categories"], rare_max, common_max)
+        copy_counts(count_from, converted["categories"], rare_max, common_max)
     complete_categories(converted, rare_max, common_max)
     return converted
 
 
-def _usable_annotations(coco: dict) -> tuple[list[dict], list[dict]]:
+def usable_annotations(coco: dict) -> tuple[list[dict], list[dict]]:
     """The annotations as LVIS has them, and those to drop."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
     single = [annotation for annotation in coco["annotations"] if not annotation.get("iscrowd")]
@@ -131,10 +131,10 @@ def _mask_area(segmentation: list | dict, size: tuple[int, int]) -> int:
     return int(mask_utils.area(segmentation))
 
 
-def _copy_counts(source: dict, categories: list[dict], rare_max: int, common_max: int) -> None:
+def copy_counts(source: dict, categories: list[dict], rare_max: int, common_max: int) -> None:
     """Take ``image_count``, ``instance_count`` and ``frequency`` from the training set."""
     counted = {
-        "annotations": _usable_annotations(source)[0],
+        "annotations": usable_annotations(source)[0],
         "categories": [dict(category) for category in source["categories"]],
     }
     complete_categories(counted, rare_max, common_max)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["gc_paused", "read_json", "write_json"]
+__all__ = ["gc_paused", "is_cut_off", "read_json", "write_json"]
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def read_json(json_file: str | os.PathLike):
             text = file.read()
         return json.loads(text)
     except json.JSONDecodeError as error:
-        cut_off = _is_cut_off(text.rstrip(), error)
+        cut_off = is_cut_off(text.rstrip(), error)
         what = "is cut off: the JSON ends too early" if cut_off else "is not valid JSON"
         raise ValueError(
             f"{json_file} {what} ({error.msg}, line {error.lineno} column {error.colno}, "
@@ -53,7 +53,7 @@ def read_json(json_file: str | os.PathLike):
         ) from error
 
 
-def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
+def is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
     """Whether the parser failed at the end of the text, or at something that goes on to there."""
     rest = text[error.pos :]
     words = ("true", "false", "null", "NaN", "Infinity", "-Infinity")

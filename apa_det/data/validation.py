@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from .json_files import read_json
 
-__all__ = ["Problem", "read_coco_json", "read_lvis_json", "structure_problems"]
+__all__ = [
+    "Problem",
+    "is_coco_format",
+    "read_coco_json",
+    "read_coco_or_lvis_json",
+    "read_lvis_json",
+    "structure_problems",
+]
 
 _TABLES = ("images", "annotations", "categories")
 
@@ -49,8 +56,21 @@ def read_coco_json(json_file: str | os.PathLike) -> dict:
     return _read_dataset(json_file, coco=True)
 
 
-def _read_dataset(json_file: str | os.PathLike, coco: bool) -> dict:
+def read_coco_or_lvis_json(json_file: str | os.PathLike) -> dict:
+    """As :func:`read_lvis_json`, or as :func:`read_coco_json` if :func:`is_coco_format`."""
+    return _read_dataset(json_file, coco=None)
+
+
+def is_coco_format(dataset: dict) -> bool:
+    """Whether no picture has the ``neg_category_ids`` of LVIS."""
+    images = _records(dataset, "images")
+    return bool(images) and not any("neg_category_ids" in image for image in images)
+
+
+def _read_dataset(json_file: str | os.PathLike, coco: bool | None) -> dict:
     dataset = read_json(json_file)
+    if coco is None:
+        coco = is_coco_format(dataset)
     problem = next(structure_problems(dataset, coco=coco), None)
     if problem is not None:
         more = "" if coco else " tools/prepare_dataset.py check lists all that is wrong with it."

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Sequence
-from importlib import import_module
 from urllib.parse import urlparse
 
 import torch
@@ -13,7 +12,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data import ensure_metadata, require_dataset_files
-from ..evaluation import METRICS
+from ..evaluation import EXTRA_METRICS, load_engine, task_metrics
+from .evaluation import frequency_groups, is_long_tail
 
 __all__ = ["check_config", "check_num_classes", "warn_of_other_classes"]
 
@@ -26,7 +26,6 @@ _NUM_CLASSES_KEYS = {
     "RetinaNet": "RETINANET",
 }
 _COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_METRICS = {"lvis": METRICS, "coco": _COCO_METRICS, "v3det": _COCO_METRICS}
 
 
 def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> None:
@@ -40,7 +39,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     Raises:
         FileNotFoundError: a dataset's files, or the weights, are missing.
         ValueError: anything else; the message names the key and the mend.
-        ImportError: lvis-api is needed for a test dataset and not installed.
+        ImportError: a test dataset needs an evaluation engine, and none is installed.
     """
     _check_device(cfg)
     _check_weights(cfg, eval_only, resume)
@@ -50,6 +49,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
             "TEST.AUG.ENABLED works with MODEL.META_ARCHITECTURE GeneralizedRCNN only, "
             f"not with {cfg.MODEL.META_ARCHITECTURE}: set it to False."
         )
+    _check_evaluation(cfg)
     if cfg.TEST.BEST_METRIC and not eval_only:
         _check_best_metric(cfg)
 
@@ -134,22 +134,46 @@ def _check_datasets(cfg: CfgNode, eval_only: bool) -> None:
     if not eval_only:  # to read the others takes long: the trainer checks them when it has
         known = [n for n in cfg.DATASETS.TRAIN if MetadataCatalog.get(n).get("thing_classes")]
         check_num_classes(cfg, known)
-    for name in cfg.DATASETS.TEST:
-        if MetadataCatalog.get(name).get("evaluator_type") == "lvis":
-            import_module("apa_det.evaluation.lvis_engine")
     if cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS and cfg.DATASETS.TRAIN:
         ensure_metadata(cfg.DATASETS.TRAIN[0])  # building the model needs its class_image_count
 
 
+def _check_evaluation(cfg: CfgNode) -> None:
+    unknown = set(cfg.TEST.EXTRA_METRICS) - set(EXTRA_METRICS)
+    if unknown:
+        raise ValueError(
+            f"TEST.EXTRA_METRICS takes {', '.join(EXTRA_METRICS)}, not {', '.join(unknown)}."
+        )
+    frequency_groups(cfg)
+    if cfg.TEST.COUNT_FROM:
+        require_dataset_files(cfg.TEST.COUNT_FROM)
+    for name in cfg.DATASETS.TEST:
+        if is_long_tail(cfg, name):
+            boundary = "boundary" in cfg.TEST.EXTRA_METRICS
+            load_engine(cfg.TEST.ENGINE, "boundary" if boundary else "bbox")
+        elif cfg.TEST.SUBSET:
+            raise ValueError(
+                f"TEST.SUBSET needs datasets of LVIS format, and {name} is none: for one of COCO "
+                "format add TEST.LONG_TAIL True, else set TEST.SUBSET to 0."
+            )
+
+
 def _check_best_metric(cfg: CfgNode) -> None:
-    tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
+    tasks = ["bbox", "segm"] if cfg.MODEL.MASK_ON else ["bbox"]
     names = []
     for dataset in cfg.DATASETS.TEST:
-        metrics = _METRICS.get(MetadataCatalog.get(dataset).get("evaluator_type"))
-        if metrics is None:
-            return  # an evaluator with metrics of its own
         prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
-        names += [f"{prefix}{task}/{metric}" for task in tasks for metric in metrics]
+        if is_long_tail(cfg, dataset):
+            groups, extra = frequency_groups(cfg), cfg.TEST.EXTRA_METRICS
+            metrics = task_metrics(groups.names if groups else ("r", "c", "f"), extra)
+            boundary = ["boundary"] if "boundary" in extra and cfg.MODEL.MASK_ON else []
+            if cfg.TEST.SUBSET:  # the whole set is evaluated at the end only
+                prefix += "subset/"
+            names += [f"{prefix}{task}/{name}" for task in tasks + boundary for name in metrics]
+        elif MetadataCatalog.get(dataset).get("evaluator_type") in ("coco", "v3det"):
+            names += [f"{prefix}{task}/{name}" for task in tasks for name in _COCO_METRICS]
+        else:
+            return  # an evaluator with metrics of its own
     if cfg.TEST.BEST_METRIC not in names:
         raise ValueError(
             f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC} is no metric of this evaluation: "

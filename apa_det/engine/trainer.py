@@ -22,6 +22,7 @@ from detectron2.evaluation import (
     COCOEvaluator,
     DatasetEvaluator,
     PascalVOCDetectionEvaluator,
+    print_csv_format,
 )
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -29,10 +30,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..evaluation import BestCheckpointer, LambdaKappaWriter, LongTailEvaluator, V3DetEvaluator
+from ..evaluation import BestCheckpointer, LambdaKappaWriter, V3DetEvaluator
 from ..modeling.losses import get_scarce_classes
 from .checks import check_num_classes, warn_of_other_classes
 from .cpu_amp import CPUAMPTrainer
+from .evaluation import SubsetTest, build_long_tail_evaluator, is_long_tail
 from .loading import StrictCheckpointer
 from .optimizer import build_optimizer
 
@@ -44,10 +46,10 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """detectron2's DefaultTrainer for long-tailed detection.
 
-    It evaluates datasets of LVIS format by :class:`LongTailEvaluator`, writes λ and κ every
-    ``MODEL.APA.LOG_PERIOD`` iterations, builds the optimizer by :func:`build_optimizer`, keeps the
-    best model by ``TEST.BEST_METRIC``, and trains in several processes and in mixed precision
-    without CUDA too.
+    It evaluates datasets of LVIS format by :class:`LongTailEvaluator`, a few of their pictures
+    while it trains if ``TEST.SUBSET`` says so, writes λ and κ every ``MODEL.APA.LOG_PERIOD``
+    iterations, builds the optimizer by :func:`build_optimizer`, keeps the best model by
+    ``TEST.BEST_METRIC``, and trains in several processes and in mixed precision without CUDA too.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -75,6 +77,7 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._subset_test: SubsetTest | None = None  # made when it is first needed
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -108,8 +111,8 @@ class Trainer(DefaultTrainer):
         """
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if kind == "lvis":
-            return LongTailEvaluator(dataset_name, output_dir=output_folder)
+        if is_long_tail(cfg, dataset_name):
+            return build_long_tail_evaluator(cfg, dataset_name, output_folder)
         if kind == "coco":
             return COCOEvaluator(dataset_name, output_dir=output_folder)
         if kind == "v3det":
@@ -162,8 +165,18 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self) -> dict[str, float]:
         _broadcast_buffers(self.model)
+        if self.cfg.TEST.SUBSET and self.iter + 1 < self.max_iter:
+            return self._evaluate_subset()
         self._last_eval_results = self.test(self.cfg, self.model)
         return _without_nan(self._last_eval_results)
+
+    def _evaluate_subset(self) -> dict[str, float]:
+        if self._subset_test is None:
+            self._subset_test = SubsetTest(self.cfg, os.path.join(self.cfg.OUTPUT_DIR, "inference"))
+        results = self._subset_test(self.model)
+        if comm.is_main_process():
+            print_csv_format(results)
+        return _without_nan(results)
 
 
 def _broadcast_buffers(model: nn.Module) -> None:

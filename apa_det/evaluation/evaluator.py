@@ -1,35 +1,55 @@
 """The evaluator for long-tailed detection and instance segmentation: LVIS's metrics."""
 
-import itertools
-import json
+import csv
 import logging
 import math
 import os
-from collections import Counter, OrderedDict
+from collections import OrderedDict
+from collections.abc import Sequence
 
-import torch
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from ..data import complete_categories, ensure_metadata, read_lvis_json
+from ..data import ensure_metadata
+from .detections import Detections
+from .engines import evaluate, load_engine
+from .extras import fixed_ap, pooled_ap
+from .ground_truth import GroundTruth
+from .groups import FrequencyGroups
+from .predictions import PredictionStore, detections_from_instances
+from .result import Evaluation, metric_names
+from .subset import choose_subset
 
-__all__ = ["METRICS", "LongTailEvaluator"]
+__all__ = ["EXTRA_METRICS", "METRICS", "LongTailEvaluator", "task_metrics"]
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+METRICS = metric_names()
+EXTRA_METRICS = ("AR", "fixed", "pool", "boundary")
+
+
+def task_metrics(
+    groups: tuple[str, ...] = ("r", "c", "f"), extra: Sequence[str] = (), max_dets: int = 300
+) -> tuple[str, ...]:
+    """The names of the metrics that :class:`LongTailEvaluator` gives for each task."""
+    names = list(metric_names(groups))
+    if "AR" in extra:
+        names += [f"AR{name}@{max_dets}" for name in ("", "s", "m", "l", *groups)]
+    names += [f"AP{g}_{kind}" for kind in ("fixed", "pool") if kind in extra for g in ("", *groups)]
+    return tuple(names)
 
 
 class LongTailEvaluator(DatasetEvaluator):
     """Box and mask AP by LVIS's rules, with APr, APc and APf for rare, common and frequent classes.
 
     It takes what detectron2's ``LVISEvaluator`` takes, for datasets of
-    :func:`apa_det.data.register_lvis_format` and for the LVIS names built into detectron2.
-    Categories without ``frequency`` get it as :func:`apa_det.data.complete_categories` derives it.
+    :func:`apa_det.data.register_lvis_format`, for the LVIS names built into detectron2, and for
+    COCO-format datasets (``register_coco_instances``), whose pictures count as searched for every
+    category.
     """
 
     def __init__(
@@ -40,42 +60,81 @@ class LongTailEvaluator(DatasetEvaluator):
         output_dir: str | None = None,
         *,
         max_dets_per_image: int = 300,
+        engine: str = "fast",
+        groups: FrequencyGroups | None = None,
+        count_from: str | None = None,
+        extra_metrics: Sequence[str] = (),
+        save_predictions: bool = False,
+        per_category: bool = False,
+        subset: int = 0,
+        subset_only: bool = False,
     ):
         """
         Args:
-            dataset_name: a registered dataset whose metadata name the LVIS-format ``json_file``.
+            dataset_name: a registered dataset whose metadata name the ``json_file``.
             tasks: "bbox", "segm" or both. None: boxes, and masks if the model predicts them.
             distributed: gather the predictions of all processes, and evaluate in the main one;
                 else each process evaluates its own.
-            output_dir: where to write the predictions, as ``lvis_instances_results.json``. None:
-                they are not written.
+            output_dir: the folder to write files to, as asked for by the next arguments.
             max_dets_per_image: the predictions with the highest scores that count for each picture.
+            engine: "fast" or "lvis", see :func:`apa_det.evaluation.evaluate`.
+            groups: the frequency groups. None: LVIS's, by the dataset's thresholds.
+            count_from: a registered dataset to take the categories' image counts from, such as the
+                training set. None: those of the evaluated file.
+            extra_metrics: any of :data:`EXTRA_METRICS`: "AR" (average recalls, of groups too),
+                "fixed" (AP-fixed), "pool" (AP-pool), "boundary" (a task more: mask boundary AP).
+            save_predictions: write the predictions as ``lvis_instances_results.json``.
+            per_category: write the AP of each category, as ``<task>_per_category.csv``.
+            subset: evaluate so many pictures apart too, as tasks "subset/bbox" and "subset/segm";
+                see :func:`apa_det.evaluation.choose_subset`. 0: none.
+            subset_only: evaluate nothing but the subset.
 
         Raises:
-            FileNotFoundError, ValueError: the ground truth is missing or broken.
-            ImportError: lvis-api is not installed.
+            FileNotFoundError, ValueError: the ground truth is missing or broken, or an argument is
+                none of its choices.
+            ImportError: no engine is installed.
         """
+        unknown = set(extra_metrics) - set(EXTRA_METRICS)
+        if unknown:
+            raise ValueError(
+                f"The extra metrics are {', '.join(EXTRA_METRICS)}, not {', '.join(unknown)}."
+            )
+        if (save_predictions or per_category) and not output_dir:
+            raise ValueError("To write files, the evaluator needs an output_dir.")
+        if subset_only and subset < 1:
+            raise ValueError("subset_only needs the number of pictures in subset.")
         self._name = dataset_name
         self._tasks = tasks
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = max_dets_per_image
+        self._engine = engine
+        self._extra = tuple(extra_metrics)
+        self._save_predictions = save_predictions
+        self._per_category = per_category
         ensure_metadata(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
-        contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
-        if contiguous is None:  # detectron2's own LVIS datasets
-            contiguous = {i + 1: i for i in range(len(metadata.thing_classes))}
-        self._category_ids = {i: category_id for category_id, i in contiguous.items()}
+        self._category_ids = _category_ids(metadata)
         if not distributed or comm.is_main_process():
-            from . import lvis_engine
-
-            self._engine = lvis_engine
-            self._dataset = _read_ground_truth(metadata)
+            load_engine(engine, "boundary" if "boundary" in self._extra else "bbox")
+            if groups is None and "rare_max" in metadata.as_dict():
+                groups = FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
+            count_file = None
+            if count_from:
+                ensure_metadata(count_from)
+                count_file = MetadataCatalog.get(count_from).json_file
+            truth = GroundTruth.from_file(metadata.json_file, groups, count_from=count_file)
+            self._subset = truth.restricted_to(choose_subset(truth, subset)) if subset else None
+            self._truth = None if subset_only else truth
         self.reset()
 
+    @property
+    def subset_ids(self) -> np.ndarray:
+        """The ids of the pictures in the subset, in the process that evaluates."""
+        return self._subset.image_ids
+
     def reset(self) -> None:
-        self._predictions: dict[int, list[dict]] = {}
-        self._has_masks = False
+        self._predictions = PredictionStore()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Keep a model's predictions, masks as RLE.
@@ -86,107 +145,126 @@ class LongTailEvaluator(DatasetEvaluator):
                 ``pred_classes`` and maybe ``pred_masks``). A picture seen twice counts once.
         """
         for picture, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to(torch.device("cpu"))
-            self._has_masks |= instances.has("pred_masks")
             image_id = picture["image_id"]
-            predictions = instances_to_coco_json(instances, image_id)
-            for prediction in predictions:
-                prediction["category_id"] = self._category_id(prediction["category_id"])
-            self._predictions[image_id] = predictions
+            detections = detections_from_instances(
+                output["instances"], image_id, self._category_ids
+            )
+            self._predictions.add(image_id, detections)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | dict:
         """Compute the metrics from all that was processed since the last reset.
 
         Returns:
-            For each task the nine :data:`METRICS` in percent, NaN for a group without ground truth.
-            Empty in every process but the main one, and where the dataset has no annotation.
+            For each task the :data:`METRICS` in percent, NaN for a group without ground truth, and
+            the extra metrics that were asked for. Empty in every process but the main one, and
+            where the dataset has no annotation.
         """
-        gathered = [(self._predictions, self._has_masks)]
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(gathered[0], dst=0)
-            if not comm.is_main_process():
-                return {}
-        by_image = {}
-        for part, _ in gathered:
-            by_image.update(part)
-        has_masks = any(masks for _, masks in gathered)
-        if self._tasks and "segm" in self._tasks and by_image and not has_masks:
-            raise ValueError("The tasks name segm, but the model predicts no masks.")
-        predictions = list(itertools.chain.from_iterable(by_image.values()))
-        if self._output_dir:
-            self._write(predictions)
-        if not self._dataset["annotations"]:
-            logger.info("%s has no annotations: there is nothing to evaluate.", self._name)
+        gathered = self._predictions.gather(self._distributed)
+        if gathered is None:
             return {}
-        if not predictions:
-            logger.warning("The model detected nothing in %s: its metrics are 0.", self._name)
-        return self._compute(predictions, self._tasks or self._default_tasks(has_masks))
-
-    def _category_id(self, predicted_class: int) -> int:
-        if predicted_class not in self._category_ids:
-            raise ValueError(
-                f"The model predicts class {predicted_class} (from 0), but {self._name} has only "
-                f"{len(self._category_ids)} classes: the model was built for another dataset."
-            )
-        return self._category_ids[predicted_class]
-
-    def _write(self, predictions: list[dict]) -> None:
-        PathManager.mkdirs(self._output_dir)
-        path = os.path.join(self._output_dir, "lvis_instances_results.json")
-        with PathManager.open(path, "w") as f:
-            json.dump(predictions, f)
-        logger.info("Wrote the predictions to %s", path)
-
-    def _default_tasks(self, has_masks: bool) -> tuple[str, ...]:
-        if not has_masks:
-            return ("bbox",)
-        if any(annotation.get("segmentation") for annotation in self._dataset["annotations"]):
-            return ("bbox", "segm")
-        logger.warning("%s has no masks: only boxes are evaluated.", self._name)
-        return ("bbox",)
-
-    def _compute(self, predictions: list[dict], tasks: tuple[str, ...]) -> OrderedDict:
+        detections, seen = gathered
+        if self._save_predictions:
+            self._write(detections)
         results = OrderedDict()
-        for task in tasks:
-            logger.info(
-                "Evaluating %s AP of %d detections, at most %d for each of %d pictures ...",
-                task,
-                len(predictions),
-                self._max_dets,
-                len(self._dataset["images"]),
-            )
-            fractions = self._engine.evaluate(self._dataset, predictions, task, self._max_dets)
-            results[task] = {name: 100 * fractions[name] for name in METRICS}
-            table = create_small_table(results[task])
-            logger.info("Evaluation results for %s:\n%s\n%s", task, table, self._category_counts())
-        undefined = [name for name in METRICS if any(math.isnan(r[name]) for r in results.values())]
-        if undefined:
-            logger.info(
-                "NaN: %s has no ground truth that counts for %s.", self._name, ", ".join(undefined)
-            )
+        for prefix, truth in (("", self._truth), ("subset/", self._subset)):
+            if truth is not None:
+                results.update(self._evaluate(prefix, truth, detections, seen))
         return results
 
-    def _category_counts(self) -> str:
-        evaluated = {a["category_id"] for a in self._dataset["annotations"] if not a.get("ignore")}
-        counts = Counter(
-            category["frequency"]
-            for category in self._dataset["categories"]
-            if category["id"] in evaluated
+    def _write(self, detections: Detections) -> None:
+        PathManager.mkdirs(self._output_dir)
+        path = os.path.join(self._output_dir, "lvis_instances_results.json")
+        detections.write(path)
+        logger.info("Wrote the predictions to %s", path)
+
+    def _evaluate(
+        self, prefix: str, truth: GroundTruth, detections: Detections, seen: np.ndarray
+    ) -> OrderedDict[str, dict[str, float]]:
+        what = f"{len(truth.image_ids)} pictures of {self._name}" if prefix else self._name
+        if not len(truth.annotation_ids):
+            logger.info("%s has no annotations: there is nothing to evaluate.", what)
+            return OrderedDict()
+        if prefix:
+            detections = detections.select(np.isin(detections.image_ids, truth.image_ids))
+        missing = len(truth.image_ids) - np.isin(truth.image_ids, seen).sum()
+        if missing:
+            logger.warning(
+                "The model saw only %d of the %d pictures: what is in the others counts as missed.",
+                *(len(truth.image_ids) - missing, len(truth.image_ids)),
+            )
+        elif not len(detections):
+            logger.warning("The model detected nothing in %s: its metrics are 0.", what)
+        results = OrderedDict()
+        for task in self._tasks_for(truth, detections):
+            logger.info(
+                "Evaluating %s AP of %d detections, at most %d for each of %d pictures ...",
+                *(prefix + task, len(detections), self._max_dets, len(truth.image_ids)),
+            )
+            results[prefix + task] = self._metrics(prefix, task, truth, detections)
+        undefined = [n for values in results.values() for n, v in values.items() if math.isnan(v)]
+        if undefined:
+            names = ", ".join(dict.fromkeys(undefined))
+            logger.info("NaN: %s has no ground truth that counts for %s.", what, names)
+        return results
+
+    def _tasks_for(self, truth: GroundTruth, detections: Detections) -> tuple[str, ...]:
+        tasks = self._tasks
+        if tasks is None:
+            tasks = ("bbox",)
+            if detections.masks is not None and truth.segmentations is None:
+                logger.warning("%s has no masks: only boxes are evaluated.", self._name)
+            elif detections.masks is not None:
+                tasks = ("bbox", "segm")
+        elif "segm" in tasks and len(detections) and detections.masks is None:
+            raise ValueError("The tasks name segm, but the model predicts no masks.")
+        boundary = "boundary" in self._extra and "segm" in tasks
+        return (*tasks, "boundary") if boundary else tasks
+
+    def _metrics(
+        self, prefix: str, task: str, truth: GroundTruth, detections: Detections
+    ) -> dict[str, float]:
+        pool = "pool" in self._extra
+        evaluation = evaluate(
+            *(truth, detections, task),
+            engine=self._engine,
+            max_dets=self._max_dets,
+            matches=pool,
         )
-        return (
-            f"Categories evaluated: {counts['r']} rare, {counts['c']} common, "
-            f"{counts['f']} frequent."
+        fractions = evaluation.metrics()
+        if "AR" in self._extra:
+            fractions.update(evaluation.group_recall())
+        else:
+            fractions = {k: v for k, v in fractions.items() if not k.startswith("AR")}
+        if "fixed" in self._extra:
+            fractions.update(fixed_ap(truth, detections, task, engine=self._engine))
+        if pool:
+            fractions.update(pooled_ap(evaluation))
+        if self._per_category and not prefix:
+            self._write_per_category(task, evaluation)
+        metrics = {name: 100 * value for name, value in fractions.items()}
+        counts = evaluation.categories_evaluated()
+        logger.info(
+            "Evaluation results for %s:\n%s\nCategories evaluated: %s.",
+            prefix + task,
+            create_small_table(metrics),
+            ", ".join(f"{counts[n]} {label}" for n, label in truth.groups.named()),
         )
+        return metrics
+
+    def _write_per_category(self, task: str, evaluation: Evaluation) -> None:
+        PathManager.mkdirs(self._output_dir)
+        path = os.path.join(self._output_dir, f"{task}_per_category.csv")
+        rows = evaluation.per_category()
+        with PathManager.open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        logger.info("Wrote the AP of each category to %s", path)
 
 
-def _read_ground_truth(metadata) -> dict:
-    dataset = read_lvis_json(metadata.json_file)
-    if any(not c.keys() & {"frequency", "image_count"} for c in dataset["categories"]):
-        logger.warning(
-            "%s has categories with neither frequency nor image_count: APr, APc and APf go by "
-            "counts of this very file, not by those of the training set.",
-            metadata.json_file,
-        )
-    complete_categories(dataset, metadata.get("rare_max", 10), metadata.get("common_max", 100))
-    return dataset
+def _category_ids(metadata) -> np.ndarray:
+    """(K,) the dataset's category id of each class of a model."""
+    contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
+    if contiguous is None:  # detectron2's own LVIS datasets
+        return np.arange(1, len(metadata.thing_classes) + 1)
+    return np.array(sorted(contiguous, key=contiguous.get), np.int64)

@@ -1,9 +1,14 @@
 """The LVIS metrics as lvis-api computes them: the reference for every other engine."""
 
+from collections import defaultdict
 from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pycocotools.mask as mask_util
+
+from .detections import Detections
+from .ground_truth import GroundTruth
+from .result import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, Matches
 
 try:
     from lvis import LVIS, LVISEval, LVISResults
@@ -12,66 +17,132 @@ except ImportError as error:
         f"LVIS evaluation needs lvis-api ({error}): pip install --no-deps lvis==0.5.3"
     ) from error
 
-__all__ = ["evaluate"]
+__all__ = ["run"]
 
 
-def evaluate(
-    dataset: dict, predictions: list[dict], iou_type: str, max_dets: int = 300
-) -> dict[str, float]:
-    """The 13 metrics of LVIS (Gupta, Dollár and Girshick, CVPR 2019).
+def run(
+    truth: GroundTruth,
+    detections: Detections,
+    iou_type: str,
+    max_dets: int | None,
+    max_dets_per_category: int | None,
+    matches: bool,
+) -> tuple[np.ndarray, np.ndarray, Matches | None]:
+    """Evaluate with lvis-api (Gupta, Dollár and Girshick, CVPR 2019).
 
-    Args:
-        dataset: the ground truth in LVIS format, every category with a ``frequency``.
-        predictions: LVIS results: ``image_id``, ``category_id`` (the dataset's own), ``score``, and
-            ``bbox`` (XYWH, pixels) or ``segmentation`` (compressed RLE) as ``iou_type`` asks.
-        iou_type: "bbox" or "segm". The size of a prediction is its box area or its mask area.
-        max_dets: the predictions with the highest scores that are kept for each picture.
+    The arguments are those of :func:`apa_det.evaluation.evaluate`. Everything that the metric
+    consists of is lvis-api's, the limit on detections for each picture included.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR@300, ARs@300, ARm@300 and ARl@300 (named
-        after ``max_dets``) as fractions. NaN: the ground truth has nothing in that group. Without
-        any prediction the others are 0.
-
-    Raises:
-        ValueError: a prediction names a picture that is not in the dataset.
+        ``precision``, ``recall`` and ``matches`` of :class:`apa_det.evaluation.Evaluation`.
     """
-    truth = _GroundTruth(dataset)
-    run = _Evaluation(truth, _Detections(truth, predictions, iou_type, max_dets), iou_type)
-    run.params.max_dets = max_dets
-    run.run()
-    return {name: float(v) if v >= 0 else float("nan") for name, v in run.get_results().items()}
+    if iou_type == "boundary":
+        raise ValueError("Boundary AP needs the fast engine: lvis-api does not know it.")
+    limit = -1 if max_dets is None else max_dets
+    index = _GroundTruth(truth, with_masks=iou_type == "segm")
+    found = _Detections(index, _records(detections, iou_type, max_dets_per_category), limit)
+    evaluation = _Evaluation(index, found, iou_type)
+    evaluation.params.max_dets = limit
+    evaluation.evaluate()
+    evaluation.accumulate()
+    curves = evaluation.eval["precision"], evaluation.eval["recall"]
+    return *curves, _matches(evaluation, truth) if matches else None
 
 
 class _GroundTruth(LVIS):
-    """lvis-api's index over a dict in place of a file; the dict stays as it is."""
+    """lvis-api's index over ground truth that is in memory.
 
-    def _load_json(self, path: dict) -> dict:
-        # lvis-api writes into annotations, and takes a match with one of id 0 for no match.
-        annotations = [{**a, "id": i} for i, a in enumerate(path["annotations"], 1)]
-        return {**path, "annotations": annotations}
+    Annotations get ids from 1, because lvis-api takes a match with id 0 for no match.
+    """
+
+    def __init__(self, truth: GroundTruth, with_masks: bool):
+        self._with_masks = with_masks
+        super().__init__(truth)
+
+    def _load_json(self, truth: GroundTruth) -> dict:
+        columns = {
+            "image_id": truth.image_ids[truth.annotation_images].tolist(),
+            "category_id": truth.category_ids[truth.annotation_categories].tolist(),
+            "bbox": truth.boxes.tolist(),
+            "area": truth.areas.tolist(),
+            "ignore": truth.ignore.astype(int).tolist(),
+        }
+        if self._with_masks:
+            columns["segmentation"] = truth.segmentations
+        rows = zip(*columns.values(), strict=True)
+        not_exhaustive = _by_picture(truth, truth.not_exhaustive)
+        if truth.verified is None:
+            everywhere = frozenset(truth.category_ids.tolist())  # one for all pictures
+            verified = defaultdict(lambda: everywhere)
+        else:
+            verified = _by_picture(truth, truth.verified)
+        return {
+            "images": [
+                {
+                    "id": image_id,
+                    "height": height,
+                    "width": width,
+                    "neg_category_ids": verified[image_id],
+                    "not_exhaustive_category_ids": not_exhaustive[image_id],
+                }
+                for image_id, (height, width) in zip(
+                    truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True
+                )
+            ],
+            # lvis-api's own groups are of no use: ours may be others.
+            "categories": [{"id": i, "frequency": "f"} for i in truth.category_ids.tolist()],
+            "annotations": [
+                {**dict(zip(columns, row, strict=True)), "id": i} for i, row in enumerate(rows, 1)
+            ],
+        }
+
+
+def _by_picture(truth: GroundTruth, pairs: np.ndarray) -> defaultdict[int, set[int]]:
+    images, categories = np.divmod(pairs, len(truth.category_ids))
+    sets = defaultdict(set)
+    for image_id, category_id in zip(
+        truth.image_ids[images].tolist(), truth.category_ids[categories].tolist(), strict=True
+    ):
+        sets[image_id].add(category_id)
+    return sets
+
+
+def _records(detections: Detections, iou_type: str, max_dets_per_category: int | None) -> list:
+    """LVIS results with an area, and with their place among the detections as ``id`` less 1."""
+    columns = {
+        "id": range(1, len(detections) + 1),
+        "image_id": detections.image_ids.tolist(),
+        "category_id": detections.category_ids.tolist(),
+        "score": detections.scores.tolist(),
+    }
+    if iou_type == "bbox":
+        columns["bbox"] = detections.boxes.tolist()
+        columns["area"] = [width * height for _, _, width, height in columns["bbox"]]
+    else:
+        columns["segmentation"] = detections.masks.rles()
+        columns["area"] = [mask_util.area(rle) for rle in columns["segmentation"]]
+    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    if max_dets_per_category is None:
+        return records
+    by_category = defaultdict(list)
+    for record in records:
+        by_category[record["category_id"]].append(record)
+    kept = [
+        record
+        for group in by_category.values()
+        for record in sorted(group, key=lambda r: -r["score"])[:max_dets_per_category]
+    ]
+    return sorted(kept, key=lambda r: r["id"])
 
 
 class _Detections(LVISResults):
-    """lvis-api's index over predictions: any number of them, and none is changed."""
+    """lvis-api's index over detections: any number of them, none too."""
 
-    def __init__(self, truth: LVIS, predictions: list[dict], iou_type: str, max_dets: int):
+    def __init__(self, truth: LVIS, records: list[dict], max_dets: int):
         self.logger = truth.logger
-        unknown = {p["image_id"] for p in predictions} - truth.imgs.keys()
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} pictures with predictions are not in the dataset, "
-                f"image_id {min(unknown)} for one."
-            )
-        kept = self.limit_dets_per_image(predictions, max_dets)
-        if iou_type == "bbox":
-            areas = [p["bbox"][2] * p["bbox"][3] for p in kept]
-        else:
-            areas = [mask_util.area(p["segmentation"]) for p in kept]
-        annotations = [
-            {**p, "area": area, "id": i}
-            for i, (p, area) in enumerate(zip(kept, areas, strict=True), 1)
-        ]
-        self.dataset = {**truth.dataset, "annotations": annotations}
+        if max_dets >= 0:
+            records = self.limit_dets_per_image(records, max_dets)
+        self.dataset = {**truth.dataset, "annotations": records}
         self._create_index()
 
 
@@ -83,3 +154,40 @@ def _with_np_float(method: FunctionType) -> FunctionType:
 
 class _Evaluation(LVISEval):
     accumulate = _with_np_float(LVISEval.accumulate)
+
+
+def _matches(evaluation: LVISEval, truth: GroundTruth) -> Matches:
+    areas = len(evaluation.params.area_rng)
+    images = len(evaluation.params.img_ids)
+    entries = [
+        entry
+        for start in range(0, len(evaluation.eval_imgs), areas * images)
+        for entry in evaluation.eval_imgs[start : start + images]  # those of all areas
+        if entry is not None and entry["dt_ids"]
+    ]
+    entries.sort(key=lambda entry: (entry["image_id"], entry["category_id"]))
+    thresholds = len(evaluation.params.iou_thrs)
+    ids = np.array([i for e in entries for i in e["dt_ids"]], np.int64)
+    found = np.concatenate([e["dt_matches"] for e in entries] or [np.empty((thresholds, 0))], 1)
+    ignored = np.concatenate([e["dt_ignore"] for e in entries] or [np.empty((thresholds, 0))], 1)
+    outcomes = np.where(found > 0, TRUE_POSITIVE, FALSE_POSITIVE)
+    annotations = found[0].astype(np.int64) - 1
+    matched = np.zeros(len(truth.annotation_ids), bool)
+    matched[annotations[annotations >= 0]] = True
+    return Matches(
+        detections=ids - 1,
+        outcomes=np.where(ignored.astype(bool), IGNORED, outcomes).T.astype(np.uint8),
+        annotations=annotations,
+        ious=np.array([iou for e in entries for iou in _ious(evaluation, e)], np.float64),
+        found=matched,
+    )
+
+
+def _ious(evaluation: LVISEval, entry: dict) -> list[float]:
+    """Of each detection in an entry, the IoU with what it matches at the lowest threshold."""
+    key = entry["image_id"], entry["category_id"]
+    columns = {annotation["id"]: i for i, annotation in enumerate(evaluation._gts[key])}
+    return [
+        evaluation.ious[key][row, columns[int(match)]] if match else 0.0
+        for row, match in enumerate(entry["dt_matches"][0])
+    ]

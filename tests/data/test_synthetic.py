@@ -19,6 +19,7 @@ from apa_det.data.synthetic_shapes import (
     choose_appearances,
     render_object,
 )
+from apa_det.evaluation import Detections, GroundTruth, evaluate
 
 TINY = {"num_train": 6, "num_val": 3, "num_classes": 5, "image_size": 96}
 
@@ -37,17 +38,15 @@ def test_nothing_wrong_with_it(split, synthetic, splits):
 
 
 def test_lvis_api_finds_perfect_detections_perfect(synthetic, splits):
-    pytest.importorskip("lvis")
-    from apa_det.evaluation.lvis_engine import evaluate
-
     truth = COCO(str(synthetic / "val.json"))
     detections = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "score": 1.0}
         | {"bbox": a["bbox"], "segmentation": truth.annToRLE(a)}
         for a in splits["val"]["annotations"]
     ]
+    truth, found = GroundTruth.from_dataset(splits["val"]), Detections.from_records(detections)
     for iou_type in ("bbox", "segm"):
-        results = evaluate(splits["val"], detections, iou_type)
+        results = evaluate(truth, found, iou_type, engine="lvis").metrics()
         assert results["AP"] == results["APr"] == results["APc"] == results["APf"] == 1
 
 

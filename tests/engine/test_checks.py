@@ -58,6 +58,20 @@ def test_good_configs(make_cfg):
         (["TEST.BEST_METRIC", "segm/AP", "MODEL.MASK_ON", False], ValueError, "choose one of bbox"),
         (["TEST.BEST_METRIC", "bbox/AP", "DATASETS.TEST", ()], ValueError, "TEST is empty"),
         (
+            ["TEST.BEST_METRIC", "bbox/AP", "TEST.SUBSET", 3],
+            ValueError,
+            "choose one of subset/bbox/AP,",
+        ),
+        (
+            ["TEST.BEST_METRIC", "bbox/APr", "TEST.FREQUENCY_GROUPS", "few:3,many"],
+            ValueError,
+            "bbox/APfew",
+        ),
+        (["TEST.FREQUENCY_GROUPS", "few:3"], ValueError, "the last takes the rest"),
+        (["TEST.EXTRA_METRICS", ["speed"]], ValueError, "EXTRA_METRICS takes AR, .*not speed"),
+        (["TEST.ENGINE", "slow"], ValueError, "fast and lvis, not slow"),
+        (["TEST.COUNT_FROM", "nowhere"], ValueError, 'No dataset named "nowhere"'),
+        (
             [
                 *("TEST.AUG.ENABLED", True, "MODEL.META_ARCHITECTURE", "RetinaNet"),
                 *("MODEL.RETINANET.NUM_CLASSES", 4),
@@ -70,6 +84,26 @@ def test_good_configs(make_cfg):
 def test_bad_configs(make_cfg, opts, error, message):
     with pytest.raises(error, match=message):
         check_config(make_cfg(*opts))
+
+
+def test_good_evaluations(make_cfg):
+    check_config(make_cfg("TEST.SUBSET", 3, "TEST.BEST_METRIC", "subset/segm/APr"))
+    extra = ("TEST.EXTRA_METRICS", ["boundary", "fixed", "AR"])
+    check_config(make_cfg(*extra, "TEST.BEST_METRIC", "boundary/APf_fixed"))
+    groups = ("TEST.FREQUENCY_GROUPS", "few:3,many", "TEST.COUNT_FROM", "engine_train")
+    check_config(make_cfg(*groups, *extra, "TEST.BEST_METRIC", "segm/ARfew@300"))
+
+
+def test_subset_of_coco_format(make_cfg, data):
+    metadata = MetadataCatalog.get("engine_check_coco")
+    metadata.set(json_file=f"{data}/val.json", image_root=str(data), evaluator_type="coco")
+    metadata.thing_classes = list("abcd")
+    DatasetCatalog.register("engine_check_coco", list)
+    options = ("DATASETS.TEST", ("engine_check_coco",), "TEST.SUBSET", 3)
+    with pytest.raises(ValueError, match="add TEST.LONG_TAIL True"):
+        check_config(make_cfg(*options))
+    check_config(make_cfg(*options, "TEST.LONG_TAIL", True))
+    DatasetCatalog.pop("engine_check_coco"), MetadataCatalog.pop("engine_check_coco")
 
 
 def test_evaluation_alone(make_cfg, tmp_path):

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apa_det.data import generate_dataset
 from apa_det.engine import Trainer, setup
+from apa_det.engine.evaluation import SubsetTest
 from apa_det.evaluation import METRICS, LongTailEvaluator
 
 ROOT = Path(__file__).parents[2]
@@ -108,16 +109,17 @@ def test_checkpoint_of_another_class_count(arguments, output, tmp_path):
 
 def test_two_processes_train_and_evaluate_as_one(arguments, output):
     args = arguments()
+    save = ("TEST.DETECTIONS_PER_IMAGE", "100", "TEST.SAVE_PREDICTIONS", "True")
     command = [sys.executable, TRAIN_NET, "--config-file", args.config_file]
     command += ["--num-gpus", "2", "--dist-url", "auto", "TEST.BEST_METRIC", "segm/AP"]
-    command += ["TEST.DETECTIONS_PER_IMAGE", "100"]
+    command += save
     env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     one = train_net(
         arguments(
-            *("MODEL.WEIGHTS", output / "model_final.pth", "TEST.DETECTIONS_PER_IMAGE", 100),
-            *("OUTPUT_DIR", output / "one"),
+            *("MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output / "one"),
+            *save,
             eval_only=True,
         )
     )
@@ -126,6 +128,34 @@ def test_two_processes_train_and_evaluate_as_one(arguments, output):
     assert detections(output / "one") == detections(output)
     assert (output / "model_best.pth").exists()
     assert any("apa/backbone.bottom_up.stem.act/kappa" in line for line in metrics(output))
+
+
+def test_subset_while_training(arguments, output):
+    options = ("TEST.SUBSET", 3, "TEST.EVAL_PERIOD", 1, "TEST.BEST_METRIC", "subset/bbox/AP50")
+    train_net(arguments("SOLVER.MAX_ITER", 3, *options))
+    looks = [m for m in metrics(output) if "subset/bbox/AP" in m]
+    assert [("bbox/AP" in m) for m in looks] == [False, True]  # the first look is not written
+    log = (output / "log.txt").read_text()
+    assert log.count("A look at 3 pictures of engine_val") == 2
+    assert "saw only" not in log
+    best = torch.load(output / "model_best.pth", weights_only=True)
+    assert best["value"] >= max(m["subset/bbox/AP50"] for m in looks)
+    assert not (output / "inference/lvis_instances_results.json").exists()
+
+    # the numbers of the end are those of a look at the same pictures
+    trainer = Trainer(
+        setup(arguments("TEST.SUBSET", 3, "MODEL.WEIGHTS", output / "model_final.pth"))
+    )
+    trainer.resume_or_load(resume=False)
+    look = SubsetTest(trainer.cfg, str(output))(trainer.model)
+    assert flat(look) == {k: v for k, v in looks[-1].items() if k.startswith("subset/")}
+
+
+def test_files_and_extra_metrics(arguments, output):
+    options = ("TEST.PER_CATEGORY", True, "TEST.EXTRA_METRICS", "['AR','pool']")
+    train_net(arguments("SOLVER.MAX_ITER", 1, "TEST.FREQUENCY_GROUPS", "few:3,many", *options))
+    assert {"bbox/APfew", "segm/ARmany@300", "bbox/AP_pool"} <= set(final_metrics(output))
+    assert (output / "inference/segm_per_category.csv").exists()
 
 
 def test_test_time_augmentation(arguments, output):
@@ -205,6 +235,10 @@ def test_evaluators(arguments, data):
     metadata = MetadataCatalog.get("engine_coco")
     metadata.set(json_file=f"{data}/val.json", evaluator_type="coco", thing_classes=list("abcd"))
     assert isinstance(Trainer.build_evaluator(cfg, "engine_coco"), COCOEvaluator)
+    DatasetCatalog.register("engine_coco", list)
+    long_tail = setup(arguments("TEST.LONG_TAIL", True))
+    assert isinstance(Trainer.build_evaluator(long_tail, "engine_coco"), LongTailEvaluator)
+    DatasetCatalog.pop("engine_coco"), MetadataCatalog.pop("engine_coco")
     MetadataCatalog.get("engine_other").evaluator_type = "other"
     with pytest.raises(NotImplementedError, match="engine_other of evaluator_type other"):
         Trainer.build_evaluator(cfg, "engine_other")

@@ -1,17 +1,23 @@
+import csv
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import LVISEvaluator, inference_on_dataset
 from detectron2.structures import Boxes, Instances
 
-import apa_det.evaluation
 from apa_det.data import register_lvis_format
-from apa_det.evaluation import METRICS, LongTailEvaluator
+from apa_det.evaluation import (
+    EXTRA_METRICS,
+    METRICS,
+    FrequencyGroups,
+    LongTailEvaluator,
+    task_metrics,
+)
 
 NAME = "long_tail_test"
 BOX = [10.0, 10.0, 50.0, 50.0]  # XYXY
@@ -160,7 +166,10 @@ def test_reset_forgets(register):
 
 def test_predictions_are_written_with_category_ids_of_the_dataset(register, tmp_path):
     register()
-    evaluator = LongTailEvaluator(NAME, output_dir=str(tmp_path / "out"))
+    out = str(tmp_path / "out")
+    inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME, output_dir=out))
+    assert not (tmp_path / "out").exists()  # nobody asked
+    evaluator = LongTailEvaluator(NAME, output_dir=out, save_predictions=True)
     inference_on_dataset(Detector(FOUND), LOADER, evaluator)
     written = json.loads((tmp_path / "out/lvis_instances_results.json").read_text())
     assert [(p["image_id"], p["category_id"]) for p in written] == [
@@ -183,15 +192,6 @@ def test_class_that_the_dataset_lacks(register):
         inference_on_dataset(Detector({11: [(3, 0.9)]}), LOADER, evaluator)
 
 
-def test_says_how_to_install_lvis_api(register, monkeypatch):
-    register()
-    monkeypatch.setitem(sys.modules, "lvis", None)
-    monkeypatch.delitem(sys.modules, "apa_det.evaluation.lvis_engine", raising=False)
-    monkeypatch.delattr(apa_det.evaluation, "lvis_engine", raising=False)
-    with pytest.raises(ImportError, match="pip install --no-deps lvis==0.5.3"):
-        LongTailEvaluator(NAME)
-
-
 def test_equals_detectron2s_evaluator(register, monkeypatch):
     register(frequency="f")
     ours = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))
@@ -200,6 +200,128 @@ def test_equals_detectron2s_evaluator(register, monkeypatch):
     for task in ("bbox", "segm"):
         for metric, value in theirs[task].items():
             assert ours[task][metric] == value or (value < 0 and math.isnan(ours[task][metric]))
+
+
+def test_engines_agree(register):
+    register()
+    fast, lvis = (
+        inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME, engine=engine))
+        for engine in ("fast", "lvis")
+    )
+    for task in ("bbox", "segm"):
+        assert fast[task] == pytest.approx(lvis[task], abs=1e-9, nan_ok=True)
+
+
+def test_extra_metrics(register):
+    register()
+    evaluator = LongTailEvaluator(NAME, extra_metrics=EXTRA_METRICS)
+    results = inference_on_dataset(Detector(FOUND), LOADER, evaluator)
+    assert list(results) == ["bbox", "segm", "boundary"]
+    for task in results.values():
+        assert set(task) == set(task_metrics(extra=EXTRA_METRICS))
+        assert task["ARr@300"] == pytest.approx(100)
+        assert task["ARc@300"] == pytest.approx(50)
+        assert task["APc_fixed"] == pytest.approx(task["APc"])
+        assert task["APr_pool"] == pytest.approx(100)
+    with pytest.raises(ValueError, match="AR, fixed, pool, boundary, not speed"):
+        LongTailEvaluator(NAME, extra_metrics=["speed"])
+
+
+def test_groups_of_ones_own(register, caplog):
+    register()
+    groups = FrequencyGroups.from_mapping({"c7": "night", "c20": "day", "c30": "day"})
+    evaluator = LongTailEvaluator(NAME, groups=groups)
+    with caplog.at_level("INFO"):
+        results = inference_on_dataset(Detector(FOUND), LOADER, evaluator)["bbox"]
+    assert tuple(results) == task_metrics(("night", "day"))
+    assert results["APnight"] == pytest.approx(100)
+    assert results["APday"] == pytest.approx(100 * (51 / 101 + 1) / 2)
+    assert "Categories evaluated: 1 night, 2 day." in caplog.text
+
+
+def test_counts_of_another_dataset(register, tmp_path):
+    register()
+    counted = json.loads((tmp_path / "dataset.json").read_text())
+    for category in counted["categories"]:
+        category["image_count"] = 1000
+    (tmp_path / "train.json").write_text(json.dumps(counted))
+    register_lvis_format("long_tail_train", tmp_path / "train.json", tmp_path)
+    evaluator = LongTailEvaluator(NAME, count_from="long_tail_train")
+    results = inference_on_dataset(Detector(FOUND), LOADER, evaluator)["bbox"]
+    DatasetCatalog.pop("long_tail_train"), MetadataCatalog.pop("long_tail_train")
+    assert math.isnan(results["APr"]) and results["APf"] == results["AP"]
+
+
+def test_per_category(register, tmp_path):
+    register()
+    out = tmp_path / "out"
+    evaluator = LongTailEvaluator(NAME, output_dir=str(out), per_category=True)
+    inference_on_dataset(Detector(FOUND), LOADER, evaluator)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "bbox_per_category.csv",
+        "segm_per_category.csv",
+    ]
+    with open(out / "bbox_per_category.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["id"], r["name"], r["group"], r["image_count"]) for r in rows] == [
+        ("7", "c7", "r", "3"),
+        ("20", "c20", "c", "50"),
+        ("30", "c30", "f", "5000"),
+    ]
+    assert [float(row["AP"]) for row in rows] == pytest.approx([1, 51 / 101, 1])
+    with pytest.raises(ValueError, match="needs an output_dir"):
+        LongTailEvaluator(NAME, per_category=True)
+
+
+def test_subset(register, caplog):
+    register()
+    both = LongTailEvaluator(NAME, subset=2)
+    results = inference_on_dataset(Detector(FOUND), LOADER, both)
+    assert list(results) == ["bbox", "segm", "subset/bbox", "subset/segm"]
+    assert len(both.subset_ids) == 2 and 11 in both.subset_ids  # the rare one stays in
+    alone = LongTailEvaluator(NAME, subset=2, subset_only=True)
+    loader = [[{"image_id": image_id}] for image_id in both.subset_ids.tolist()]
+    with caplog.at_level("WARNING"):
+        again = inference_on_dataset(Detector(FOUND), loader, alone)
+    assert "saw only" not in caplog.text
+    assert repr(dict(again)) == repr({k: v for k, v in results.items() if "subset" in k})
+    assert results["subset/bbox"]["APr"] == pytest.approx(100)
+    with pytest.raises(ValueError, match="needs the number of pictures"):
+        LongTailEvaluator(NAME, subset_only=True)
+
+
+def test_pictures_that_the_model_did_not_see(register, caplog):
+    register()
+    with caplog.at_level("WARNING"):
+        inference_on_dataset(Detector(FOUND), LOADER[:1], LongTailEvaluator(NAME))
+    assert "saw only 2 of the 3 pictures" in caplog.text
+
+
+def test_coco_format(tmp_path):
+    dataset = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 100, "width": 100} for i in (1, 2)],
+        "categories": [{"id": i, "name": f"c{i}", "image_count": 10**i} for i in (1, 3)],
+        "annotations": [
+            {
+                "id": i,
+                "image_id": i,
+                "category_id": 1,
+                "bbox": [10.0, 10.0, 40.0, 40.0],
+                "area": 1600.0,
+                "iscrowd": 0,
+                "segmentation": SQUARE,
+            }
+            for i in (1, 2)
+        ],
+    }
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(dataset))
+    register_coco_instances("coco_test", {}, str(path), str(tmp_path))
+    evaluator = LongTailEvaluator("coco_test")
+    found = {1: [(0, 0.9), (1, 0.8)], 2: [(0, 0.7)]}
+    results = inference_on_dataset(Detector(found), [[{"image_id": 1}, {"image_id": 2}]], evaluator)
+    DatasetCatalog.pop("coco_test"), MetadataCatalog.pop("coco_test")
+    assert results["bbox"]["APr"] == results["segm"]["AP"] == pytest.approx(100)
 
 
 def test_built_in_names_count_categories_from_one(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pycocotools.mask as mask_util
 import pytest
 from lvis import LVIS, LVISEval, LVISResults
 
-from apa_det.evaluation import lvis_engine
+from apa_det.evaluation import Detections, GroundTruth, evaluate
 
 REAL = Path(__file__).parents[2] / "../shared/data/lvis/lvis_val_100.json"
 
@@ -52,14 +52,13 @@ def random_predictions(dataset, iou_type, seed=0):
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/data/lvis/lvis_val_100.json is not here")
 @pytest.mark.parametrize("iou_type, max_dets", [("bbox", 300), ("segm", 300), ("bbox", 5)])
 def test_equals_lvis_api_on_real_annotations(iou_type, max_dets, monkeypatch):
-    dataset = json.loads(REAL.read_text())
-    predictions = random_predictions(dataset, iou_type)
-    before = copy.deepcopy((dataset, predictions))
+    predictions = random_predictions(json.loads(REAL.read_text()), iou_type)
+    truth, detections = GroundTruth.from_file(REAL), Detections.from_records(predictions)
 
-    metrics = lvis_engine.evaluate(dataset, predictions, iou_type, max_dets)
+    evaluation = evaluate(truth, detections, iou_type, engine="lvis", max_dets=max_dets)
 
-    assert (dataset, predictions) == before
-    assert not hasattr(np, "float")
+    assert evaluation.engine == "lvis" and not hasattr(np, "float")
+    metrics = evaluation.metrics()
     expected = lvis_api(REAL, predictions, iou_type, max_dets, monkeypatch)
     assert len(metrics) == 13 and list(metrics) == list(expected)
     assert metrics == {name: float(value) for name, value in expected.items()}
@@ -80,7 +79,9 @@ def make_dataset(annotations, images=2, frequencies="rcf", **image_fields):
             }
             for i in range(1, images + 1)
         ],
-        "categories": [{"id": i, "frequency": f} for i, f in enumerate(frequencies, 1)],
+        "categories": [
+            {"id": i, "frequency": f, "image_count": 1} for i, f in enumerate(frequencies, 1)
+        ],
         "annotations": [
             {"id": i, "image_id": m, "category_id": c, "bbox": box, "area": box[2] * box[3]}
             for i, (m, c, box) in enumerate(annotations)
@@ -88,8 +89,12 @@ def make_dataset(annotations, images=2, frequencies="rcf", **image_fields):
     }
 
 
-def found(image_id, category_id, bbox, score):
-    return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": score}
+def metrics_of(dataset, *found, max_dets=300):
+    """Of detections as (image_id, category_id, bbox, score)."""
+    keys = ("image_id", "category_id", "bbox", "score")
+    detections = Detections.from_records([dict(zip(keys, d, strict=True)) for d in found])
+    truth = GroundTruth.from_dataset(dataset)
+    return evaluate(truth, detections, engine="lvis", max_dets=max_dets).metrics()
 
 
 BOX, ELSEWHERE = [10, 10, 40, 40], [55, 55, 40, 40]
@@ -101,7 +106,7 @@ def test_frequency_groups_worked_by_hand():
     The first annotation has id 0, which lvis-api itself would take as never matched.
     """
     truth = make_dataset([(1, 1, BOX), (1, 2, BOX), (2, 2, BOX), (1, 3, BOX)])
-    metrics = lvis_engine.evaluate(truth, [found(1, 1, BOX, 0.9), found(1, 2, BOX, 0.8)], "bbox")
+    metrics = metrics_of(truth, (1, 1, BOX, 0.9), (1, 2, BOX, 0.8))
     half = 51 / 101  # recall levels 0, 0.01, ..., 0.5 of 101
     assert metrics["APr"] == pytest.approx(1)
     assert metrics["APc"] == pytest.approx(half)
@@ -122,22 +127,16 @@ def test_frequency_groups_worked_by_hand():
 )
 def test_federated_annotation(fields, ap):
     truth = make_dataset([(1, 1, BOX)], frequencies="r", image2=fields)
-    predictions = [found(2, 1, BOX, 0.9), found(1, 1, BOX, 0.8)]
-    assert lvis_engine.evaluate(truth, predictions, "bbox")["APr"] == pytest.approx(ap)
+    metrics = metrics_of(truth, (2, 1, BOX, 0.9), (1, 1, BOX, 0.8))
+    assert metrics["APr"] == pytest.approx(ap)
 
 
 def test_without_detections_the_metrics_are_zero():
-    metrics = lvis_engine.evaluate(make_dataset([(1, 1, BOX)]), [], "bbox")
+    metrics = metrics_of(make_dataset([(1, 1, BOX)]))
     assert metrics["AP"] == metrics["APr"] == metrics["AR@300"] == 0
     assert math.isnan(metrics["APc"])
 
 
 def test_highest_scores_count():
-    predictions = [found(1, 1, ELSEWHERE, 0.5), found(1, 1, BOX, 0.9)]
-    truth = make_dataset([(1, 1, BOX)])
-    assert lvis_engine.evaluate(truth, predictions, "bbox", max_dets=1)["AP"] == pytest.approx(1)
-
-
-def test_unknown_picture():
-    with pytest.raises(ValueError, match="image_id 7"):
-        lvis_engine.evaluate(make_dataset([(1, 1, BOX)]), [found(7, 1, BOX, 0.5)], "bbox")
+    found = (1, 1, ELSEWHERE, 0.5), (1, 1, BOX, 0.9)
+    assert metrics_of(make_dataset([(1, 1, BOX)]), *found, max_dets=1)["AP"] == pytest.approx(1)

@@ -1,0 +1,180 @@
+"""Reading a JSON list that is too long to hold, some thousands of records at a time."""
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from gzip import BadGzipFile, GzipFile
+from io import TextIOWrapper
+from typing import TextIO
+
+from detectron2.utils.file_io import PathManager
+from tqdm import tqdm
+
+from .json_files import gc_paused, is_cut_off
+
+__all__ = ["read_json_list"]
+
+_BLOCK = 1 << 23  # characters
+_GZIP = b"\x1f\x8b"
+_TAIL = 1 << 16  # characters in which to look for the end of a record
+_NUMBER_END = 2  # characters after a number that may belong to it, as e- in 1e-5
+_BETWEEN = re.compile(r"\}\s*,\s*\{")
+_SEPARATOR = re.compile(r"\s*([,\]]?)\s*")
+_DECODER = json.JSONDecoder()
+
+
+def read_json_list(json_file: str | os.PathLike, block: int = _BLOCK) -> Iterator[list]:
+    """
+    Read a JSON file whose content is a list, as lists of its next records.
+
+    Neither the text nor the records are ever held whole. The file may be gzip of JSON, whatever
+    its name.
+
+    Args:
+        json_file: path of the file.
+        block: characters to read at a time.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no JSON list, is broken, or is cut off; the message names the
+            first record that cannot be read.
+    """
+    path = PathManager.get_local_path(os.fspath(json_file))
+    if not os.path.isfile(path):
+        what = "is a folder, not a JSON file" if os.path.isdir(path) else "does not exist"
+        raise FileNotFoundError(f"{json_file} {what}: check the path of the results")
+    with (
+        open(path, "rb") as raw,
+        tqdm(
+            desc=f"reading {os.path.basename(path)}",
+            total=os.path.getsize(path),
+            unit="B",
+            unit_scale=True,
+            delay=2,
+            leave=False,
+        ) as progress,
+    ):
+        zipped = raw.read(2) == _GZIP
+        raw.seek(0)
+        file = TextIOWrapper(GzipFile(fileobj=raw) if zipped else raw, encoding="utf-8-sig")
+        items = _Items(file, str(json_file), block)
+        while (records := items.next_records()) is not None:
+            progress.update(raw.tell() - progress.n)
+            yield records
+
+
+class _Items:
+    """The items of the list in a text file, in order."""
+
+    def __init__(self, file: TextIO, name: str, block: int):
+        self._file, self._name, self._block = file, name, block
+        self._count = 0
+        self._ended = False
+        self._text = self._read().lstrip()
+        if not self._text.startswith("["):
+            what = "an object" if self._text.startswith("{") else "no JSON" if self._text else ""
+            raise ValueError(
+                f"{name} holds {what or 'nothing'}, not a JSON list of detections: write "
+                "[{...}, {...}, ...], as COCO's and LVIS's result files are"
+            )
+        self._text = self._text[1:]
+
+    def _read(self) -> str:
+        with self._clear_errors():
+            text = self._file.read(self._block)
+        self._ended = not text
+        return text
+
+    @contextmanager
+    def _clear_errors(self):
+        try:
+            yield
+        except EOFError as error:
+            raise ValueError(self._cut_off("the gzip data end too early")) from error
+        except (BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"{self._name} is broken gzip ({error}): write or copy it again"
+            ) from error
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                raise ValueError(self._cut_off("in the middle of a character")) from error
+            raise ValueError(
+                f"{self._name} is not a JSON text file: results are JSON, gzip of JSON, or "
+                "detectron2's instances_predictions.pth"
+            ) from error
+
+    def _cut_off(self, detail: str) -> str:
+        return (
+            f"{self._name} is cut off: {detail}, after about {self._count:,} whole records; write "
+            "or copy it again"
+        )
+
+    @gc_paused()
+    def next_records(self) -> list | None:
+        """Some more records; None: there are no more."""
+        records = []
+        while self._text is not None and not records:
+            if not self._ended:
+                self._text += self._read()
+            records = self._take_many()
+            if records is None:
+                records = self._take_singly()
+            self._count += len(records)
+        return records or None
+
+    def _take_many(self) -> list | None:
+        """Decode all before the last "}, {" at once; None: that does not separate two records."""
+        head, rest = self._text, None
+        if not self._ended:
+            cuts = list(_BETWEEN.finditer(self._text, max(0, len(self._text) - _TAIL)))
+            if not cuts:
+                return None
+            head, rest = self._text[: cuts[-1].start() + 1] + "]", self._text[cuts[-1].end() - 1 :]
+        try:
+            records = json.loads("[" + head)
+        except json.JSONDecodeError:
+            return None
+        self._text = rest
+        return records
+
+    def _take_singly(self) -> list:
+        """Decode one record after another, up to the end of the text or of the list."""
+        text = self._text
+        at = len(text) - len(text.lstrip())
+        records = []
+        while at < len(text):
+            if text[at] == "]" and not self._count and not records:  # an empty list
+                end = at
+            else:
+                try:
+                    record, end = _DECODER.raw_decode(text, at)
+                except json.JSONDecodeError as error:
+                    if is_cut_off(text.rstrip(), error):
+                        break
+                    raise self._invalid(len(records), error.msg) from error
+                records.append(record)
+            separator = _SEPARATOR.match(text, end)
+            if separator[1] == "]":
+                if text[separator.end() :] or not self._ended and self._read().strip():
+                    raise ValueError(f"{self._name} has more text after the end of its list")
+                self._text = None
+                return records
+            if separator[1] != ",":
+                if len(text) - separator.end() > (0 if self._ended else _NUMBER_END):
+                    raise self._invalid(len(records) - 1, "no comma after it")
+                records.pop()  # it may go on in the text to come
+                break
+            at = separator.end()
+        self._text = text[at:]
+        if self._ended:
+            self._count += len(records)
+            raise ValueError(self._cut_off("the JSON ends too early"))
+        return records
+
+    def _invalid(self, index: int, what: str) -> ValueError:
+        return ValueError(
+            f"{self._name} is not valid JSON at record {self._count + index} (from 0): {what}"
+        )

@@ -1,0 +1,242 @@
+"""The page of the report: HTML that needs neither network nor JavaScript."""
+
+import math
+import os
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from ..comparison import Comparison, FileResults, format_number
+from .pictures import FOUND, MISSED, WRONG
+from .style import GREY, file_colour, group_colour
+
+__all__ = ["KINDS", "Picture", "Section", "render"]
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
+  max-width: 1080px; padding: 2rem 1.5rem 4rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.3rem; margin: 2.8rem 0 .6rem; border-bottom: 2px solid #eee; }
+h3 { font-size: 1.05rem; margin: 2rem 0 .2rem; }
+p, figcaption { max-width: 48rem; }
+.lead, figcaption, footer, .note { color: #555; }
+figcaption, .note { font-size: .92rem; }
+figure { margin: 0; }
+figure img { max-width: 100%; margin-top: .5rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; vertical-align: top;
+  border-bottom: 1px solid #e6e6e6; }
+th { font-weight: 600; border-bottom: 2px solid #bbb; }
+th:first-child, td:first-child { text-align: left; }
+td small { display: block; font-weight: 400; font-size: .78rem; line-height: 1.1; }
+tr + tr > th { padding-top: 1.3rem !important; }
+.metrics th, .metrics td { padding: .35rem .55rem; }
+.best { font-weight: 700; }
+.up { color: #0072b2; } .down { color: #b24a00; } .same { color: #777; }
+.dot { display: inline-block; width: .75em; height: .75em; border-radius: 50%;
+  margin-right: .45em; }
+summary { cursor: pointer; font-size: 1.05rem; font-weight: 600; margin-top: 2.4rem; }
+footer { margin-top: 3rem; border-top: 1px solid #eee; padding-top: .8rem; font-size: .85rem; }
+"""
+KINDS = {"segm": "Masks", "boundary": "Boundaries", "bbox": "Boxes"}  # in order
+
+
+@dataclass(frozen=True)
+class Picture:
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Section:
+    """The figures of one IoU type."""
+
+    title: str
+    pictures: list[Picture]
+
+
+def render(comparison: Comparison, sections: list[Section], misses: list[Picture]) -> str:
+    """
+    The whole page.
+
+    Args:
+        comparison: for the tables.
+        sections: of the IoU types; the first is open, the others are folded.
+        misses: the pictures with the most missed objects.
+    """
+    files = comparison.files
+    names = " and ".join(f.name for f in files) if len(files) < 3 else f"{len(files)} result files"
+    body = [
+        f"<h1>Detection on {escape(os.path.basename(comparison.gt_file))}</h1>",
+        f'<p class="lead">{escape(names)}. {escape(_what(comparison))}</p>',
+        *_metric_tables(comparison),
+        f'<p class="note">{escape(_how_to_read(comparison))}</p>',
+        "<h2>What was evaluated</h2>",
+        _group_table(comparison),
+        _file_table(comparison),
+    ]
+    for number, section in enumerate(sections):
+        figures = "".join(map(_figure, section.pictures))
+        if number == 0:
+            body += [f"<h2>{section.title} in figures</h2>", figures]
+            body += _misses(comparison, misses)
+        else:
+            title = f"{section.title} in figures"
+            body.append(f"<details><summary>{title}</summary>{figures}</details>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(names)} on {escape(os.path.basename(comparison.gt_file))}</title>\n"
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + f"\n<footer>Made by apa_det on {time.strftime('%Y-%m-%d at %H:%M')}. Beside this page: "
+        "the figures as PNG, the AP of each category in per_category.csv, all metrics in "
+        "summary.json.</footer>\n</body>\n</html>\n"
+    )
+
+
+def _what(comparison: Comparison) -> str:
+    truth = comparison.ground_truth
+    limit = "all detections"
+    if comparison.max_dets is not None:
+        limit = f"the {comparison.max_dets:,} detections with the highest scores"
+    return (
+        f"LVIS metric over {len(truth.image_ids):,} pictures with {truth.counted.sum():,} objects "
+        f"of {len(truth.category_ids):,} categories; {limit} of each picture count."
+        + (" Every category counts in every picture, as in COCO." if truth.verified is None else "")
+    )
+
+
+def _how_to_read(comparison: Comparison) -> str:
+    groups = comparison.ground_truth.groups
+    by_group = ", ".join(
+        f"AP{name}" if name == text else f"AP{name} {text}"
+        for name, text in zip(groups.names, groups.labels, strict=True)
+    )
+    text = (
+        "In percent; more is better; “–”: no ground truth. AP is the mean over categories and over "
+        "the IoU thresholds 0.5, 0.55, …, 0.95; AP50 and AP75 are at one threshold. By size of the "
+        f"object: APs small, APm medium, APl large. By frequency of the category: {by_group}. AR "
+        "is the recall of all detections that count."
+    )
+    if len(comparison.files) > 1:
+        text += (
+            " Bold: the best file. Below a number: its difference to the first file, "
+            f"{comparison.files[0].name}."
+        )
+    return text
+
+
+def _metric_tables(comparison: Comparison) -> Iterator[str]:
+    """Tables that are not too wide, each with all IoU types and files."""
+    iou_types = [iou_type for iou_type in KINDS if iou_type in comparison.iou_types]
+    for columns in zip(*map(comparison.table_metrics, iou_types), strict=True):
+        rows = []
+        for iou_type, metrics in zip(iou_types, columns, strict=True):
+            files = [f for f in comparison.files if iou_type in f.tasks]
+            head = "".join(f"<th>{escape(name)}</th>" for name in metrics)
+            rows.append(f"<tr><th>{KINDS[iou_type]}</th>{head}</tr>")
+            for number, file in enumerate(files):
+                cells = "".join(_metric_cell(files, number, iou_type, name) for name in metrics)
+                rows.append(f"<tr><td>{_file_name(comparison, file)}</td>{cells}</tr>")
+        yield f'<div class="scroll"><table class="metrics">{"".join(rows)}</table></div>'
+
+
+def _file_name(comparison: Comparison, file: FileResults) -> str:
+    several = len(comparison.files) > 1
+    dot = _dot(file_colour(comparison.files.index(file))) if several else ""
+    return dot + escape(file.name)
+
+
+def _metric_cell(files: list[FileResults], number: int, iou_type: str, name: str) -> str:
+    values = [f.tasks[iou_type].metrics.get(name, math.nan) for f in files]
+    value = values[number]
+    text = format_number(value)
+    best = len(files) > 1 and text == format_number(max(values, key=_nan_last)) and text != "–"
+    change = ""
+    if number and not math.isnan(value - values[0]):
+        difference = round(value - values[0], 1)
+        way = "up" if difference > 0 else "down" if difference < 0 else "same"
+        change = f'<small class="{way}">{difference:+.1f}</small>'.replace("-", "−")
+    return f"<td{' class=best' if best else ''}>{text}{change}</td>"
+
+
+def _nan_last(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def _group_table(comparison: Comparison) -> str:
+    truth = comparison.ground_truth
+    groups = truth.groups
+    objects = np.bincount(
+        truth.category_groups[truth.annotation_categories[truth.counted]] + 1,
+        minlength=len(groups.names) + 1,
+    )[1:]
+    rows = []
+    for i, (name, text) in enumerate(zip(groups.names, groups.labels, strict=True)):
+        counts = truth.image_counts[truth.category_groups == i]
+        ends = sorted({counts.min(), counts.max()}) if len(counts) else []
+        span = " to ".join(f"{count:,}" for count in ends) or "–"
+        rows.append(
+            f"<tr><td>{_dot(group_colour(i))}{escape(text)}</td><td>{span}</td><td>{len(counts):,}</td>"
+            f"<td>{comparison.categories_evaluated[name]:,}</td><td>{objects[i]:,}</td></tr>"
+        )
+    return (
+        '<div class="scroll"><table><tr><th>Group</th><th>image_count: training pictures</th>'
+        "<th>categories</th><th>with ground truth here</th><th>objects</th></tr>"
+        f"{''.join(rows)}</table></div>"
+    )
+
+
+def _file_table(comparison: Comparison) -> str:
+    rows = []
+    for number, file in enumerate(comparison.files):
+        dot = _dot(file_colour(number)) if len(comparison.files) > 1 else ""
+        rows.append(f"<tr><td>{dot}{escape(file.path)}</td><td>{file.num_detections:,}</td></tr>")
+    return (
+        '<div class="scroll"><table><tr><th>Result file</th><th>detections</th></tr>'
+        f"{''.join(rows)}</table></div>"
+    )
+
+
+def _dot(fill: str) -> str:
+    return f'<span class="dot" style="background:{fill}"></span>'
+
+
+def _misses(comparison: Comparison, misses: list[Picture]) -> list[str]:
+    if not misses:
+        return []
+    first = ""
+    if len(comparison.files) > 1:
+        first = f" by {comparison.files[0].name}"
+    key = ", ".join(
+        f"{_dot(fill)}{text}"
+        for fill, text in (
+            (MISSED, "object that no detection matches at IoU 0.5, whatever its score"),
+            (FOUND, "found object, or right detection"),
+            (WRONG, "wrong detection"),
+            (GREY, "detection that the metric does not judge"),
+        )
+    )
+    return [
+        "<h2>Pictures with the most misses</h2>",
+        f'<p class="note">Those where most objects are missed{escape(first)}. {key}. As many '
+        "detections are drawn as there are objects, those with the highest scores.</p>",
+        *map(_figure, misses),
+    ]
+
+
+def _figure(picture: Picture) -> str:
+    title = f"<h3>{escape(picture.title)}</h3>" if picture.title else ""
+    data = b64encode(picture.png).decode()
+    caption, alt = escape(picture.caption), escape(picture.title or picture.caption)
+    return (
+        f"<figure>{title}<figcaption>{caption}</figcaption>"
+        f'<img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+    )

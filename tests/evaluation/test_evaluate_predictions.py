@@ -1,0 +1,80 @@
+"""tools/evaluate_predictions.py, as a program."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apa_det.data.json_files import read_json, write_json
+from apa_det.evaluation import compare
+
+TOOL = Path(__file__).parents[2] / "tools/evaluate_predictions.py"
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("evaluate_predictions", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *arguments: module.main([str(argument) for argument in arguments])
+
+
+def test_tables_and_json(main, detections_on_synthetic, tmp_path, capsys):
+    paths = detections_on_synthetic
+    out = tmp_path / "out.json"
+    assert main("--gt", paths.gt, "--results", *paths.results, "--json", out) == 0
+    comparison = compare(paths.gt, paths.results)
+    printed = capsys.readouterr().out
+    for iou_type in ("bbox", "segm"):
+        assert f"\n{comparison.table(iou_type)}\n" in printed
+    assert comparison.describe() in printed and "engine fast" in printed
+    assert json.loads(out.read_text()) == comparison.summary()
+
+
+def test_options(main, detections_on_synthetic, tmp_path, capsys):
+    paths = detections_on_synthetic
+    arguments = ["--gt", paths.gt, "--results", paths.results[0], "--iou-type", "bbox"]
+    arguments += ["--engine", "lvis", "--max-dets", -1, "--groups", "few:8,many", "--ap-fixed"]
+    assert main(*arguments) == 0
+    out = capsys.readouterr().out
+    assert "APfew" in out and "ARmany@all" in out and "APmany_fixed" in out and "segm" not in out
+    assert "all detections of each" in out and "engine lvis" in out
+
+
+def test_report(main, detections_on_synthetic, tmp_path, capsys):
+    paths = detections_on_synthetic
+    arguments = ["--gt", paths.gt, "--results", paths.results[0], "--iou-type", "bbox"]
+    assert main(*arguments, "--report", tmp_path / "r", "--image-root", paths.image_root) == 0
+    assert f"Report: {tmp_path / 'r/report.html'}" in capsys.readouterr().out
+    assert (tmp_path / "r/misses_1.png").exists()
+    with pytest.raises(SystemExit):
+        main(*arguments, "--image-root", paths.image_root)
+    assert "--image-root is for the report" in capsys.readouterr().err
+
+
+def test_one_line_errors(main, detections_on_synthetic, tmp_path, capsys):
+    paths = detections_on_synthetic
+    records = read_json(paths.results[0])
+    records[7]["image_id"] = 10**6
+    write_json(records, tmp_path / "bad.json")
+    bad = tmp_path / "bad.json"
+    for arguments, message in (
+        ((paths.gt, bad), "bad.json: record 7 (from 0) has the image_id 1000000"),
+        ((paths.gt, tmp_path / "none.json"), "none.json does not exist"),
+        ((tmp_path / "none.json", bad), "none.json does not exist"),
+        ((bad, bad), "bad.json: the file holds a JSON list, not an object"),
+        ((paths.gt, paths.results[0], "--groups", "r:x"), "'r:x' are no frequency groups"),
+    ):
+        gt, *rest = arguments
+        assert main("--gt", gt, "--results", *rest) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message in error
+
+
+def test_as_a_program():
+    assert TOOL.stat().st_mode & 0o111
+    found = subprocess.run([sys.executable, TOOL, "--help"], capture_output=True, text=True)
+    assert found.returncode == 0 and "--results FILE [FILE ...]" in found.stdout

@@ -1,0 +1,109 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lvis import LVISEval
+from lvis.eval import Params
+
+from apa_det.evaluation import Detections, GroundTruth, evaluate, fixed_ap, pooled_ap
+from apa_det.evaluation.lvis_engine import _with_np_float
+
+BOX, FAR = [10, 10, 40, 40], [55, 55, 40, 40]
+REAL = Path(__file__).parents[2] / "../shared/data/lvis/lvis_val_100.json"
+
+
+def dataset(annotations, negatives=()):
+    return {
+        "images": [
+            {
+                "id": 1,
+                "height": 100,
+                "width": 100,
+                "neg_category_ids": list(negatives),
+                "not_exhaustive_category_ids": [],
+            }
+        ],
+        "categories": [{"id": i, "frequency": f, "image_count": 1} for i, f in enumerate("rfc", 1)],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": c, "bbox": box, "area": 1600}
+            for i, (c, box) in enumerate(annotations)
+        ],
+    }
+
+
+def found(*detections):
+    return Detections.from_records(
+        [
+            {"image_id": 1, "category_id": c, "bbox": box, "score": score}
+            for c, box, score in detections
+        ]
+    )
+
+
+def test_fixed_ap_has_no_limit_for_a_picture(caplog):
+    truth = GroundTruth.from_dataset(dataset([(1, BOX), (2, BOX)]))
+    crowd = [(2, FAR, 0.9)] * 300
+    detections = found(*crowd, (2, BOX, 0.95), (1, BOX, 0.1))
+    assert evaluate(truth, detections).metrics()["APr"] == 0
+    with caplog.at_level("INFO"):
+        fixed = fixed_ap(truth, detections)
+    assert fixed == pytest.approx(
+        {"AP_fixed": 1, "APr_fixed": 1, "APf_fixed": 1, "APc_fixed": float("nan")}, nan_ok=True
+    )
+    assert "10,000 detections of each category, and 3 categories have fewer" in caplog.text
+    # of the frequent category only the two best count, and one of them is there
+    assert fixed_ap(truth, found(*crowd, (2, BOX, 0.1)), max_dets_per_category=2)["APf_fixed"] == 0
+
+
+def test_pooled_ap_worked_by_hand():
+    """A false detection of one category stands above the true one of the other."""
+    truth = GroundTruth.from_dataset(dataset([(1, BOX), (2, BOX)], negatives=[3]))
+    detections = found((2, FAR, 0.9), (1, BOX, 0.8), (2, BOX, 0.7), (3, BOX, 0.6))
+    evaluation = evaluate(truth, detections, matches=True)
+    # The pool, by score: false, true, true, false. Precision is 2/3 up to recall 1.
+    assert pooled_ap(evaluation) == pytest.approx(
+        {"AP_pool": 2 / 3, "APr_pool": 1, "APf_pool": 1 / 2, "APc_pool": float("nan")}, nan_ok=True
+    )
+    assert evaluation.metrics()["AP"] == pytest.approx((1 + 1 / 2) / 2)
+    nothing = pooled_ap(evaluate(truth, found(), matches=True))
+    assert nothing["AP_pool"] == nothing["APr_pool"] == 0
+
+
+@pytest.mark.parametrize("engine", ["fast", "lvis"])
+def test_pooled_ap_is_ap_where_there_is_one_category(engine):
+    """lvis-api's own accumulation, told that all categories are one after they were matched."""
+    if not REAL.exists():
+        pytest.skip("../shared/data/lvis/lvis_val_100.json is not here")
+    truth = GroundTruth.from_file(REAL)
+    rng = np.random.default_rng(0)
+    number = 500
+    rows = rng.integers(len(truth.boxes), size=number)
+    detections = Detections(
+        truth.image_ids[truth.annotation_images[rows]],
+        truth.category_ids[truth.annotation_categories[rows]],
+        rng.random(number),
+        truth.boxes[rows] * rng.uniform(0.85, 1.15, (number, 4)),
+    )
+    evaluation = evaluate(truth, detections, engine=engine, matches=True)
+    expected = _accumulated_by_lvis_api(evaluation)
+    assert pooled_ap(evaluation)["AP_pool"] == pytest.approx(expected, abs=1e-12)
+
+
+def _accumulated_by_lvis_api(evaluation):
+    matches, truth = evaluation.matches, evaluation.ground_truth
+    run = LVISEval.__new__(LVISEval)
+    run.logger, run.params = logging.getLogger(), Params("bbox")
+    run.params.cat_ids, run.params.img_ids = [1], [1]
+    run.params.area_rng = run.params.area_rng[:1]
+    run.eval_imgs = [
+        {
+            "dt_scores": evaluation.scores,
+            "dt_ids": np.arange(len(evaluation.scores)),
+            "dt_matches": (matches.outcomes == 1).T,
+            "dt_ignore": (matches.outcomes == 2).T,
+            "gt_ignore": ~truth.counted,
+        }
+    ]
+    _with_np_float(LVISEval.accumulate)(run)
+    return run.eval["precision"].mean()
