@@ -1,6 +1,7 @@
 """Evaluation of detections in memory, by one of two engines."""
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -45,8 +46,9 @@ def evaluate(
         matches: keep which detection found what, too.
 
     Raises:
-        ValueError: a detection is of an unknown picture or category, has a score that is not
-            finite, or lacks what ``iou_type`` needs; or another argument is none of its choices.
+        ValueError: a detection is of an unknown picture or category, has a score or box that is not
+            finite, has a mask of another picture's size, or lacks what ``iou_type`` needs; or
+            another argument is none of its choices.
         ImportError: the engine is not installed, and there is no other for it.
     """
     _check(ground_truth, detections, iou_type)
@@ -105,21 +107,36 @@ def _check(truth: GroundTruth, detections: Detections, iou_type: str) -> None:
         raise ValueError(f"{iou_type} AP needs {kind}, but the detections have none.")
     if iou_type != "bbox" and truth.segmentations is None:
         raise ValueError(f"{iou_type} AP needs masks, but the ground truth has none.")
-    for noun, ids, known in (
-        ("picture", detections.image_ids, truth.image_ids),
-        ("category", detections.category_ids, truth.category_ids),
+    images = find(detections.image_ids, truth.image_ids)
+    categories = find(detections.category_ids, truth.category_ids)
+    for noun, ids, places in (
+        ("picture", detections.image_ids, images),
+        ("category", detections.category_ids, categories),
     ):
-        unknown = find(ids, known) < 0
-        if unknown.any():
-            first = int(np.argmax(unknown))
-            raise ValueError(
-                f"{unknown.sum()} detections are of a {noun} that the dataset lacks: detection "
-                f"{first} (from 0) is of {noun} {ids[first]}."
-            )
-    broken = ~np.isfinite(detections.scores)
+        _raise_first(
+            places < 0, lambda i, n=noun, ids=ids: f"is of {n} {ids[i]}, which the dataset lacks"
+        )
+    scores, boxes, masks = detections.scores, detections.boxes, detections.masks
+    _raise_first(~np.isfinite(scores), lambda i: f"has the score {scores[i]}, no finite number")
+    if iou_type == "bbox":
+        _raise_first(
+            ~np.isfinite(boxes).all(1), lambda i: f"has the box {boxes[i].tolist()}, not finite"
+        )
+    else:
+        sizes = truth.image_sizes[images]
+        _raise_first(
+            (masks.sizes != sizes).any(1),
+            lambda i: (
+                f"has a mask of size {masks.sizes[i].tolist()} (height, width) in a picture "
+                f"of size {sizes[i].tolist()}"
+            ),
+        )
+
+
+def _raise_first(broken: np.ndarray, message: Callable[[int], str]) -> None:
     if broken.any():
         first = int(np.argmax(broken))
         raise ValueError(
-            f"{broken.sum()} detections have a score that is no finite number: detection {first} "
-            f"(from 0) has {detections.scores[first]}."
+            f"{broken.sum()} detections cannot be evaluated: detection {first} (from 0) "
+            f"{message(first)}."
         )

@@ -108,14 +108,15 @@ class _Part:
         if with_masks:
             found, self._rows = _mask_records(truth, detections, chosen, annotations)
         else:
-            found, self._rows = _box_table(truth, detections, chosen)
-        sizes = zip(truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True)
+            found, self._rows = _box_table(detections, chosen)
+        # Pictures and categories go by their places in the ground truth, not by their ids.
+        sizes = {i: tuple(size) for i, size in enumerate(truth.image_sizes.tolist())}
         self.engine = native.Evaluator(
             _annotation_records(truth, annotations, with_masks),
             found,
-            {i: tuple(size) for i, size in sizes} if with_masks else {},
-            truth.image_ids.tolist(),
-            truth.category_ids[categories.start : categories.stop].tolist(),
+            sizes if with_masks else {},
+            list(range(len(truth.image_ids))),
+            list(categories),
             IOU_THRESHOLDS.tolist(),
             RECALL_THRESHOLDS.tolist(),
             [self._limit],
@@ -127,13 +128,7 @@ class _Part:
         images, places = np.divmod(truth.not_exhaustive, len(truth.category_ids))
         self.engine.configure_lvis(
             truth.ignore[annotations].tolist(),
-            list(
-                zip(
-                    truth.image_ids[images].tolist(),
-                    truth.category_ids[places].tolist(),
-                    strict=True,
-                )
-            ),
+            list(zip(images.tolist(), places.tolist(), strict=True)),
         )
 
     def matches(self) -> dict[str, np.ndarray]:
@@ -152,8 +147,8 @@ def _annotation_records(truth: GroundTruth, annotations: np.ndarray, with_masks:
     """Annotations as the engine reads them, with their place as ``id`` less 1."""
     columns = (
         (annotations + 1).tolist(),
-        truth.image_ids[truth.annotation_images[annotations]].tolist(),
-        truth.category_ids[truth.annotation_categories[annotations]].tolist(),
+        truth.annotation_images[annotations].tolist(),
+        truth.annotation_categories[annotations].tolist(),
         truth.areas[annotations].tolist(),
     )
     if with_masks:
@@ -166,15 +161,13 @@ def _annotation_records(truth: GroundTruth, annotations: np.ndarray, with_masks:
     ]
 
 
-def _box_table(
-    truth: GroundTruth, detections: Detections, chosen: Selection
-) -> tuple[object, np.ndarray]:
+def _box_table(detections: Detections, chosen: Selection) -> tuple[object, np.ndarray]:
     """The detections as the engine's own table, and the place of each in ``detections``."""
     table = np.empty((len(chosen), 7), np.float64)
-    table[:, 0] = truth.image_ids[chosen.images]
+    table[:, 0] = chosen.images
     table[:, 1:5] = detections.boxes[chosen.rows]
     table[:, 5] = detections.scores[chosen.rows]
-    table[:, 6] = truth.category_ids[chosen.categories]
+    table[:, 6] = chosen.categories
     has_area = _has_area(table[:, 3] * table[:, 4])
     return native.load_compact_array(table[has_area]), chosen.rows[has_area]
 
@@ -197,8 +190,8 @@ def _mask_records(
     has_area = _has_area(areas)
     chosen = chosen.take(has_area)
     columns = (
-        truth.image_ids[chosen.images].tolist(),
-        truth.category_ids[chosen.categories].tolist(),
+        chosen.images.tolist(),
+        chosen.categories.tolist(),
         detections.scores[chosen.rows].astype(np.float64).tolist(),
         areas[has_area].tolist(),
         [rles[i] for i in np.flatnonzero(has_area).tolist()],

@@ -30,7 +30,7 @@ def detections_from_instances(
         category_ids: (K,) int64, the dataset's category id of each class of the model.
 
     Raises:
-        ValueError: a class is not below K, or a score is not finite.
+        ValueError: a class is not below K, or a score or box is not finite.
     """
     classes = instances.pred_classes.cpu().numpy()
     if len(classes) and classes.max() >= len(category_ids):
@@ -39,10 +39,12 @@ def detections_from_instances(
             f"{len(category_ids)} classes: the model was built for another dataset."
         )
     scores = instances.scores.detach().cpu().float().numpy().copy()
-    if not np.isfinite(scores).all():
-        raise ValueError(f"The model predicts scores for picture {image_id} that are not finite.")
     boxes = instances.pred_boxes.tensor.detach().cpu().float().numpy().copy()
     boxes[:, 2:] -= boxes[:, :2]
+    if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
+        raise ValueError(
+            f"The model predicts scores or boxes for picture {image_id} that are not finite."
+        )
     masks = None
     if instances.has("pred_masks_rle"):
         masks = Masks.from_rles(instances.pred_masks_rle)

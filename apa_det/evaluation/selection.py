@@ -64,8 +64,9 @@ def find(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     if 0 <= low and high < _TABLE_LIMIT:  # ids are small in most datasets
         table = np.full(high + 2, -1)
         table[known] = np.arange(len(known))
-        inside = (ids >= 0) & (ids <= high)
-        return table[ids] if inside.all() else table[np.where(inside, ids, high + 1)]
+        if len(ids) and 0 <= ids.min() and ids.max() <= high:
+            return table[ids]
+        return table[np.where((ids >= 0) & (ids <= high), ids, high + 1)]
     places = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
     return np.where(known[places] == ids, places, -1) if len(known) else np.full(len(ids), -1)
 

@@ -1,5 +1,6 @@
 """The fast engine against lvis-api: the same arrays, not only the same metrics."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -203,6 +204,17 @@ def test_every_category_verified(case):
     assert_same(truth, Detections.from_records(records), "bbox")
 
 
+def test_ids_of_any_size():
+    dataset = copy.deepcopy(TRUTH)
+    picture, number = 2**62 + 1, 2**61 + 1  # no floating point number
+    dataset["images"][0].update(id=picture, neg_category_ids=[])
+    dataset["categories"][0]["id"] = number
+    annotation = {"id": 9, "image_id": picture, "category_id": number, "bbox": [1, 2, 30, 40]}
+    dataset["annotations"] = [{**annotation, "area": 1200}]
+    detections = Detections.from_records([{**annotation, "score": 0.5}])
+    assert assert_same(GroundTruth(dataset), detections, "bbox").metrics()["AP"] == pytest.approx(1)
+
+
 def test_boundary_ap(real):
     truth = real.restricted_to(real.image_ids[:10])
     detections = random_detections(truth, 100)
@@ -230,15 +242,32 @@ def found(**changes):
     [
         (found(image_id=7), {}, r"detection 1 \(from 0\) is of picture 7"),
         (found(category_id=8), {}, r"detection 1 \(from 0\) is of category 8"),
-        (found(score=float("nan")), {}, "no finite number: detection 1"),
+        (found(score=float("nan")), {}, r"detection 1 \(from 0\) has the score nan"),
+        (found(bbox=[float("inf"), 0, 1, 1]), {}, r"has the box \[inf, 0.0, 1.0, 1.0\]"),
+        (
+            Detections.from_records(
+                [
+                    {
+                        "image_id": 1,
+                        "category_id": 3,
+                        "score": 0.5,
+                        "segmentation": {"size": [100, 99], "counts": "X"},
+                    }
+                ]
+            ),
+            {"iou_type": "segm"},
+            r"size \[100, 99\] \(height, width\) in a picture of size \[100, 100\]",
+        ),
         (found(), {"iou_type": "segm"}, "segm AP needs masks, but the detections"),
         (found(), {"iou_type": "keypoints"}, "IoU types are bbox, segm"),
         (found(), {"engine": "slow"}, "engines are fast and lvis, not slow"),
     ],
 )
 def test_bad_input(detections, arguments, message):
+    truth = GroundTruth(TRUTH)
+    truth.segmentations = []
     with pytest.raises(ValueError, match=message):
-        evaluate(GroundTruth(TRUTH), detections, **arguments)
+        evaluate(truth, detections, **arguments)
 
 
 @pytest.fixture
