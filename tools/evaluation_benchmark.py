@@ -108,8 +108,8 @@ def print_table(iou_type: str, results: dict[str, dict]) -> None:
         print(
             f"apa_det: ground truth read {ours['read']:.2f} s, process {ours['process']:.2f} s, "
             f"evaluate {ours['evaluate']:.2f} s, of which the engine {ours['engine']:.2f} s; all "
-            f"but the engine is {overhead:.0%} of process and evaluate. Masks and boxes in memory "
-            "are made while the clock stands.",
+            f"but the engine is {overhead:.0%} of process and evaluate. The Instances "
+            "are made while the clock stands still.",
             flush=True,
         )
 

@@ -92,6 +92,7 @@ def arguments(folder, output, weights):
     return default_argument_parser().parse_args(
         ["--config-file", str(LVIS), "--eval-only"]
         + f"MODEL.DEVICE cpu MODEL.WEIGHTS {weights} OUTPUT_DIR {output} "
+        "TEST.SAVE_PREDICTIONS True "
         "INPUT.MIN_SIZE_TEST 96 DATALOADER.NUM_WORKERS 0 TEST.DETECTIONS_PER_IMAGE 20 "
         "MODEL.RPN.PRE_NMS_TOPK_TEST 100 MODEL.RPN.POST_NMS_TOPK_TEST 100 "
         "DATASETS.TRAIN () DATASETS.TEST ('published_val',)".split()
