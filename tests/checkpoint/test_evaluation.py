@@ -11,7 +11,6 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
-from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from apa_det.checkpoint import load_checkpoint
@@ -23,23 +22,14 @@ LVIS = ROOT / "configs/LVISv1-InstanceSegmentation/mask_rcnn_SE_R_50_FPN_AGLU_GO
 NUM_CLASSES = 1203
 SIZES = [(96, 130), (96, 160)]
 
+pytestmark = pytest.mark.usefixtures("fresh_loggers")
+
 
 def tool(name):
     spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(autouse=True)
-def fresh_loggers():
-    yield
-    for name in ("apa_det", "detectron2", "fvcore"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger.setLevel(logging.NOTSET)
-    setup_logger.cache_clear()
 
 
 @pytest.fixture(scope="module")

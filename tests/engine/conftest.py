@@ -1,8 +1,6 @@
-import logging
 from argparse import Namespace
 
 import pytest
-from detectron2.utils.logger import setup_logger
 
 from apa_det.data import generate_dataset
 
@@ -85,12 +83,5 @@ def arguments(data, output, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def fresh_loggers():
-    """Each job sets up loggers of its own; leave none to the next."""
-    yield
-    for name in ("apa_det", "detectron2", "fvcore"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = True
-        logger.setLevel(logging.NOTSET)
-    setup_logger.cache_clear()
+def every_test_with_fresh_loggers(fresh_loggers):
+    pass
