@@ -34,6 +34,6 @@ lint: ## check style and format with ruff
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 
-benchmark: ## measure the speed and memory of the activation and the evaluation
+benchmark: ## measure the speed and memory of activation, layers, models and evaluation
 	@$(set_up)
 	$(PY) tools/benchmark.py $(ARGS)

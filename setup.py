@@ -1,13 +1,41 @@
+import platform
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 
 
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
+
+
+class BuildKernels(build_ext):
+    """Compiles the kernels where there is a compiler; without them plain PyTorch does the work."""
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return []  # they are loaded by ctypes, not imported
+
+
+def kernels() -> list[Extension]:
+    """apa_det/kernels/native.cpp, once for each instruction set."""
+    flags = {"baseline": []}
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags["avx2"] = ["-march=x86-64-v3"]
+        flags["avx512"] = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+    common = "-O3 -std=c++17 -fno-math-errno -fno-trapping-math -fopenmp-simd -fno-exceptions -g0"
+    return [
+        Extension(
+            f"apa_det.kernels._native_{name}",
+            ["apa_det/kernels/native.cpp"],
+            extra_compile_args=[*common.split(), *extra],
+            language="c++",
+            optional=True,
+        )
+        for name, extra in flags.items()
+    ]
 
 
 setup(
@@ -20,6 +48,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["apa_det", "apa_det.*"]),
+    ext_modules=kernels(),
+    cmdclass={"build_ext": BuildKernels},
     # torch, torchvision, detectron2 and lvis are left out: they stay as the user installed them.
     install_requires=["numpy", "pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={

@@ -13,16 +13,31 @@ backward pass, computes half types in float32, and is finite wherever the true v
 and ``kappa`` are numbers, or tensors that broadcast with ``z``; λ = 0 is the Gumbel limit.
 """
 
+import os
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from .kernels import eager
+from .kernels import eager, ops
 
-__all__ = ["APA", "AGLU", "aglu", "apa", "log_apa", "logit_apa"]
+__all__ = ["APA", "AGLU", "affine_aglu", "aglu", "apa", "apa_cross_entropy", "log_apa", "logit_apa"]
+
+Backend = Literal["eager", "native", "triton"]
+
+_CHOICES = ("auto", *ops.BACKENDS)
+_PREFERRED = os.environ.get("APA_DET_BACKEND", "auto")
+if _PREFERRED not in _CHOICES:
+    raise ValueError(f"APA_DET_BACKEND is one of {', '.join(_CHOICES)}, not {_PREFERRED!r}.")
 
 
-def apa(z: Tensor, lambda_: Tensor | float, kappa: Tensor | float) -> Tensor:
+def apa(
+    z: Tensor,
+    lambda_: Tensor | float,
+    kappa: Tensor | float,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
     """APA, η(z; λ, κ) = (λ e^(−κz) + 1)^(−1/λ), elementwise.
 
     Args:
@@ -30,75 +45,206 @@ def apa(z: Tensor, lambda_: Tensor | float, kappa: Tensor | float) -> Tensor:
         lambda_: λ ≥ 0, a number or a tensor that broadcasts with ``z``. A negative λ in a tensor
             gives NaN.
         kappa: κ, a number or a tensor that broadcasts with ``z``.
+        backend: what computes it: "triton" (CUDA), "native" (compiled, CPU) or "eager" (plain
+            PyTorch, anywhere). None: the fastest that takes these tensors. The environment variable
+            ``APA_DET_BACKEND`` narrows that choice to one of them, and plain PyTorch where it
+            cannot run.
 
     Returns:
         A tensor of the dtype of ``z`` and the broadcast shape, in [0, 1].
 
     Raises:
         TypeError: ``z`` is not a floating-point tensor.
-        ValueError: ``lambda_`` is a negative number.
+        ValueError: ``lambda_`` is a negative number, or ``backend`` does not take these tensors.
     """
-    return _evaluate("apa", z, lambda_, kappa)
+    return _evaluate("apa", z, lambda_, kappa, backend)
 
 
-def log_apa(z: Tensor, lambda_: Tensor | float, kappa: Tensor | float) -> Tensor:
+def log_apa(
+    z: Tensor,
+    lambda_: Tensor | float,
+    kappa: Tensor | float,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
     """log η(z; λ, κ), precise where η rounds to 0 or 1; otherwise as :func:`apa`."""
-    return _evaluate("log_apa", z, lambda_, kappa)
+    return _evaluate("log_apa", z, lambda_, kappa, backend)
 
 
-def logit_apa(z: Tensor, lambda_: Tensor | float, kappa: Tensor | float) -> Tensor:
+def logit_apa(
+    z: Tensor,
+    lambda_: Tensor | float,
+    kappa: Tensor | float,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
     """The log-odds of η, log η(z; λ, κ) − log(1 − η(z; λ, κ)); otherwise as :func:`apa`.
 
     η = sigmoid(logit_apa(z)): ``binary_cross_entropy_with_logits`` of these log-odds is the binary
     cross-entropy of η, without overflow for any z.
     """
-    return _evaluate("logit_apa", z, lambda_, kappa)
+    return _evaluate("logit_apa", z, lambda_, kappa, backend)
 
 
-def aglu(z: Tensor, lambda_: Tensor | float, kappa: Tensor | float) -> Tensor:
+def aglu(
+    z: Tensor,
+    lambda_: Tensor | float,
+    kappa: Tensor | float,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
     """AGLU, z · η(z; λ, κ), elementwise; arguments and errors as for :func:`apa`."""
-    return _evaluate("aglu", z, lambda_, kappa)
+    return _evaluate("aglu", z, lambda_, kappa, backend)
+
+
+def affine_aglu(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor | float,
+    kappa: Tensor | float,
+    *,
+    backend: Backend | None = None,
+) -> Tensor:
+    """AGLU(scale · x + shift + residual), which reads and writes each element once.
+
+    A norm on stored statistics before an AGLU is a scale and a shift, and a gate multiplies both:
+    so this is norm, gate, shortcut and AGLU at once.
+
+    Args:
+        x: a floating-point tensor of shape (N, C, ...).
+        scale, shift: tensors that broadcast with ``x``, such as (1, C, 1, 1) or (N, C, 1, 1).
+        residual: a tensor of the shape of ``x``, or None.
+        lambda_, kappa, backend: as for :func:`apa`.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``.
+
+    Raises:
+        TypeError: ``x`` is not a floating-point tensor.
+        ValueError: as for :func:`apa`.
+    """
+    _check("affine_aglu", x, lambda_)
+    parameters = _parameters(x, scale, shift, lambda_, kappa)
+    scale, shift, lambda_, kappa = parameters
+    if residual is not None:
+        residual = residual.to(x.dtype).expand_as(x)
+    if _is_exporting():
+        u = x.to(scale.dtype) * scale + shift
+        u = u if residual is None else u + residual
+        return eager.evaluate("aglu", u, lambda_, kappa).to(x.dtype)
+    backend = _choose(backend, x, *parameters)
+    return ops.affine_aglu(x, scale, shift, residual, lambda_, kappa, backend)
+
+
+def apa_cross_entropy(
+    logits: Tensor,
+    gt_classes: Tensor,
+    lambda_: Tensor | float,
+    kappa: Tensor | float,
+    *,
+    scarce: Tensor | None = None,
+    share: Tensor | None = None,
+    clamp: float = 0.0,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Binary cross-entropy of the class scores η(logits; λ, κ), summed, in one pass over them.
+
+    −log η for the class of a proposal, −log(1 − η) for the others. λ = 0 and κ = 1 is the loss of
+    Gumbel scores, λ = κ = 1 that of the sigmoid. With ``scarce`` it has the weights of DropLoss:
+    see :func:`apa_det.modeling.losses.drop_loss_weights`.
+
+    Args:
+        logits: a floating-point tensor of shape (N, K).
+        gt_classes: int64, shape (N,), K for the background.
+        lambda_, kappa: numbers, or tensors of one element or of shape (K,) or (1, K).
+        scarce: boolean, shape (K,), the classes that DropLoss spares; None: all weights are 1.
+        share: scalar, with ``scarce``: the probability that a background proposal's loss on a
+            scarce class is kept. The draws follow the CPU's random state.
+        clamp: logits are clamped to ± this; outside they get no gradient. 0: they are not.
+        backend: as for :func:`apa`.
+
+    Returns:
+        A float32 scalar; float64 if ``logits``, ``lambda_`` or ``kappa`` is.
+
+    Raises:
+        TypeError: ``logits`` is not a floating-point tensor.
+        ValueError: as for :func:`apa`.
+    """
+    _check("apa_cross_entropy", logits, lambda_)
+    lambda_, kappa = _parameters(logits, lambda_, kappa)
+    logits, seed = logits.contiguous(), 0
+    if scarce is not None:
+        seed = int(torch.randint(2**62, ()))
+    backend = _choose(backend, logits, lambda_, kappa)
+    return ops.class_loss(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp, backend)
 
 
 def _evaluate(
-    form: eager.Form, z: Tensor, lambda_: Tensor | float, kappa: Tensor | float
+    form: eager.Form,
+    z: Tensor,
+    lambda_: Tensor | float,
+    kappa: Tensor | float,
+    backend: Backend | None,
 ) -> Tensor:
+    _check(form, z, lambda_)
+    lambda_, kappa = _parameters(z, lambda_, kappa)
+    if _is_exporting():
+        return eager.evaluate(form, z, lambda_, kappa).to(z.dtype)
+    shape = torch.broadcast_shapes(z.shape, lambda_.shape, kappa.shape)
+    z = z.expand(shape)
+    return ops.activation(z, lambda_, kappa, form, _choose(backend, z, lambda_, kappa))
+
+
+def _check(name: str, z: Tensor, lambda_: Tensor | float) -> None:
     if not isinstance(z, Tensor) or not z.is_floating_point():
         kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"{form} takes a floating-point tensor z, not {kind}.")
+        raise TypeError(f"{name} takes a floating-point tensor z, not {kind}.")
     if not isinstance(lambda_, Tensor) and lambda_ < 0:
-        raise ValueError(f"{form} takes lambda_ >= 0, not {lambda_}.")
-    dtypes = [t.dtype for t in (z, lambda_, kappa) if isinstance(t, Tensor)]
+        raise ValueError(f"{name} takes lambda_ >= 0, not {lambda_}.")
+
+
+def _parameters(z: Tensor, *values: Tensor | float) -> list[Tensor]:
+    """The values as tensors on the device of z, in the dtype to compute in."""
+    dtypes = [t.dtype for t in (z, *values) if isinstance(t, Tensor)]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    lambda_, kappa = (_as_tensor(value, dtype, z.device) for value in (lambda_, kappa))
-    shape = torch.broadcast_shapes(z.shape, lambda_.shape, kappa.shape)
-    return _APAFunction.apply(form, z.expand(shape), lambda_, kappa)
+    return [
+        value.to(z.device, dtype)
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=dtype, device=z.device)
+        for value in values
+    ]
 
 
-def _as_tensor(value: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(device, dtype)
-    return torch.full((), value, dtype=dtype, device=device)
+def _is_exporting() -> bool:
+    """Whether a graph is made that has to run without apa_det: traced, exported, or for ONNX.
+
+    To torch.compile, torch.compiler.is_exporting() is always true; torch 2.4 and 2.5 lack it, and
+    their torch.export keeps the operators of apa_det.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return True
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
-class _APAFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, form, z, lambda_, kappa):
-        ctx.form = form
-        ctx.save_for_backward(z, lambda_, kappa)
-        return eager.forward(form, z, _above_floor(lambda_), kappa)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        z, lambda_, kappa = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1:]
-        return None, *eager.backward(ctx.form, grad, z, _above_floor(lambda_), kappa, needs)
-
-
-def _above_floor(lambda_: Tensor) -> Tensor:
-    floored = lambda_.clamp(min=eager.LAMBDA_FLOOR)
-    return torch.where(lambda_ < 0, torch.nan, floored)
+def _choose(requested: Backend | None, z: Tensor, *parameters: Tensor) -> str:
+    if requested is not None:
+        if requested not in ops.BACKENDS:
+            raise ValueError(f"The backend is one of {', '.join(ops.BACKENDS)}, not {requested!r}.")
+        if requested != "eager" and not ops.BACKENDS[requested].supports(z, *parameters):
+            raise ValueError(
+                f"The backend {requested} does not run here, or not for a {z.dtype} tensor of "
+                f"shape {tuple(z.shape)} and strides {z.stride()} on {z.device}: leave the choice "
+                "to apa_det (backend=None)."
+            )
+        return requested
+    for name in ("native", "triton") if _PREFERRED == "auto" else (_PREFERRED,):
+        if name != "eager" and ops.BACKENDS[name].supports(z, *parameters):
+            return name
+    return "eager"
 
 
 class APA(nn.Module):
@@ -152,15 +298,17 @@ class APA(nn.Module):
             return lambda_, kappa
         if z.dim() < 2 or z.shape[1] != self.num_channels:
             raise ValueError(
-                f"{type(self).__name__} has {self.num_channels} channels; "
-                f"its input has shape {tuple(z.shape)}."
+                f"The activation has {self.num_channels} channels; its input has shape {z.shape}."
             )
-        shape = (1, self.num_channels) + (1,) * (z.dim() - 2)
+        shape = [1, self.num_channels] + [1] * (z.dim() - 2)
         return lambda_.view(shape), kappa.view(shape)
 
     def forward(self, z: Tensor) -> Tensor:
         """Args: z of shape (N, C, ...) or, with one λ and κ, any. Returns: η(z), alike."""
-        return apa(z, *self.parameters_for(z))
+        lambda_, kappa = self.parameters_for(z)
+        if torch.jit.is_scripting():
+            return eager.evaluate("apa", z, lambda_, kappa).to(z.dtype)
+        return apa(z, lambda_, kappa)
 
     def extra_repr(self) -> str:
         return f"num_channels={self.num_channels}, lambda_min={self.lambda_min}"
@@ -189,7 +337,10 @@ class AGLU(APA):
 
     def forward(self, z: Tensor) -> Tensor:
         """Args: z of shape (N, C, ...) or, with one λ and κ, any. Returns: z · η(z), alike."""
-        return aglu(z, *self.parameters_for(z))
+        lambda_, kappa = self.parameters_for(z)
+        if torch.jit.is_scripting():
+            return eager.evaluate("aglu", z, lambda_, kappa).to(z.dtype)
+        return aglu(z, lambda_, kappa)
 
 
 def _check_range(name: str, values: tuple[float, float]) -> None:

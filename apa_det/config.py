@@ -29,6 +29,9 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.APA.GATE_DROPOUT = 0.1
     cfg.MODEL.APA.GATE_LAMBDA_RANGE = [0.0, 1.0]
     cfg.MODEL.APA.GATE_KAPPA_RANGE = [-1.0, 0.0]
+    # Run norm, gate, shortcut and AGLU in one pass where the norm runs on stored statistics: the
+    # same results, but for rounding
+    cfg.MODEL.APA.FUSE = True
     # Weight decay of every λ and κ. None: SOLVER.WEIGHT_DECAY
     cfg.MODEL.APA.WEIGHT_DECAY = None
     # Iterations between two writes of every λ and κ to the event storage. 0: never

@@ -163,7 +163,8 @@ def test_half_types_round_once(form, dtype):
     z = torch.linspace(-200, 200, 4001).to(dtype)
     for lambda_, kappa in itertools.product([1e-4, 0.03, 1, 3], [-1, 0.5, 1.1, 3]):
         half, single = z.clone().requires_grad_(), z.float().requires_grad_()
-        out, expected = FORMS[form](half, lambda_, kappa), FORMS[form](single, lambda_, kappa)
+        backend = "eager" if dtype == torch.float16 else None  # the others do not take it on a CPU
+        out, expected = (FORMS[form](t, lambda_, kappa, backend=backend) for t in (half, single))
         assert out.dtype == dtype and torch.equal(out, expected.to(dtype))
         grad = torch.randn(4001).to(dtype)
         out.backward(grad)
@@ -282,7 +283,7 @@ def test_only_the_input_is_kept():
 def test_double_backward_says_so():
     z = torch.randn(3, requires_grad=True)
     (grad,) = torch.autograd.grad(aglu(z, 0.5, 1.0).sum(), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|element 0"):
+    with pytest.raises(RuntimeError, match="second derivatives"):
         grad.sum().backward()
 
 
@@ -299,7 +300,7 @@ def test_modules(module):
     layer = module(6)
     assert layer.lambda_param.shape == layer.kappa_param.shape == (1, 6, 1, 1)
     assert torch.equal(layer(z), function(z, layer.lambda_param, layer.kappa_param))
-    assert torch.equal(layer(z[:, :, 0, 0]), layer(z)[:, :, 0, 0])
+    torch.testing.assert_close(layer(z[:, :, 0, 0]), layer(z)[:, :, 0, 0])
     with pytest.raises(ValueError, match="6 channels"):
         layer(z[:, :5])
     with torch.no_grad():
@@ -317,4 +318,5 @@ def test_errors():
         APA(lambda_range=(1.0, 0.0))
     with pytest.raises(ValueError, match="negative"):
         AGLU(lambda_range=(-1.0, 0.0))
-    assert set(activation.__all__) == {"APA", "AGLU", "apa", "aglu", "log_apa", "logit_apa"}
+    functions = {"apa", "aglu", "log_apa", "logit_apa", "affine_aglu", "apa_cross_entropy"}
+    assert set(activation.__all__) == {"APA", "AGLU"} | functions

@@ -1,4 +1,4 @@
-"""The evaluation benchmark in small: all ways give one AP."""
+"""The benchmarks in small: every table has its rows, and all ways of evaluation give one AP."""
 
 import json
 import os
@@ -7,8 +7,95 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / "tools"
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Run a subcommand, one repeat of it; give what it writes as JSON."""
+    monkeypatch.syspath_prepend(TOOLS)
+
+    def run(*arguments: str) -> dict:
+        import benchmark
+
+        file = tmp_path / "out.json"
+        benchmark.main([*arguments, "--device", "cpu", "--repeats", "1", "--json", str(file)])
+        return json.loads(file.read_text())
+
+    return run
+
+
+def check_rows(rows: dict, reference: str) -> None:
+    for row in rows.values():
+        assert row["seconds"] > 0
+        assert row["ratios"][reference] == pytest.approx(
+            row["seconds"] / rows[reference]["seconds"]
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activation(measured, monkeypatch, capsys, dtype):
+    def fail(function):
+        def compiled(*args):
+            raise RuntimeError("no compiler\nand more")
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", fail)
+    rows = measured("activation", "--shape", "2", "16", "32", "32", "--dtype", dtype)["rows"]
+    assert rows.pop("formula, torch.compile") == {"error": "RuntimeError: no compiler"}
+    assert "torch.compile: does not run here, RuntimeError: no compiler" in capsys.readouterr().out
+    check_rows(rows, "SiLU")
+    size = 2 * 16 * 32 * 32 * (4 if dtype == "float32" else 2) / 1e6
+    parameters = 1e-4
+    assert rows["SiLU"]["kept_mb"] == size
+    assert rows["SiLU"]["peak_mb"] == pytest.approx(2 * size)  # the output and the gradient
+    for name in ("AGLU, eager", "AGLU, native"):
+        if name in rows:
+            assert size <= rows[name]["kept_mb"] < size + parameters
+    assert rows["formula, eager PyTorch"]["kept_mb"] > 2 * size
+
+
+def test_class_loss(measured):
+    rows = measured("class-loss", "--proposals", "32", "--classes", "20")["rows"]
+    check_rows(rows, "detectron2's sigmoid cross-entropy")
+    assert len(rows) == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_block(measured, dtype):
+    rows = measured("block", "--shape", "1", "32", "8", "8", "--dtype", dtype)["rows"]
+    check_rows(rows, "ReLU, sigmoid gate (detectron2)")
+    assert rows["AGLU, APA gate"]["kept_mb"] < rows["AGLU, APA gate, not fused"]["kept_mb"]
+
+
+def test_carafe(measured):
+    rows = measured("carafe", "--rois", "1", "--channels", "8", "--size", "4")["rows"]
+    check_rows(rows, "deconvolution")
+
+
+@pytest.mark.parametrize("options", [["step"], ["inference", "--amp"]])
+def test_models(measured, monkeypatch, options):
+    monkeypatch.syspath_prepend(TOOLS)
+    import model_benchmark
+
+    in_a_process = model_benchmark.peak_of_process
+    asked = []
+
+    def peak(name, args):
+        """Each takes seconds: one stands for all."""
+        asked.append(name)
+        return in_a_process(name, args) if len(asked) == 3 and options[0] == "step" else 1.0
+
+    monkeypatch.setattr(model_benchmark, "peak_of_process", peak)
+    rows = measured(*options, "--size", "64", "96", "--batch", "1")["rows"]
+    assert list(rows) == asked
+    check_rows(rows, model_benchmark.REFERENCE)
+    if options[0] == "step":
+        assert rows["APA"]["peak_mb"] > 3 * 4 * 40  # weights, gradients and momentum
 
 
 def test_evaluation_benchmark(tmp_path):

@@ -198,6 +198,18 @@ install_packages() {
     run_pip --no-deps --no-build-isolation -e .
 }
 
+build_kernels() { # anew, where the source has changed since; without a compiler there are none
+    local built
+    for built in apa_det/kernels/_native_*.so; do
+        if [[ -e $built && apa_det/kernels/native.cpp -nt $built ]]; then
+            echo "Compiling the kernels again, whose source has changed."
+            "$PY" setup.py -q build_ext --inplace --force >"$LOG" 2>&1 ||
+                echo "They do not compile (see $LOG): plain PyTorch is used instead."
+            return
+        fi
+    done
+}
+
 check() {
     step "importing everything once"
     "$PY" tools/check_env.py test >"$LOG" 2>&1 ||
@@ -209,7 +221,10 @@ main() {
     unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT
     export PIP_USER=0
     PATH=${PATH//"$PWD/$VENV/bin:"/} # an activated .venv must not be the Python that makes it anew
-    if ready; then return; fi
+    if ready; then
+        build_kernels
+        return
+    fi
     [[ -w . ]] || die "$PWD is not writable." "use a checkout of your own, or a ready Python: make TARGET PYTHON=/path/to/python"
     take_lock
     if ready; then return; fi # made while we waited

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Form = Literal["apa", "log_apa", "logit_apa", "aglu"]
@@ -20,7 +21,8 @@ LAMBDA_FLOOR = 1e-20
 """A λ below this counts as this: the Gumbel limit, to single precision, but always finite."""
 
 _HIGHEST = 60.0
-# e vanishes at the lower end, but for the log-odds, which divide by it.
+# e vanishes at the lower end, but for the log-odds, which divide by it. (TorchScript takes such
+# constants as default arguments alone.)
 _LOWEST = -1e4
 _LOWEST_LOGIT = -40.0
 _BLOCK = {"cpu": 1 << 17}
@@ -35,23 +37,27 @@ def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
             "aglu" is zη.
         z: a tensor of any floating dtype and shape.
         lambda_, kappa: float32 or float64, the dtype to compute in, of a shape that broadcasts to
-            that of ``z``.
+            that of ``z``. A negative λ gives NaN.
 
     Returns:
         A tensor of the shape, dtype and layout of ``z``.
     """
     out = torch.empty_like(z)
     for z, lambda_, kappa, out_block in _blocks([z, lambda_, kappa, out]):  # noqa: B020
-        z = z.to(lambda_.dtype)
-        _, excess, y = _minus_log(form, z, lambda_, kappa)
-        if form == "log_apa":
-            out_block.copy_(y.neg_())
-        elif form == "logit_apa":
-            out_block.copy_(y.add_(_log1m_exp_minus(y)).add_(excess.clamp_(max=0)).neg_())
-        else:
-            eta = y.neg_().exp_()
-            out_block.copy_(eta.mul_(z) if form == "aglu" else eta)
+        out_block.copy_(evaluate(form, z, lambda_, kappa))
     return out
+
+
+def evaluate(form: str, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
+    """:func:`forward` all at once, in the dtype of λ: what a traced or scripted model holds."""
+    z, lambda_ = z.to(lambda_.dtype), above_floor(lambda_)
+    _, excess, y = _minus_log(form, z, lambda_, kappa)
+    if form == "log_apa":
+        return -y
+    if form == "logit_apa":
+        return -(y + _log1m_exp_minus(y) + excess.clamp(max=0.0))
+    eta = torch.exp(-y)
+    return eta * z if form == "aglu" else eta
 
 
 def backward(
@@ -76,31 +82,18 @@ def backward(
     grad_z = torch.empty_like(z)
     grad_lambda = torch.zeros_like(lambda_, dtype=torch.float64)
     grad_kappa = torch.zeros_like(kappa, dtype=torch.float64)
-    tensors = [z, lambda_, kappa, grad, grad_z, grad_lambda, grad_kappa]
+    tensors = [z, above_floor(lambda_), kappa, grad, grad_z, grad_lambda, grad_kappa]
     for block in _blocks(tensors):
         z_, lambda__, kappa_, grad_, grad_z_, grad_lambda_, grad_kappa_ = block
-        z_, grad_ = z_.to(lambda__.dtype), grad_.to(lambda__.dtype)
-        e, _, y = _minus_log(form, z_, lambda__, kappa_)
-        y.clamp_(max=1e38)
-        x = e * lambda__
-        s = (x / (x + 1)).div_(lambda__)
-        # d log η = κs dz + zs dκ + (y − s)/λ dλ. `outer` is the derivative of the result with
-        # respect to log η, and comes first in each product: it vanishes where another overflows.
-        outer = _outer_gradient(form, grad_, y)
-        slope = outer * s
-        if needs[2]:
-            term = slope * z_
-            if form == "aglu":
-                term.mul_(z_)
-            grad_kappa_.add_(term.sum_to_size(grad_kappa_.shape))
-        if needs[0]:
-            slope.mul_(kappa_)
-            grad_z_.copy_(slope.mul_(z_).add_(outer) if form == "aglu" else slope)
-        if needs[1]:
-            if form == "aglu":
-                outer.mul_(z_)
-            term = _lambda_gradient(outer, e, x, y, s, lambda__)
-            grad_lambda_.add_(term.sum_to_size(grad_lambda_.shape))
+        block_z, block_lambda, block_kappa = _gradients(
+            form, grad_.to(lambda__.dtype), z_.to(lambda__.dtype), lambda__, kappa_, needs
+        )
+        if block_z is not None:
+            grad_z_.copy_(block_z)
+        if block_lambda is not None:
+            grad_lambda_.add_(block_lambda.sum_to_size(grad_lambda_.shape))
+        if block_kappa is not None:
+            grad_kappa_.add_(block_kappa.sum_to_size(grad_kappa_.shape))
     return (
         grad_z if needs[0] else None,
         grad_lambda.to(lambda_.dtype) if needs[1] else None,
@@ -108,22 +101,203 @@ def backward(
     )
 
 
+def affine_aglu_forward(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+) -> Tensor:
+    """AGLU of scale · x + shift + residual, elementwise.
+
+    Args:
+        x: a tensor of any floating dtype, of shape (N, C, ...).
+        scale, shift, lambda_, kappa: float32 or float64, the dtype to compute in, of a shape that
+            broadcasts to that of ``x``.
+        residual: None, or a tensor of the shape and dtype of ``x``.
+
+    Returns:
+        A tensor of the shape, dtype and layout of ``x``.
+    """
+    out = torch.empty_like(x)
+    tensors = [x, scale, shift, lambda_, kappa, out]
+    for block in _blocks(tensors if residual is None else [*tensors, residual]):
+        x, scale, shift, lambda_, kappa, out_block, *rest = block
+        out_block.copy_(evaluate("aglu", _affine(x, scale, shift, rest), lambda_, kappa))
+    return out
+
+
+def affine_aglu_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """Gradients of :func:`affine_aglu_forward`, in the order of its arguments."""
+    grad_x = torch.empty_like(x)
+    grad_residual = None if residual is None else torch.empty_like(residual)
+    parameters = scale, shift, lambda_, kappa
+    sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    tensors = [x, grad, grad_x, scale, shift, above_floor(lambda_), kappa, *sums]
+    for block in _blocks(tensors if residual is None else [*tensors, residual, grad_residual]):
+        x_, grad_, grad_x_, scale_, shift_, lambda__, kappa_, *rest = block
+        block_sums, rest = rest[:4], rest[4:]
+        u = _affine(x_, scale_, shift_, rest[:1])
+        grad_ = grad_.to(u.dtype)
+        needs = (True, True, True)
+        grad_u, grad_lambda, grad_kappa = _gradients("aglu", grad_, u, lambda__, kappa_, needs)
+        grad_x_.copy_(grad_u * scale_)
+        if rest:
+            rest[1].copy_(grad_u)
+        for total, term in zip(
+            block_sums, (grad_u * x_.to(u.dtype), grad_u, grad_lambda, grad_kappa), strict=True
+        ):
+            total.add_(term.sum_to_size(total.shape))
+    grad_scale, grad_shift, grad_lambda, grad_kappa = (
+        s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)
+    )
+    return grad_x, grad_scale, grad_shift, grad_residual, grad_lambda, grad_kappa
+
+
+def class_loss_forward(
+    logits: Tensor,
+    gt_classes: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    scarce: Tensor | None,
+    share: Tensor | None,
+    seed: int,
+    clamp: float,
+) -> Tensor:
+    """Binary cross-entropy of η(logits) over classes, summed; with DropLoss's weights on request.
+
+    Args:
+        logits: any floating dtype, shape (N, K).
+        gt_classes: int64, shape (N,), K for the background.
+        lambda_, kappa: float32 or float64, the dtype to compute in, of one element or shape (1, K).
+        scarce: boolean, shape (K,): the classes that DropLoss spares. None: no DropLoss.
+        share: scalar; a background proposal's loss on a scarce class is kept with this probability.
+        seed: of the draws.
+        clamp: logits are clamped to ± this, without a gradient outside. 0: they are not.
+
+    Returns:
+        A scalar in the dtype of ``lambda_``.
+    """
+    z = _clamped(logits, clamp).to(lambda_.dtype)
+    log_odds = forward("logit_apa", z, lambda_, kappa)
+    targets, weights = _targets_and_weights(z, gt_classes, scarce, share, seed)
+    return F.binary_cross_entropy_with_logits(log_odds, targets, weights, reduction="sum")
+
+
+def class_loss_backward(
+    grad: Tensor,
+    logits: Tensor,
+    gt_classes: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    scarce: Tensor | None,
+    share: Tensor | None,
+    seed: int,
+    clamp: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`class_loss_forward` with respect to the logits, λ and κ."""
+    clamped = _clamped(logits, clamp)
+    z = clamped.to(lambda_.dtype)
+    targets, weights = _targets_and_weights(z, gt_classes, scarce, share, seed)
+    slope = (forward("logit_apa", z, lambda_, kappa).sigmoid() - targets) * grad
+    if weights is not None:
+        slope *= weights
+    grad_z, grad_lambda, grad_kappa = backward("logit_apa", slope, z, lambda_, kappa)
+    grad_z.masked_fill_(clamped != logits, 0)
+    return grad_z.to(logits.dtype), grad_lambda, grad_kappa
+
+
+def _clamped(logits: Tensor, clamp: float) -> Tensor:
+    return logits.clamp(-clamp, clamp) if clamp else logits
+
+
+def _targets_and_weights(
+    z: Tensor, gt_classes: Tensor, scarce: Tensor | None, share: Tensor | None, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    is_label = gt_classes[:, None] == torch.arange(z.shape[1], device=z.device)
+    if scarce is None:
+        return is_label.to(z.dtype), None
+    generator = torch.Generator(z.device).manual_seed(seed)
+    drawn = torch.rand(z.shape, generator=generator, device=z.device) > share
+    foreground = gt_classes < z.shape[1]
+    dropped = scarce & ~is_label & (foreground[:, None] | drawn)
+    return is_label.to(z.dtype), (~dropped).to(z.dtype)
+
+
+def above_floor(lambda_: Tensor, floor: float = LAMBDA_FLOOR) -> Tensor:
+    """λ, at least ``LAMBDA_FLOOR``; NaN where it is negative."""
+    return torch.where(lambda_ < 0, float("nan"), lambda_.clamp(min=floor))
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor, residual: list[Tensor]) -> Tensor:
+    u = x.to(scale.dtype) * scale + shift
+    return u.add_(residual[0]) if residual else u
+
+
+def _gradients(
+    form: Form,
+    grad: Tensor,
+    z: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of one block with respect to z, λ and κ, elementwise, in the dtype of λ."""
+    e, _, y = _minus_log(form, z, lambda_, kappa)
+    y.clamp_(max=1e38)
+    x = e * lambda_
+    s = (x / (x + 1)).div_(lambda_)
+    # d log η = κs dz + zs dκ + (y − s)/λ dλ. `outer` is the derivative of the result with
+    # respect to log η, and comes first in each product: it vanishes where another overflows.
+    outer = _outer_gradient(form, grad, y)
+    slope = outer * s
+    grad_z = grad_lambda = grad_kappa = None
+    if needs[2]:
+        grad_kappa = slope * z
+        if form == "aglu":
+            grad_kappa.mul_(z)
+    if needs[0]:
+        grad_z = slope.mul_(kappa)
+        if form == "aglu":
+            grad_z.mul_(z).add_(outer)
+    if needs[1]:
+        if form == "aglu":
+            outer.mul_(z)
+        grad_lambda = _lambda_gradient(outer, e, x, y, s, lambda_)
+    return grad_z, grad_lambda, grad_kappa
+
+
 def _minus_log(
-    form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor
+    form: str,
+    z: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    lowest: float = _LOWEST,
+    lowest_logit: float = _LOWEST_LOGIT,
+    highest: float = _HIGHEST,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """e^(−κz) clamped, what the exponent has beyond the clamp, and y = −log η."""
     v = z * -kappa
-    e = v.clamp(_LOWEST_LOGIT if form == "logit_apa" else _LOWEST, _HIGHEST)
-    excess = v.sub_(e)
-    e.exp_()
-    y = (e * lambda_).log1p_().add_(excess.clamp(min=0)).div_(lambda_)
+    clamped = v.clamp(lowest_logit if form == "logit_apa" else lowest, highest)
+    excess = v - clamped
+    e = torch.exp(clamped)
+    y = (torch.log1p(e * lambda_) + excess.clamp(min=0.0)) / lambda_
     return e, excess, y
 
 
 def _log1m_exp_minus(y: Tensor) -> Tensor:
     """log(1 − e^(−y)) for y > 0, to full precision at both ends."""
-    small = torch.expm1(-y).neg_().log_()
-    large = (-y).exp_().neg_().log1p_()
+    small = torch.log(-torch.expm1(-y))
+    large = torch.log1p(-torch.exp(-y))
     return torch.where(y < 0.7, small, large)
 
 

@@ -1,5 +1,6 @@
 from .activations import activation_from_config, get_activation
 from .carafe import CARAFE
+from .fused import conv_norm_aglu, fuses, norm_gate_shortcut_aglu
 from .gates import CBAMGate, SEGate, gate_from_config, get_gate
 from .norm import EvalBatchNorm2d, norm_from_name
 from .normed import (
@@ -20,10 +21,13 @@ __all__ = [
     "SEGate",
     "WrappedCauchyLinear",
     "activation_from_config",
+    "conv_norm_aglu",
+    "fuses",
     "gate_from_config",
     "get_activation",
     "get_gate",
     "norm_from_name",
+    "norm_gate_shortcut_aglu",
     "normed_conv2d",
     "normed_linear",
     "wrapped_cauchy_linear",

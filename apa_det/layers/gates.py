@@ -45,10 +45,13 @@ class SEGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C, H, W) or (N, C). Returns: x times its gates, alike."""
-        pooled = x.mean(dim=(2, 3)) if x.dim() == 4 else x
-        z = self.fc2(self.fc1(self.norm(pooled)).relu())
-        gates = self.activation(self.dropout(z))
+        gates = self.gates(x.mean(dim=(2, 3)) if x.dim() == 4 else x)
         return x * gates.view(gates.shape + (1,) * (x.dim() - 2))
+
+    def gates(self, pooled: Tensor) -> Tensor:
+        """Args: pooled features of shape (N, C). Returns: the factor of each channel, alike."""
+        z = self.fc2(self.fc1(self.norm(pooled)).relu())
+        return self.activation(self.dropout(z))
 
 
 class CBAMGate(nn.Module):

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..activation import APA, logit_apa
+from ..activation import APA, apa_cross_entropy, logit_apa
 from ..layers import NormedLinear, WrappedCauchyLinear
-from .losses import drop_loss, get_scarce_classes
+from .losses import drop_loss, get_scarce_classes, share_of_scarce_labels
 
 __all__ = ["APAFastRCNNOutputLayers"]
 
@@ -26,9 +28,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     "softmax" and "sigmoid" are detectron2's. "apa" is η(z; λ, κ) with learned λ and κ, "gumbel" its
     limit e^(−e^(−z)) (Alexandridis et al., ECCV 2024, and "Long-tailed Instance Segmentation using
-    Gumbel Optimized Loss", ECCV 2022). These two predict no background, and are handed on as
-    their log-odds, so that sigmoid scores, binary cross-entropy, federated loss and test-time
-    filtering are detectron2's.
+    Gumbel Optimized Loss", ECCV 2022). These two predict no background. Their loss is
+    :func:`apa_det.activation.apa_cross_entropy`; to detectron2's federated loss and test-time
+    filtering they are handed on as their log-odds, whose sigmoid they are.
     """
 
     @configurable
@@ -103,7 +105,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         self._get_scarce_classes = get_scarce_classes
         self._scarce_classes: Tensor | None = None
 
-        has_apa = class_score in ("gumbel", "apa")
+        has_apa = self.predicts_apa
         sizes = self.cls_score.in_features, num_classes if has_apa else num_classes + 1
         if predictor == "normed":
             self.cls_score = NormedLinear(
@@ -178,29 +180,81 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             x: box features of shape (N, ...).
 
         Returns:
-            Scores of shape (N, K + 1): logits, or for "gumbel" and "apa" the log-odds of each
-            class's score in float32, and 0 for the background. Box deltas of shape (N, 4K), or
-            (N, 4) if class-agnostic.
+            Scores: logits of shape (N, K) for "gumbel" and "apa", (N, K + 1) for the others. Box
+            deltas of shape (N, 4K), or (N, 4) if class-agnostic.
         """
         scores, deltas = super().forward(x)
         if self.training and self.logit_clamp:
             scores = scores.clamp(-self.logit_clamp, self.logit_clamp)
-        if self.class_score == "gumbel":
-            log_odds = logit_apa(scores.float(), 0.0, 1.0)
-        elif self.class_score == "apa":
-            log_odds = logit_apa(scores.float(), *self.score.parameters_for(scores))
-        else:
-            return scores, deltas
-        return F.pad(log_odds, (0, 1)), deltas
+        return scores, deltas
+
+    def losses(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """As in detectron2.
+
+        Raises:
+            ValueError: DropLoss's classes are not as many as the predictor's, or unknown.
+        """
+        logits, deltas = predictions
+        if not self.predicts_apa:
+            return super().losses(predictions, proposals)
+        if self.use_fed_loss:
+            return super().losses((self._log_odds(logits), deltas), proposals)
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        _log_classification_stats(self._log_odds(logits.detach()), gt_classes)
+        proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        # Pictures without annotations have no gt_boxes, and no foreground to regress.
+        gt_boxes = torch.cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        )
+        losses = {
+            "loss_cls": self._apa_loss(logits, gt_classes),
+            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def predict_probs(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> tuple[Tensor, ...]:
+        """As in detectron2."""
+        logits, deltas = predictions
+        if self.predicts_apa:
+            logits = self._log_odds(logits)
+        return super().predict_probs((logits, deltas), proposals)
+
+    @property
+    def predicts_apa(self) -> bool:
+        return self.class_score in ("gumbel", "apa")
+
+    def _curve(self, logits: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """λ and κ of the class score."""
+        return (0.0, 1.0) if self.class_score == "gumbel" else self.score.parameters_for(logits)
+
+    def _log_odds(self, logits: Tensor) -> Tensor:
+        """Of each class's score, and 0 for the background: float32, shape (N, K + 1)."""
+        return F.pad(logit_apa(logits.float(), *self._curve(logits)), (0, 1))
+
+    def _apa_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+        arguments = {}
+        if self._get_scarce_classes is not None:
+            scarce = self._scarce(gt_classes.device)
+            arguments = {"scarce": scarce, "share": share_of_scarce_labels(gt_classes, scarce)}
+        loss = apa_cross_entropy(logits, gt_classes, *self._curve(logits), **arguments)
+        return loss / max(len(logits), 1)
 
     def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
-        """As in detectron2, or DropLoss.
+        """As in detectron2, or with DropLoss.
 
         Raises:
             ValueError: DropLoss's classes are not as many as the predictor's, or unknown.
         """
         if self._get_scarce_classes is None or pred_class_logits.numel() == 0:
             return super().sigmoid_cross_entropy_loss(pred_class_logits, gt_classes)
+        return drop_loss(pred_class_logits[:, :-1], gt_classes, self._scarce(gt_classes.device))
+
+    def _scarce(self, device: torch.device) -> Tensor:
+        """The classes that DropLoss spares, looked up once."""
         if self._scarce_classes is None:
             scarce = self._get_scarce_classes()
             if scarce.shape != (self.num_classes,):
@@ -210,8 +264,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                     "training dataset."
                 )
             self._scarce_classes = scarce
-        self._scarce_classes = self._scarce_classes.to(gt_classes.device)
-        return drop_loss(pred_class_logits[:, :-1], gt_classes, self._scarce_classes)
+        self._scarce_classes = self._scarce_classes.to(device)
+        return self._scarce_classes
 
 
 def _inverse_apa(probability: float, lambda_: Tensor, kappa: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-__all__ = ["drop_loss", "drop_loss_weights", "get_scarce_classes"]
+__all__ = ["drop_loss", "drop_loss_weights", "get_scarce_classes", "share_of_scarce_labels"]
 
 # Training pictures with instances. The built-in metadata give the image count of each class, but
 # not the total.
@@ -50,13 +50,20 @@ def drop_loss_weights(gt_classes: Tensor, scarce: Tensor) -> Tensor:
         Shape (N, K), float32: 1 where the loss is kept, 0 where it is dropped.
     """
     n, k = len(gt_classes), len(scarce)
-    foreground = gt_classes < k
-    num_foreground = foreground.sum()
-    num_scarce = F.pad(scarce, (0, 1))[gt_classes].sum()
-    share = torch.where(num_foreground > 0, num_scarce / num_foreground.clamp(min=1), 1.0)
+    share = share_of_scarce_labels(gt_classes, scarce)
     drawn = torch.rand(n, k, device=gt_classes.device) > share
-    dropped = scarce & ~_is_label(gt_classes, k) & (foreground[:, None] | drawn)
+    dropped = scarce & ~_is_label(gt_classes, k) & ((gt_classes < k)[:, None] | drawn)
     return (~dropped).float()
+
+
+def share_of_scarce_labels(gt_classes: Tensor, scarce: Tensor) -> Tensor:
+    """Of the foreground proposals, those of scarce classes: a scalar, 1 without any foreground.
+
+    Arguments as for :func:`drop_loss_weights`.
+    """
+    num_foreground = (gt_classes < len(scarce)).sum()
+    num_scarce = F.pad(scarce, (0, 1))[gt_classes].sum()
+    return torch.where(num_foreground > 0, num_scarce / num_foreground.clamp(min=1), 1.0)
 
 
 def _is_label(gt_classes: Tensor, num_classes: int) -> Tensor:

@@ -7,6 +7,7 @@ modules that hold a convolution are detectron2's own, so its checkpoints fit.
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
@@ -23,10 +24,13 @@ from torch import Tensor, nn
 
 from ..layers import (
     activation_from_config,
+    conv_norm_aglu,
+    fuses,
     gate_from_config,
     get_activation,
     get_gate,
     norm_from_name,
+    norm_gate_shortcut_aglu,
 )
 
 __all__ = [
@@ -56,6 +60,7 @@ class APABasicStem(BasicStem):
 
     Args:
         activation: see :func:`apa_det.layers.get_activation`.
+        fuse: whether norm and AGLU run in one pass where they can; see :mod:`apa_det.layers.fused`.
         others: as for :class:`detectron2.modeling.backbone.resnet.BasicStem`.
     """
 
@@ -66,13 +71,18 @@ class APABasicStem(BasicStem):
         *,
         norm: str | Callable[[int], nn.Module] = "BN",
         activation: Activation = "relu",
+        fuse: bool = True,
     ):
         super().__init__(in_channels, out_channels, norm)
         self.act = get_activation(activation, out_channels)
+        self.fuse = fuse
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / 4, W / 4)."""
-        x = self.act(self.conv1(x))
+        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv1, self.act):
+            x = conv_norm_aglu(x, self.conv1, self.act)
+        else:
+            x = self.act(self.conv1(x))
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
     def freeze(self) -> "APABasicStem":
@@ -82,16 +92,16 @@ class APABasicStem(BasicStem):
 
 
 class _GatedBlock(CNNBlockBase):
-    """What the blocks have in common: a gate, the end of their forward pass, and freezing."""
+    """What the blocks have in common: a gate, the parts of their forward pass, and freezing."""
 
-    def _add_gate(self, gate: Gate) -> None:
+    def _add_gate(self, gate: Gate, fuse: bool) -> None:
         self.gate = get_gate(gate, self.out_channels)
+        self.fuse = fuse
 
-    def _add_shortcut(self, residual: Tensor, x: Tensor) -> Tensor:
-        if self.gate is not None:
-            residual = self.gate(residual)
-        residual += x if self.shortcut is None else self.shortcut(x)
-        return residual
+    def _start(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv1, self.act1):
+            return conv_norm_aglu(x, self.conv1, self.act1)
+        return self.act1(self.conv1(x))
 
     def freeze(self) -> "CNNBlockBase":
         super().freeze()
@@ -112,6 +122,7 @@ class _GatedBottleneck(_GatedBlock):
         bottleneck_channels: int,
         activation: Activation = "relu",
         gate: Gate = None,
+        fuse: bool = True,
         **kwargs,
     ):
         super().__init__(
@@ -120,16 +131,24 @@ class _GatedBottleneck(_GatedBlock):
         self.act1 = get_activation(activation, bottleneck_channels)
         self.act2 = get_activation(activation, bottleneck_channels)
         self.act3 = get_activation(activation, out_channels)
-        self._add_gate(gate)
+        self._add_gate(gate, fuse)
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / stride, W / stride)."""
-        out = self.act1(self.conv1(x))
-        out = self.act2(self._conv2(out))
-        return self.act3(self._add_shortcut(self.conv3(out), x))
+        out = self._middle(self._start(x))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv3, self.act3, self.gate):
+            return norm_gate_shortcut_aglu(out, self.conv3, self.gate, shortcut, self.act3)
+        out = self.conv3(out)
+        if self.gate is not None:
+            out = self.gate(out)
+        out += shortcut
+        return self.act3(out)
 
-    def _conv2(self, x: Tensor) -> Tensor:
-        return self.conv2(x)
+    def _middle(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv2, self.act2):
+            return conv_norm_aglu(x, self.conv2, self.act2)
+        return self.act2(self.conv2(x))
 
 
 class APABasicBlock(_GatedBlock, BasicBlock):
@@ -138,6 +157,8 @@ class APABasicBlock(_GatedBlock, BasicBlock):
     Args:
         activation: see :func:`apa_det.layers.get_activation`; each place has a module of its own.
         gate: see :func:`apa_det.layers.get_gate`.
+        fuse: whether norm, gate, shortcut and AGLU run in one pass where they can; see
+            :mod:`apa_det.layers.fused`.
         others: as for :class:`detectron2.modeling.backbone.resnet.BasicBlock`.
     """
 
@@ -148,17 +169,25 @@ class APABasicBlock(_GatedBlock, BasicBlock):
         *,
         activation: Activation = "relu",
         gate: Gate = None,
+        fuse: bool = True,
         **kwargs,
     ):
         super().__init__(in_channels, out_channels, **kwargs)
         self.act1 = get_activation(activation, out_channels)
         self.act2 = get_activation(activation, out_channels)
-        self._add_gate(gate)
+        self._add_gate(gate, fuse)
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / stride, W / stride)."""
-        out = self.act1(self.conv1(x))
-        return self.act2(self._add_shortcut(self.conv2(out), x))
+        out = self._start(x)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv2, self.act2, self.gate):
+            return norm_gate_shortcut_aglu(out, self.conv2, self.gate, shortcut, self.act2)
+        out = self.conv2(out)
+        if self.gate is not None:
+            out = self.gate(out)
+        out += shortcut
+        return self.act2(out)
 
 
 class APABottleneckBlock(_GatedBottleneck, BottleneckBlock):
@@ -167,6 +196,8 @@ class APABottleneckBlock(_GatedBottleneck, BottleneckBlock):
     Args:
         activation: see :func:`apa_det.layers.get_activation`; each place has a module of its own.
         gate: see :func:`apa_det.layers.get_gate`.
+        fuse: whether norm, gate, shortcut and AGLU run in one pass where they can; see
+            :mod:`apa_det.layers.fused`.
         others: as for :class:`detectron2.modeling.backbone.resnet.BottleneckBlock`.
     """
 
@@ -175,16 +206,16 @@ class APADeformBottleneckBlock(_GatedBottleneck, DeformBottleneckBlock):
     """:class:`APABottleneckBlock` with a deformable 3×3 convolution.
 
     Args:
-        activation, gate: as for :class:`APABottleneckBlock`.
+        activation, gate, fuse: as for :class:`APABottleneckBlock`.
         others: as for :class:`detectron2.modeling.backbone.resnet.DeformBottleneckBlock`.
     """
 
-    def _conv2(self, x: Tensor) -> Tensor:
+    def _middle(self, x: Tensor) -> Tensor:
         offset = self.conv2_offset(x)
         if not self.deform_modulated:
-            return self.conv2(x, offset)
+            return self.act2(self.conv2(x, offset))
         offset, mask = offset.tensor_split([offset.shape[1] // 3 * 2], dim=1)
-        return self.conv2(x, offset, mask.sigmoid())
+        return self.act2(self.conv2(x, offset, mask.sigmoid()))
 
 
 @BACKBONE_REGISTRY.register()
@@ -211,6 +242,7 @@ def build_apa_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     layer_args = {
         "norm": norm_from_name(resnets.NORM),
         "activation": activation_from_config(cfg, cfg.MODEL.APA.ACTIVATION),
+        "fuse": cfg.MODEL.APA.FUSE,
     }
     stem = APABasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, **layer_args)
     block_args = dict(layer_args, gate=gate_from_config(cfg, cfg.MODEL.APA.GATE))

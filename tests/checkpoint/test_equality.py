@@ -3,7 +3,7 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 
 from apa_det.checkpoint import convert
 
@@ -79,9 +79,11 @@ def test_outputs(pair, published, size):
         logits, deltas = theirs_k(pooled)
         features_k = head(pooled)
         assert_close(predictor.cls_score(features_k), logits)
-        scores, actual = predictor(features_k)
-        assert_close(actual, deltas)
-        probabilities = scores.sigmoid() if predictor.use_sigmoid_ce else scores.softmax(dim=1)
+        predictions = predictor(features_k)
+        assert_close(predictions[1], deltas)
+        instances = [Instances((100, 100))]
+        instances[0].proposal_boxes = Boxes(rois)
+        (probabilities,) = predictor.predict_probs(predictions, instances)
         assert_close(probabilities[:, :-1], theirs_k.scores(logits))
     if heads.mask_on:
         pooled = heads.mask_pooler(levels, [Boxes(rois)])

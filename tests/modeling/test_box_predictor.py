@@ -164,9 +164,10 @@ def test_inference_threshold_and_autocast(score):
         predictor.cls_score.weight.normal_(std=0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores, _ = predictor(torch.randn(20, 16))
-    assert scores.dtype == torch.float32
     proposals = make_proposals([0] * 20)
-    instances, _ = predictor.inference((scores, torch.zeros(20, 4 * K)), proposals)
+    predictions = scores, torch.zeros(20, 4 * K)
+    assert predictor.predict_probs(predictions, proposals)[0].dtype == torch.float32
+    instances, _ = predictor.inference(predictions, proposals)
     assert 0 < len(instances[0]) <= 4 and (instances[0].scores > 0.3).all()
 
 
@@ -181,12 +182,12 @@ def test_predictors(score, layer):
         logits = normed_linear(x, cls_score.weight, cls_score.bias, 50.0)
     else:
         logits = wrapped_cauchy_linear(x, cls_score.weight, cls_score.bias, cls_score.g)
-    scores, _ = predictor(x)
+    scores, deltas = predictor(x)
+    torch.testing.assert_close(scores, logits)
     if score in ("gumbel", "apa"):
         expected = eta(score, logits.double(), predictor)
-        torch.testing.assert_close(scores[:, :-1].double().sigmoid(), expected)
-    else:
-        torch.testing.assert_close(scores, logits)
+        (actual,) = predictor.predict_probs((scores, deltas), make_proposals([0] * 4))
+        torch.testing.assert_close(actual[:, :-1].double(), expected, rtol=1e-5, atol=1e-7)
     with EventStorage():
         sum(predictor.losses((scores, predictor(x)[1]), make_proposals([0, 1, 5, 5])).values())
 

@@ -1,0 +1,326 @@
+"""APA on the CPU, compiled: native.cpp, which setup.py builds for each instruction set.
+
+It takes float32 and bfloat16 tensors that lie in memory without gaps, with parameters for all
+elements together or for each channel. Where no compiler was there, it is absent and plain PyTorch
+does the work.
+"""
+
+import ctypes
+import logging
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .eager import Form
+
+logger = logging.getLogger(__name__)
+
+INSTRUCTION_SETS = {
+    "AVX512": ("avx512", "avx2", "baseline"),
+    "AVX2": ("avx2", "baseline"),
+}
+"""What native.cpp is compiled for, best first, by torch's name of what the processor has."""
+
+_FORMS = ("apa", "log_apa", "logit_apa", "aglu")
+
+
+class _PerChannel(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("stride_n", ctypes.c_int64),
+        ("stride_c", ctypes.c_int64),
+    ]
+
+
+class _Threads(ctypes.Structure):
+    _fields_ = [
+        ("parallel", ctypes.c_void_p),
+        ("thread_number", ctypes.c_void_p),
+        ("num_threads", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+    ]
+
+
+class _Tensors(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("backward", "form", "is_bfloat16", "columns")),
+        *((name, ctypes.c_int64) for name in ("N", "C", "S")),
+        *((name, ctypes.c_void_p) for name in ("x", "residual", "grad", "out", "grad_residual")),
+        *((name, _PerChannel) for name in ("scale", "shift", "lambda_", "kappa")),
+        ("sums", ctypes.c_void_p),
+        ("threads", _Threads),
+    ]
+
+
+class _Classes(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("backward", "is_bfloat16", "N", "K")),
+        *((name, ctypes.c_void_p) for name in ("logits", "labels")),
+        *((name, _PerChannel) for name in ("lambda_", "kappa")),
+        ("scarce", ctypes.c_void_p),
+        *((name, ctypes.c_float) for name in ("share", "clamp", "grad")),
+        ("seed", ctypes.c_uint64),
+        *((name, ctypes.c_void_p) for name in ("grad_logits", "sums")),
+        ("threads", _Threads),
+    ]
+
+
+def _load_library() -> ctypes.CDLL | None:
+    folder = Path(__file__).parent
+    for name in INSTRUCTION_SETS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
+        for suffix in EXTENSION_SUFFIXES:
+            file = folder / f"_native_{name}{suffix}"
+            if file.exists():
+                try:
+                    return ctypes.CDLL(str(file))
+                except OSError as error:
+                    logger.warning(f"{file} does not load, plain PyTorch is used instead: {error}")
+    return None
+
+
+def _find_threads() -> _Threads:
+    """The functions of the OpenMP library that torch works with; nothing where it has none."""
+    functions = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
+    for file in Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
+        library = ctypes.CDLL(str(file))
+        if all(hasattr(library, function) for function in functions):
+            addresses = (ctypes.cast(library[f], ctypes.c_void_p).value for f in functions)
+            return _Threads(*addresses)
+    return _Threads()
+
+
+_LIBRARY = _load_library()
+_THREADS = _find_threads() if _LIBRARY else _Threads()
+
+
+def supports(z: Tensor, *parameters: Tensor) -> bool:
+    """Whether this file computes these tensors on this machine."""
+    return (
+        _LIBRARY is not None
+        and z.device.type == "cpu"
+        and z.dtype in (torch.float32, torch.bfloat16)
+        and (z.is_contiguous() or _is_channels_last(z))
+        and all(p.dtype == torch.float32 and _fits(p, z) for p in parameters)
+    )
+
+
+def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
+    """As :func:`apa_det.kernels.eager.forward`."""
+    out = torch.empty_like(z)
+    job = _job(form, z, out, lambda_=lambda_, kappa=kappa)
+    _LIBRARY.apa_activation(ctypes.byref(job))
+    return out
+
+
+def backward(
+    form: Form,
+    grad: Tensor,
+    z: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As :func:`apa_det.kernels.eager.backward`."""
+    grad_z, grad = torch.empty_like(z), _like(grad, z)
+    job = _job(form, z, grad_z, lambda_=lambda_, kappa=kappa)
+    job.grad = grad.data_ptr()
+    sums = _run_with_sums(job)
+    return (
+        grad_z if needs[0] else None,
+        _reduce(sums[:, 2], lambda_, z) if needs[1] else None,
+        _reduce(sums[:, 3], kappa, z) if needs[2] else None,
+    )
+
+
+def affine_aglu_forward(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+) -> Tensor:
+    """As :func:`apa_det.kernels.eager.affine_aglu_forward`."""
+    out = torch.empty_like(x)
+    job = _job("aglu", x, out, scale=scale, shift=shift, lambda_=lambda_, kappa=kappa)
+    if residual is not None:
+        residual = _like(residual, x)
+        job.residual = residual.data_ptr()
+    _LIBRARY.apa_activation(ctypes.byref(job))
+    return out
+
+
+def affine_aglu_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """As :func:`apa_det.kernels.eager.affine_aglu_backward`."""
+    grad_x, grad, grad_residual = torch.empty_like(x), _like(grad, x), None
+    job = _job("aglu", x, grad_x, scale=scale, shift=shift, lambda_=lambda_, kappa=kappa)
+    job.grad = grad.data_ptr()
+    if residual is not None:
+        residual, grad_residual = _like(residual, x), torch.empty_like(x)
+        job.residual, job.grad_residual = residual.data_ptr(), grad_residual.data_ptr()
+    sums = _run_with_sums(job)
+    grad_scale, grad_shift, grad_lambda, grad_kappa = (
+        _reduce(sums[:, k], p, x) for k, p in enumerate((scale, shift, lambda_, kappa))
+    )
+    return grad_x, grad_scale, grad_shift, grad_residual, grad_lambda, grad_kappa
+
+
+def class_loss_forward(
+    logits: Tensor,
+    gt_classes: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    scarce: Tensor | None,
+    share: Tensor | None,
+    seed: int,
+    clamp: float,
+) -> Tensor:
+    """As :func:`apa_det.kernels.eager.class_loss_forward`."""
+    job = _class_job(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp)
+    total = torch.empty((), dtype=torch.float64)
+    job.sums = total.data_ptr()
+    _LIBRARY.apa_class_loss(ctypes.byref(job))
+    return total.float()
+
+
+def class_loss_backward(
+    grad: Tensor,
+    logits: Tensor,
+    gt_classes: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    scarce: Tensor | None,
+    share: Tensor | None,
+    seed: int,
+    clamp: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`apa_det.kernels.eager.class_loss_backward`."""
+    job = _class_job(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp)
+    grad_logits = torch.empty_like(logits)
+    sums = torch.empty(2, 1, logits.shape[1], dtype=torch.float64)
+    job.backward, job.grad = True, grad.item()
+    job.grad_logits, job.sums = grad_logits.data_ptr(), sums.data_ptr()
+    _LIBRARY.apa_class_loss(ctypes.byref(job))
+    by_parameter = (_reduce(s, p, logits) for s, p in zip(sums, (lambda_, kappa), strict=True))
+    return grad_logits, *by_parameter
+
+
+def _class_job(
+    logits: Tensor,
+    gt_classes: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    scarce: Tensor | None,
+    share: Tensor | None,
+    seed: int,
+    clamp: float,
+) -> _Classes:
+    return _Classes(
+        is_bfloat16=logits.dtype == torch.bfloat16,
+        N=logits.shape[0],
+        K=logits.shape[1],
+        logits=logits.data_ptr(),
+        labels=gt_classes.data_ptr(),
+        lambda_=_per_channel(lambda_, logits),
+        kappa=_per_channel(kappa, logits),
+        scarce=None if scarce is None else scarce.data_ptr(),
+        share=0 if share is None else share.item(),
+        clamp=clamp or float("inf"),
+        seed=seed,
+        threads=_threads(),
+    )
+
+
+def _job(form: Form, x: Tensor, out: Tensor, **parameters: Tensor) -> _Tensors:
+    per_channel = any(p.numel() > 1 for p in parameters.values())
+    columns = per_channel and not x.is_contiguous()
+    n, c, s = 1, 1, x.numel()
+    if per_channel:
+        n, c = x.shape[:2]
+        s = x.numel() // max(n * c, 1)
+        if s == 1 and all(p.shape[0] == 1 or p.dim() < x.dim() for p in parameters.values()):
+            n, s, columns = 1, n, True
+    return _Tensors(
+        form=_FORMS.index(form),
+        is_bfloat16=x.dtype == torch.bfloat16,
+        columns=columns,
+        N=n,
+        C=c,
+        S=s,
+        x=x.data_ptr(),
+        out=out.data_ptr(),
+        threads=_threads(),
+        **{name: _per_channel(p, x) for name, p in parameters.items()},
+    )
+
+
+def _run_with_sums(job: _Tensors) -> Tensor:
+    """Run the backward pass. Returns: the sums, shape (N, 4, C), float64."""
+    sums = torch.empty(job.N, 4, job.C, dtype=torch.float64)
+    job.backward, job.sums = True, sums.data_ptr()
+    _LIBRARY.apa_activation(ctypes.byref(job))
+    return sums
+
+
+def _reduce(sums: Tensor, parameter: Tensor, x: Tensor) -> Tensor:
+    """Sums of shape (N, C), over what the parameter was broadcast along."""
+    shape = _first_two(parameter, x)
+    for dim in (0, 1):
+        if shape[dim] == 1:
+            sums = sums.sum(dim, keepdim=True)
+    return sums.to(parameter.dtype).view(parameter.shape)
+
+
+def _threads() -> _Threads:
+    _THREADS.count = torch.get_num_threads()
+    return _THREADS
+
+
+def _per_channel(parameter: Tensor, x: Tensor) -> _PerChannel:
+    n, c = _first_two(parameter, x)
+    aligned = parameter.reshape(n, c)
+    return _PerChannel(
+        parameter.data_ptr(),
+        aligned.stride(0) if n > 1 else 0,
+        aligned.stride(1) if c > 1 else 0,
+    )
+
+
+def _first_two(parameter: Tensor, x: Tensor) -> tuple[int, int]:
+    """The sizes of a parameter along the first two dimensions of x, which it broadcasts with."""
+    if parameter.numel() == 1:
+        return 1, 1
+    shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)
+    return shape[0], shape[1]
+
+
+def _fits(parameter: Tensor, z: Tensor) -> bool:
+    """Whether the parameter is one number, or differs along the first two dimensions alone."""
+    if parameter.numel() == 1:
+        return True
+    missing = z.dim() - parameter.dim()
+    rest = parameter.shape[max(2 - missing, 0) :]
+    return z.dim() >= 2 and all(size == 1 for size in rest) and parameter.is_contiguous()
+
+
+def _is_channels_last(z: Tensor) -> bool:
+    return (z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last)) or (
+        z.dim() == 5 and z.is_contiguous(memory_format=torch.channels_last_3d)
+    )
+
+
+def _like(tensor: Tensor, x: Tensor) -> Tensor:
+    """The tensor in the dtype and layout of x."""
+    if tensor.dtype == x.dtype and tensor.stride() == x.stride():
+        return tensor
+    return torch.empty_like(x).copy_(tensor)

@@ -1,0 +1,336 @@
+"""APA on a GPU, in Triton: the launches of triton_device.py and triton_class_loss.py.
+
+It takes float32, float16 and bfloat16 tensors that lie in memory without gaps, with float32
+parameters for all elements together or for each channel, and computes in float32. Gradients of
+parameters are summed in a fixed order. Nothing waits for the GPU.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from .eager import Form
+
+_HAS_TRITON = find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_NUM_WARPS = 4
+_NUM_THREADS = 32 * _NUM_WARPS
+_TILE_CHANNELS = 128  # of a channels-last tile, at most
+_CLASS_LOSS_TILE = 8, 128  # rows × classes
+_TILES = 4  # of a program that leaves sums, where there are enough for all processors
+_ENOUGH_TILES = 1 << 13
+_MAX_TILES = 1 << 18  # beyond it a program has more
+_MAX_GRID = 65535  # the largest grid, but for its first dimension
+
+
+def supports(z: Tensor, *parameters: Tensor) -> bool:
+    """Whether this file computes these tensors on this machine."""
+    return (
+        _HAS_TRITON
+        and z.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and (_INTERPRETED or _has_gpu(z))
+        and (z.is_contiguous() or _is_channels_last(z))
+        and all(p.dtype == torch.float32 and _fits(p, z) for p in parameters)
+        and max(_view(z, parameters)[:2]) <= _MAX_GRID
+    )
+
+
+def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
+    """As :func:`apa_det.kernels.eager.forward`."""
+    out = torch.empty_like(z)
+    _launch_forward(form, z, None, None, None, lambda_, kappa, out)
+    return out
+
+
+def backward(
+    form: Form,
+    grad: Tensor,
+    z: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As :func:`apa_det.kernels.eager.backward`."""
+    grad_z = torch.empty_like(z) if needs[0] else None
+    with_sums = needs[1] or needs[2]
+    inputs = grad, z, None, None, None, lambda_, kappa
+    sums = _launch_backward(form, *inputs, grad_z, None, with_sums)
+    if sums is None:
+        return grad_z, None, None
+    grad_lambda, grad_kappa = _add_up(sums, z, lambda_, kappa)
+    return grad_z, grad_lambda if needs[1] else None, grad_kappa if needs[2] else None
+
+
+def affine_aglu_forward(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+) -> Tensor:
+    """As :func:`apa_det.kernels.eager.affine_aglu_forward`."""
+    out = torch.empty_like(x)
+    _launch_forward("aglu", x, scale, shift, residual, lambda_, kappa, out)
+    return out
+
+
+def affine_aglu_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """As :func:`apa_det.kernels.eager.affine_aglu_backward`."""
+    grad_x = torch.empty_like(x)
+    grad_residual = None if residual is None else torch.empty_like(x)
+    inputs = grad, x, scale, shift, residual, lambda_, kappa
+    sums = _launch_backward("aglu", *inputs, grad_x, grad_residual, True)
+    by_parameter = _add_up(sums, x, lambda_, kappa, scale, shift)
+    grad_lambda, grad_kappa, grad_scale, grad_shift = by_parameter
+    return grad_x, grad_scale, grad_shift, grad_residual, grad_lambda, grad_kappa
+
+
+def class_loss_forward(
+    logits: Tensor,
+    gt_classes: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    scarce: Tensor | None,
+    share: Tensor | None,
+    seed: int,
+    clamp: float,
+) -> Tensor:
+    """As :func:`apa_det.kernels.eager.class_loss_forward`."""
+    inputs = logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp
+    return _launch_class_loss(None, *inputs, None).sum(dtype=torch.float64).float()
+
+
+def class_loss_backward(
+    grad: Tensor,
+    logits: Tensor,
+    gt_classes: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    scarce: Tensor | None,
+    share: Tensor | None,
+    seed: int,
+    clamp: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`apa_det.kernels.eager.class_loss_backward`."""
+    grad_logits = torch.empty_like(logits)
+    inputs = logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp
+    sums = _launch_class_loss(grad, *inputs, grad_logits)
+    return grad_logits, *_add_up(sums, logits, lambda_, kappa)
+
+
+def _launch_forward(
+    form: Form,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+    out: Tensor,
+) -> None:
+    from .triton_device import forward
+
+    if x.numel() == 0:
+        return
+    parameters = [None if p is None else p.contiguous() for p in (scale, shift, lambda_, kappa)]
+    layout, n, c, s = _layout(form, x, parameters, 32 // x.element_size())
+    grid = _ceil(s, layout["BLOCK_S"]), _ceil(c, layout["BLOCK_C"]), n
+    with torch.cuda.device_of(x):
+        forward[grid](x, _like(residual, x), out, *parameters, c, s // layout["UNIT"], **layout)
+
+
+def _launch_backward(
+    form: Form,
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+    grad_x: Tensor | None,
+    grad_residual: Tensor | None,
+    with_sums: bool,
+) -> Tensor | None:
+    """Returns: the sums of each program, shape (2 or 4, N, programs, C), where they are asked for.
+
+    They are for λ and κ, and then for the scale and the shift.
+    """
+    from .triton_device import backward
+
+    num_sums = 2 if scale is None else 4
+    parameters = [None if p is None else p.contiguous() for p in (scale, shift, lambda_, kappa)]
+    per_thread = 32 // x.element_size() if scale is None else 8
+    layout, n, c, s = _layout(form, x, parameters, per_thread)
+    if x.numel() == 0:
+        return x.new_zeros(num_sums, n, 1, c, dtype=torch.float32)
+    tiles, tiles_c = _ceil(s, layout["BLOCK_S"]), _ceil(c, layout["BLOCK_C"])
+    num_tiles = tiles * tiles_c * n
+    each = _TILES * _power_of_2(_ceil(num_tiles, _MAX_TILES)) if num_tiles >= _ENOUGH_TILES else 1
+    while _ceil(tiles, each) * each > 1.125 * tiles:  # the last program has empty tiles
+        each //= 2
+    layout["TILES"] = each
+    grid = _ceil(tiles, each), tiles_c, n
+    sums = x.new_empty(num_sums, n, grid[0], c, dtype=torch.float32) if with_sums else None
+    tensors = _like(grad, x), x, _like(residual, x), grad_x, grad_residual, sums
+    with torch.cuda.device_of(x):
+        backward[grid](*tensors, *parameters, c, s // layout["UNIT"], **layout)
+    return sums
+
+
+def _launch_class_loss(
+    grad: Tensor | None,
+    logits: Tensor,
+    gt_classes: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    scarce: Tensor | None,
+    share: Tensor | None,
+    seed: int,
+    clamp: float,
+    grad_logits: Tensor | None,
+) -> Tensor:
+    """Returns: the sums of each program, shape (1 or 2, 1, programs, K)."""
+    from .triton_class_loss import class_loss
+
+    n, k = logits.shape
+    num_sums = 1 if grad is None else 2
+    if logits.numel() == 0:
+        return logits.new_zeros(num_sums, 1, 1, k, dtype=torch.float32)
+    block_n, block_k = _CLASS_LOSS_TILE
+    grid = _ceil(n, block_n * _TILES), _ceil(k, block_k)
+    sums = logits.new_empty(num_sums, 1, grid[0], k, dtype=torch.float32)
+    lambda_, kappa = lambda_.contiguous(), kappa.contiguous()
+    with torch.cuda.device_of(logits):
+        class_loss[grid](
+            grad,
+            logits,
+            gt_classes.contiguous(),
+            lambda_,
+            kappa,
+            scarce,
+            share,
+            grad_logits,
+            sums,
+            n,
+            k,
+            seed,
+            clamp or math.inf,
+            LAMBDA=int(lambda_.numel() > 1),
+            KAPPA=int(kappa.numel() > 1),
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            TILES=_TILES,
+            num_warps=_NUM_WARPS,
+        )
+    return sums
+
+
+def _layout(
+    form: Form, x: Tensor, parameters: list[Tensor | None], per_thread: int
+) -> tuple[dict, int, int, int]:
+    """The constants of a program that goes through x with ``per_thread`` elements; N, C and S."""
+    n, c, s, columns = _view(x, parameters)
+    size = per_thread * _NUM_THREADS
+    if columns:
+        block_c = min(_power_of_2(c), _TILE_CHANNELS)
+        block_s = min(_power_of_2(s), size // block_c)
+    else:
+        block_s = min(_power_of_2(s), size)
+        block_c = min(_power_of_2(c), size // block_s)
+    names = "SCALE", "SHIFT", "LAMBDA", "KAPPA"
+    layout = {
+        **{name: _along(p, x) for name, p in zip(names, parameters, strict=True)},
+        "FORM": form,
+        "COLUMNS": columns,
+        "UNIT": 1 if columns else next(unit for unit in (16, 4, 1) if s % unit == 0),
+        "BLOCK_C": block_c,
+        "BLOCK_S": block_s,
+        "num_warps": _NUM_WARPS,
+    }
+    return layout, n, c, s
+
+
+def _view(x: Tensor, parameters: Sequence[Tensor | None]) -> tuple[int, int, int, bool]:
+    """N, C and S, with parameters for each n and c; and whether c comes before s in memory."""
+    along = {_along(p, x) for p in parameters}
+    if along == {""}:
+        return 1, 1, x.numel(), False
+    n, c = x.shape[:2]
+    s = x.numel() // max(n * c, 1)
+    if s == 1 and along <= {"", "c"}:
+        return 1, c, n, True
+    return n, c, s, s == 1 or not x.is_contiguous()
+
+
+def _add_up(sums: Tensor, x: Tensor, *parameters: Tensor) -> list[Tensor]:
+    """The gradient of each parameter, from its sums of shape (N, programs, C)."""
+    totals = {}
+    for along in {_along(p, x) for p in parameters}:
+        dims = [2, *(dim for dim, name in ((1, "n"), (3, "c")) if name not in along)]
+        totals[along] = sums.sum(dims, dtype=torch.float64)
+    return [totals[_along(p, x)][k].float().view(p.shape) for k, p in enumerate(parameters)]
+
+
+def _along(parameter: Tensor | None, x: Tensor) -> str:
+    """Which of the first two dimensions of x, "n" and "c", it differs along: "", "n", "c", "nc"."""
+    if parameter is None or parameter.numel() == 1:
+        return ""
+    shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)
+    return "n" * (shape[0] > 1) + "c" * (shape[1] > 1)
+
+
+def _fits(parameter: Tensor, x: Tensor) -> bool:
+    """Whether it is one number, or differs along the first two dimensions of x alone."""
+    if parameter.numel() == 1:
+        return True
+    shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)
+    sizes = (*x.shape[:2], *(1 for _ in shape[2:]))
+    return len(shape) == x.dim() >= 2 and all(
+        size in (1, whole) for size, whole in zip(shape, sizes, strict=True)
+    )
+
+
+def _has_gpu(x: Tensor) -> bool:
+    """Whether x is on a GPU that Triton compiles for: bfloat16 needs compute capability 8."""
+    if x.device.type != "cuda":
+        return False
+    needed = 8 if x.dtype == torch.bfloat16 else 7
+    return torch.cuda.get_device_properties(x.device).major >= needed
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() > 2 and x.movedim(1, -1).is_contiguous()
+
+
+def _like(tensor: Tensor | None, x: Tensor) -> Tensor | None:
+    """The tensor in the dtype and layout of x."""
+    if tensor is None:
+        return None
+    is_alike = tensor.stride() == x.stride() or (tensor.is_contiguous() and x.is_contiguous())
+    if is_alike and tensor.dtype == x.dtype:
+        return tensor
+    return torch.empty_like(x).copy_(tensor)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power_of_2(size: int) -> int:
+    """The smallest that is not below."""
+    return 1 << (size - 1).bit_length()

@@ -1,0 +1,77 @@
+"""Norm, gate, shortcut and AGLU in one pass, wherever the norm runs on stored statistics."""
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from torch import Tensor, nn
+
+from ..activation import AGLU, affine_aglu
+from .gates import SEGate
+from .norm import EvalBatchNorm2d
+
+__all__ = ["conv_norm_aglu", "fuses", "norm_gate_shortcut_aglu"]
+
+
+def fuses(conv: nn.Module, activation: nn.Module, gate: nn.Module | None = None) -> bool:
+    """Whether what follows a convolution can run in one pass, in its present mode.
+
+    Modules that somebody watches through hooks are run one by one.
+
+    Args:
+        conv: a convolution of detectron2, whose ``norm`` and ``activation`` are attributes.
+        activation: what comes last.
+        gate: what comes after the norm.
+    """
+    return (
+        isinstance(conv, nn.Conv2d)
+        and getattr(conv, "activation", None) is None
+        and type(activation) is AGLU
+        and (gate is None or type(gate) is SEGate)
+        and _runs_on_stored_statistics(getattr(conv, "norm", None))
+        and not any(_has_hooks(m) for m in (conv, conv.norm, activation, gate) if m is not None)
+    )
+
+
+def conv_norm_aglu(x: Tensor, conv: nn.Conv2d, activation: AGLU) -> Tensor:
+    """AGLU(norm(conv(x))), for which :func:`fuses` holds."""
+    x = conv._conv_forward(x, conv.weight, conv.bias)
+    return affine_aglu(x, *_scale_and_shift(conv.norm), None, *activation.parameters_for(x))
+
+
+def norm_gate_shortcut_aglu(
+    x: Tensor, conv: nn.Conv2d, gate: SEGate | None, shortcut: Tensor, activation: AGLU
+) -> Tensor:
+    """AGLU(gate(norm(conv(x))) + shortcut), for which :func:`fuses` holds.
+
+    The mean of the normalised map, which the gate looks at, is the normalised mean; and the gate
+    multiplies the norm's scale and shift.
+    """
+    x = conv._conv_forward(x, conv.weight, conv.bias)
+    scale, shift = _scale_and_shift(conv.norm)
+    if gate is not None:
+        pooled = x.mean(dim=(2, 3), keepdim=True) * scale + shift
+        gates = gate.gates(pooled.flatten(1))[:, :, None, None]
+        scale, shift = scale * gates, shift * gates
+    return affine_aglu(x, scale, shift, shortcut, *activation.parameters_for(x))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    return any(hooks) or bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def _runs_on_stored_statistics(norm: nn.Module | None) -> bool:
+    if isinstance(norm, (EvalBatchNorm2d, FrozenBatchNorm2d)):
+        return True
+    is_batch_norm = isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+    return is_batch_norm and not norm.training and norm.track_running_stats
+
+
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Of shape (1, C, 1, 1), float32 or better: norm(x) is scale · x + shift."""
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return scale[None, :, None, None], shift[None, :, None, None]

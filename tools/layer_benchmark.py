@@ -1,0 +1,129 @@
+"""Layers against those that they replace: the bottleneck block and CARAFE, forward and backward."""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from shared_benchmark import (
+    DTYPES,
+    ForwardBackward,
+    add_common_arguments,
+    measure,
+    report,
+    tensor_memory,
+)
+from torch import Tensor, nn
+
+from apa_det.layers import CARAFE, EvalBatchNorm2d
+from apa_det.modeling.resnet import APABottleneckBlock
+
+
+class SigmoidGate(nn.Sequential):
+    """The layers of :class:`apa_det.layers.SEGate` with a sigmoid, all of them torch's."""
+
+    def __init__(self, num_channels: int, reduction: int = 16, dropout: float = 0.1):
+        hidden = max(num_channels // reduction, 1)
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.LayerNorm(num_channels),
+            nn.Linear(num_channels, hidden, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, num_channels, bias=False),
+            nn.Dropout(dropout),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * super().forward(x)[:, :, None, None]
+
+
+class SEBottleneckBlock(BottleneckBlock):
+    """detectron2's block with a sigmoid gate before the shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, **kwargs):
+        super().__init__(in_channels, out_channels, **kwargs)
+        self.gate = SigmoidGate(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu_(self.conv1(x))
+        out = F.relu_(self.conv2(out))
+        out = self.gate(self.conv3(out))
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+def add_block_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", type=int, nargs=4, default=[2, 256, 200, 272])
+    add_common_arguments(parser)
+    parser.set_defaults(run=benchmark_block)
+
+
+def benchmark_block(args: argparse.Namespace) -> None:
+    channels, dtype = args.shape[1], DTYPES[args.dtype]
+    x = torch.randn(args.shape, dtype=dtype, device=args.device, requires_grad=True)
+    grad = torch.randn_like(x)
+    sizes = {"bottleneck_channels": channels // 4, "norm": EvalBatchNorm2d}
+    ours = partial(APABottleneckBlock, activation="aglu", gate="se")
+    blocks = {
+        "ReLU, sigmoid gate (detectron2)": SEBottleneckBlock,
+        "ReLU, no gate (detectron2)": BottleneckBlock,
+        "AGLU, APA gate": ours,
+        "AGLU, APA gate, not fused": partial(ours, fuse=False),
+        "AGLU, no gate": partial(ours, gate=None),
+    }
+
+    def both_ways(block: nn.Module) -> ForwardBackward:
+        def forward() -> Tensor:
+            with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+                return block(x).to(dtype)
+
+        return ForwardBackward(forward, [x, *block.parameters()], grad)
+
+    runs = {
+        name: both_ways(block(channels, channels, **sizes).to(args.device))
+        for name, block in blocks.items()
+    }
+    title = f"Bottleneck block, forward and backward of {tuple(x.shape)} {args.dtype}"
+    report(title, measure(runs, args), list(runs)[:2], args, tensor_memory(args.device))
+
+
+def add_carafe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rois", type=int, default=128)
+    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument("--size", type=int, default=14)
+    add_common_arguments(parser, dtype=False)
+    parser.set_defaults(run=benchmark_carafe)
+
+
+def unfolded(module: CARAFE, x: Tensor) -> Tensor:
+    """CARAFE as it is written in the paper: all neighbourhoods at once, left to autograd."""
+    n, c, h, w = x.shape
+    s, k = module.scale, module.kernel_size
+    logits = module.content_encoder(module.channel_compressor(x))
+    kernels = F.pixel_shuffle(logits, s).softmax(dim=1).view(n, k * k, h, s, w, s)
+    neighbourhoods = F.unfold(x, k, padding=k // 2).view(n, c, k * k, h, w)
+    out = torch.einsum("nckhw,nkhswt->nchswt", neighbourhoods, kernels)
+    return out.reshape(n, c, h * s, w * s)
+
+
+def benchmark_carafe(args: argparse.Namespace) -> None:
+    channels, size, place = args.channels, args.size, {"device": args.device}
+    x = torch.randn(args.rois, channels, size, size, requires_grad=True, **place)
+    grad = torch.randn(args.rois, channels, 2 * size, 2 * size, **place)
+    deconv = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, 2), nn.ReLU()).to(args.device)
+    carafe = CARAFE(channels).to(args.device)
+
+    def both_ways(function: Callable[[Tensor], Tensor], module: nn.Module) -> ForwardBackward:
+        return ForwardBackward(partial(function, x), [x, *module.parameters()], grad)
+
+    runs = {
+        "deconvolution": both_ways(deconv, deconv),
+        "CARAFE": both_ways(carafe, carafe),
+        "CARAFE, unfolded": both_ways(partial(unfolded, carafe), carafe),
+    }
+    title = f"CARAFE, forward and backward of {tuple(x.shape)} float32, upsampled by 2"
+    report(title, measure(runs, args), ["deconvolution"], args, tensor_memory(args.device))
