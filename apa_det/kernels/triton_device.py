@@ -18,7 +18,7 @@ _LN2 = tl.constexpr(0.6931471805599453)
 _NAN = tl.constexpr(float("nan"))
 
 _LAMBDA_FLOOR = tl.constexpr(1e-20)
-_HIGHEST = tl.constexpr(86.0)  # of log2 e^(−κz); what is above is added to the logarithm
+_HIGHEST = tl.constexpr(86.0)  # of log2 e^(−κz); what is above is added to log2(1 + x)
 _LOWEST = tl.constexpr(-58.0)  # of the same, where a result divides by e^(−κz)
 _FINITE = tl.constexpr(1e18)  # keeps −log η below the largest float, and 0 · −log η from NaN
 
@@ -99,8 +99,8 @@ def _evaluate(z, lambda_, inverse, kappa, LOGIT: tl.constexpr, GRADIENT: tl.cons
     f = x * scale + (scale - 1.0)
     series = _log2_series(f)
     ratio = f * series + _LOG2E
-    log2 = f * ratio + (k + tl.maximum(v - _HIGHEST, 0.0))
-    is_small = k == 0.0  # 1 + x < 3/2, as rounded
+    log2 = f * ratio + (k + (v - clamped))  # fused or not: it matters where x is large alone
+    is_small = scale == 1.0  # 1 + x < 3/2, as rounded
     y = tl.where(is_small, e * ratio, log2 * inverse)
     return e, x, is_small, series, log2, y, below
 

@@ -291,7 +291,7 @@ def _along(parameter: Tensor | None, x: Tensor) -> str:
     if parameter is None or parameter.numel() == 1:
         return ""
     shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)
-    return "n" * (shape[0] > 1) + "c" * (shape[1] > 1)
+    return "n" * (shape[0] != 1) + "c" * (shape[1] != 1)
 
 
 def _fits(parameter: Tensor, x: Tensor) -> bool:
