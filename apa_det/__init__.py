@@ -13,6 +13,7 @@ from . import modeling
 from .activation import AGLU, APA, aglu, apa, log_apa, logit_apa
 from .config import add_apa_config
 from .data import v3det  # noqa: F401
+from .modeling import fuse, inject, restore
 
 __version__ = "0.1.0"
 
@@ -22,7 +23,10 @@ __all__ = [
     "add_apa_config",
     "aglu",
     "apa",
+    "fuse",
+    "inject",
     "log_apa",
     "logit_apa",
     "modeling",
+    "restore",
 ]

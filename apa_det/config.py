@@ -38,6 +38,25 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.APA.LOG_PERIOD = 100
 
     # ---------------------------------------------------------------------------- #
+    # APA in any model (apa_det.inject), where MODEL.META_ARCHITECTURE is "APAInjected"
+    # ---------------------------------------------------------------------------- #
+    cfg.MODEL.APA.INJECT = CN()
+    # The meta-architecture of the model
+    cfg.MODEL.APA.INJECT.META_ARCHITECTURE = "GeneralizedRCNN"
+    # Patterns of the names of activations, such as "backbone.*" or "roi_heads.box_head.*"
+    cfg.MODEL.APA.INJECT.NAMES = ["*"]
+    # AGLU takes the place of relu, leaky_relu, relu6, elu, celu, selu, gelu, silu, mish and
+    # hardswish, and APA that of sigmoid and hardsigmoid modules. Empty: all of them
+    cfg.MODEL.APA.INJECT.TYPES = []
+    # replaced: λ and κ start where they come closest to what was there, so that trained weights go
+    # on working. Empty: they start from LAMBDA_RANGE and KAPPA_RANGE, those of APA from
+    # GATE_LAMBDA_RANGE and GATE_KAPPA_RANGE
+    cfg.MODEL.APA.INJECT.LIKE = ""
+    # shared: one λ and κ for each place; per_channel: one pair for each channel; tied: one pair for
+    # all activations, and one for all gates
+    cfg.MODEL.APA.INJECT.PARAMETERS = "shared"
+
+    # ---------------------------------------------------------------------------- #
     # Heads: APAFastRCNNConvFCHead, APAROIHeads, APACascadeROIHeads,
     # APAMaskRCNNConvUpsampleHead
     # ---------------------------------------------------------------------------- #
@@ -90,6 +109,23 @@ def add_apa_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm of the gradients of all
     # parameters together is clipped
+    # The parts that the pictures of a step go through the model in, one after the other, for want
+    # of memory. SOLVER.IMS_PER_BATCH stays the pictures of a step, and an iteration is a step: each
+    # process takes IMS_PER_BATCH / processes / ACCUMULATE pictures at once
+    cfg.SOLVER.ACCUMULATE = 1
+    # Several processes: whether a parameter may get no gradient in an iteration, as in a branch
+    # that is not always taken. Takes a little time. False: that is an error
+    cfg.SOLVER.FIND_UNUSED_PARAMETERS = False
+    # Several processes: split the parameters, their gradients and the optimizer's state over them
+    # (PyTorch's fully_shard, torch 2.6 or later). Checkpoints are the same as without. Each
+    # parameter must get a gradient in each iteration, and none may be a scalar
+    cfg.SOLVER.FSDP = False
+    # An exponential moving average of the weights, which is evaluated, and kept in checkpoints
+    # beside them. model_best.pth holds the averaged weights alone
+    cfg.SOLVER.EMA = CN()
+    cfg.SOLVER.EMA.ENABLED = False
+    # The share of the average that stays in each iteration; less in the first iterations
+    cfg.SOLVER.EMA.DECAY = 0.999
 
     # ---------------------------------------------------------------------------- #
     # Data and evaluation

@@ -15,9 +15,10 @@ from apa_det.layers import EvalBatchNorm2d
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LVIS, COCO, V3DET = "LVISv1-InstanceSegmentation", "COCO-InstanceSegmentation", "V3Det-Detection"
+COCO_BOXES = "COCO-Detection"
 LVIS_R50 = f"{LVIS}/mask_rcnn_SE_R_50_FPN_AGLU_GOL_2x.yaml"
 V3DET_R50 = f"{V3DET}/faster_rcnn_SE_R_50_FPN_AGLU_2x.yaml"
-K = {LVIS: 1203, COCO: 80, V3DET: 13204}
+K = {LVIS: 1203, COCO: 80, COCO_BOXES: 80, V3DET: 13204}
 
 
 def load(name):
@@ -147,6 +148,7 @@ LVIS_EPOCH, COCO_EPOCH = 7674, 7330
 SCHEDULES = {
     LVIS: (0.02, 500, 0.001, 16 * LVIS_EPOCH, 22 * LVIS_EPOCH, 24 * LVIS_EPOCH),
     COCO: (0.02, 500, 0.001, 16 * COCO_EPOCH, 22 * COCO_EPOCH, 24 * COCO_EPOCH),
+    COCO_BOXES: (0.01, 500, 0.001, 16 * COCO_EPOCH, 22 * COCO_EPOCH, 24 * COCO_EPOCH),
     V3DET: (1e-4, 5000, 1 / 2048, 91_680, 126_060, 137_520),
 }
 

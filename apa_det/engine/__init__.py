@@ -1,5 +1,7 @@
 from .checks import check_config
 from .launch import run
+from .lazy import evaluate_lazy, train_lazy
+from .lazy_setup import setup_lazy
 from .loading import StrictCheckpointer, load_for_evaluation
 from .optimizer import build_optimizer
 from .setup import read_config, setup
@@ -10,8 +12,11 @@ __all__ = [
     "Trainer",
     "build_optimizer",
     "check_config",
+    "evaluate_lazy",
     "load_for_evaluation",
     "read_config",
     "run",
     "setup",
+    "setup_lazy",
+    "train_lazy",
 ]

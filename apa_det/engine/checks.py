@@ -6,16 +6,26 @@ from collections.abc import Sequence
 from urllib.parse import urlparse
 
 import torch
-from detectron2.config import CfgNode
+import torch.distributed.fsdp
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from ..config import add_apa_config
 from ..data import ensure_metadata, require_dataset_files
 from ..evaluation import EXTRA_METRICS, load_engine, task_metrics
+from ..modeling import APAInjected, meta_architecture
 from .evaluation import frequency_groups, is_long_tail
 
-__all__ = ["check_config", "check_num_classes", "warn_of_other_classes"]
+__all__ = [
+    "check_config",
+    "check_num_classes",
+    "require_no_nccl_for_cpu",
+    "require_num_classes",
+    "require_weights",
+    "warn_of_other_classes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +51,18 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
         ValueError: anything else; the message names the key and the mend.
         ImportError: a test dataset needs an evaluation engine, and none is installed.
     """
-    _check_device(cfg)
-    _check_weights(cfg, eval_only, resume)
+    require_no_nccl_for_cpu(cfg.MODEL.DEVICE, "MODEL.DEVICE")
+    require_weights(
+        cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, "MODEL.WEIGHTS", eval_only=eval_only, resume=resume
+    )
     _check_datasets(cfg, eval_only)
-    if cfg.TEST.AUG.ENABLED and cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+    if not eval_only:
+        _check_solver(cfg)
+    _check_injection(cfg)
+    if cfg.TEST.AUG.ENABLED and meta_architecture(cfg) != "GeneralizedRCNN":
         raise ValueError(
             "TEST.AUG.ENABLED works with MODEL.META_ARCHITECTURE GeneralizedRCNN only, "
-            f"not with {cfg.MODEL.META_ARCHITECTURE}: set it to False."
+            f"not with {meta_architecture(cfg)}: set it to False."
         )
     _check_evaluation(cfg)
     if cfg.TEST.BEST_METRIC and not eval_only:
@@ -57,69 +72,129 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
 def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
     """Raise a ValueError for a dataset whose classes are not as many as the model's.
 
-    A model of an architecture that is not detectron2's, or a dataset that does not know its
-    classes, is left alone. Reads a dataset of :func:`apa_det.data.register_lvis_format` that was
-    not read yet.
+    A model of an architecture that is not detectron2's is left alone; otherwise as
+    :func:`require_num_classes`.
     """
-    node = _NUM_CLASSES_KEYS.get(cfg.MODEL.META_ARCHITECTURE)
-    if node is None:
-        return
-    num_classes = cfg.MODEL[node].NUM_CLASSES
+    node = _NUM_CLASSES_KEYS.get(meta_architecture(cfg))
+    if node is not None:
+        num_classes = cfg.MODEL[node].NUM_CLASSES
+        require_num_classes(num_classes, f"MODEL.{node}.NUM_CLASSES", dataset_names)
+
+
+def require_num_classes(num_classes: int, key: str, dataset_names: Sequence[str]) -> None:
+    """Raise a ValueError for a dataset that has not as many classes as the config's key says.
+
+    A dataset that does not know its classes is left alone. Reads a dataset of
+    :func:`apa_det.data.register_lvis_format` that was not read yet.
+    """
     for name in dataset_names:
         ensure_metadata(name)
         classes = MetadataCatalog.get(name).get("thing_classes")
         if classes is not None and len(classes) != num_classes:
             raise ValueError(
-                f"The dataset {name} has {len(classes)} classes, but MODEL.{node}.NUM_CLASSES is "
-                f"{num_classes}: set it to {len(classes)}."
+                f"The dataset {name} has {len(classes)} classes, but {key} is {num_classes}: set "
+                f"it to {len(classes)}."
             )
 
 
-def warn_of_other_classes(cfg: CfgNode) -> None:
+def warn_of_other_classes(train_names: Sequence[str], test_names: Sequence[str]) -> None:
     """Warn of a test dataset with other class names than the training set's, or another order.
 
     All must have been read.
     """
-    for name in cfg.DATASETS.TEST:
+    for name in test_names if train_names else ():
         trained, tested = (
-            MetadataCatalog.get(n).get("thing_classes", []) for n in (cfg.DATASETS.TRAIN[0], name)
+            MetadataCatalog.get(n).get("thing_classes", []) for n in (train_names[0], name)
         )
         for i, (ours, theirs) in enumerate(zip(trained, tested, strict=False)):
             if ours != theirs:
                 logger.warning(
                     "Class %d is %r in %s and %r in %s: the metrics take them for the same.",
-                    *(i, ours, cfg.DATASETS.TRAIN[0], theirs, name),
+                    *(i, ours, train_names[0], theirs, name),
                 )
                 break
 
 
-def _check_device(cfg: CfgNode) -> None:
+def require_no_nccl_for_cpu(device: str, key: str) -> None:
+    """Raise a ValueError for several processes that train on the CPU and talk by NCCL."""
     several = comm.get_world_size() > 1
-    if cfg.MODEL.DEVICE == "cpu" and several and torch.distributed.get_backend() == "nccl":
+    if device == "cpu" and several and torch.distributed.get_backend() == "nccl":
         raise ValueError(
             "Several processes train on cpu only where no GPU is seen: set the environment "
-            "variable CUDA_VISIBLE_DEVICES to nothing, or MODEL.DEVICE to cuda."
+            f"variable CUDA_VISIBLE_DEVICES to nothing, or {key} to cuda."
         )
 
 
-def _check_weights(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
-    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+def _check_injection(cfg: CfgNode) -> None:
+    default = get_cfg()
+    add_apa_config(default)
+    name, settings = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.APA.INJECT
+    if name != APAInjected.__name__ and settings != default.MODEL.APA.INJECT:
+        raise ValueError(
+            f"MODEL.APA.INJECT has no effect where MODEL.META_ARCHITECTURE is {name}: set that to "
+            f"{APAInjected.__name__}, and MODEL.APA.INJECT.META_ARCHITECTURE to {name}."
+        )
+
+
+def _check_solver(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    processes = solver.REFERENCE_WORLD_SIZE or comm.get_world_size()
+    parts = solver.ACCUMULATE
+    if parts < 1:
+        raise ValueError(f"SOLVER.ACCUMULATE is at least 1, not {parts}.")
+    if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % (processes * parts):
+        of_reference = " of SOLVER.REFERENCE_WORLD_SIZE" if solver.REFERENCE_WORLD_SIZE else ""
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, the pictures of a step, which "
+            f"{processes} processes{of_reference} take in SOLVER.ACCUMULATE {parts} parts each: "
+            f"make it a multiple of {processes * parts}."
+        )
+    if not 0 <= solver.EMA.DECAY < 1:
+        raise ValueError(f"SOLVER.EMA.DECAY is from 0 to below 1, not {solver.EMA.DECAY}.")
+    if solver.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
+        raise ValueError(
+            "TEST.PRECISE_BN.ENABLED computes statistics for the weights that train, and "
+            "SOLVER.EMA.ENABLED evaluates averaged ones: set one of the two to False."
+        )
+    if solver.FSDP and not hasattr(torch.distributed.fsdp, "fully_shard"):
+        raise ValueError(f"SOLVER.FSDP needs torch 2.6 or later, and this is {torch.__version__}.")
+    if solver.FSDP and solver.FIND_UNUSED_PARAMETERS:
+        raise ValueError(
+            "SOLVER.FIND_UNUSED_PARAMETERS does not work with SOLVER.FSDP: set one to False."
+        )
+
+
+def require_weights(
+    weights: str, output_dir: str, key: str, *, eval_only: bool, resume: bool
+) -> None:
+    """Raise an error unless the checkpoint to start from, or to resume from, is there.
+
+    Args:
+        weights: its path, URL or name, or "".
+        output_dir: the folder of checkpoints to resume from.
+        key: the config's key of ``weights``.
+        eval_only, resume: as the flags.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, or evaluation needs one.
+    """
+    last = os.path.join(output_dir, "last_checkpoint")
     if resume and PathManager.isfile(last):
         with PathManager.open(last) as f:
-            path = os.path.join(cfg.OUTPUT_DIR, f.read().strip())
+            path = os.path.join(output_dir, f.read().strip())
         if not PathManager.isfile(path):
             raise FileNotFoundError(
                 f"{last} names {path} to resume from, which does not exist: write the name of one "
                 "of that folder's checkpoints into it, or delete it to start anew."
             )
         return
-    weights = urlparse(cfg.MODEL.WEIGHTS)
-    if eval_only and not cfg.MODEL.WEIGHTS:
-        raise ValueError("--eval-only needs a checkpoint to evaluate: add MODEL.WEIGHTS FILE.")
-    if not weights.scheme and weights.path and not PathManager.isfile(weights.path):
+    if eval_only and not weights:
+        raise ValueError(f"--eval-only needs a checkpoint to evaluate: give its file as {key}.")
+    url = urlparse(weights)
+    if not url.scheme and url.path and not PathManager.isfile(url.path):
         raise FileNotFoundError(
-            f"MODEL.WEIGHTS is {weights.path}, and there is no such file: give the path of a "
-            'checkpoint, or "" to train from random weights.'
+            f"{key} is {url.path}, and there is no such file: give the path of a checkpoint, or "
+            '"" to train from random weights.'
         )
 
 

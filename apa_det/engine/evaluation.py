@@ -1,6 +1,7 @@
 """The long-tail evaluation as a config asks for it, of whole test sets and of a few pictures."""
 
 import logging
+import math
 from collections import OrderedDict
 
 import numpy as np
@@ -12,13 +13,20 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..evaluation import FrequencyGroups, LongTailEvaluator
 
-__all__ = ["SubsetTest", "build_long_tail_evaluator", "frequency_groups", "is_long_tail"]
+__all__ = [
+    "SubsetTest",
+    "build_long_tail_evaluator",
+    "frequency_groups",
+    "is_long_tail",
+    "without_nan",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +63,12 @@ def build_long_tail_evaluator(
         subset=cfg.TEST.SUBSET,
         subset_only=subset_only,
     )
+
+
+def without_nan(results: dict) -> dict[str, float]:
+    """The flat results, ``{"bbox/AP": …}``; NaN is no JSON, so what is NaN is left out."""
+    flat = flatten_results_dict(results)
+    return {name: value for name, value in flat.items() if not math.isnan(value)}
 
 
 class SubsetTest:

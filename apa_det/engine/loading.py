@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint import adapt, load_checkpoint
+from .ema import averaged_state
 
 __all__ = ["StrictCheckpointer", "load_for_evaluation"]
 
@@ -26,11 +27,22 @@ class StrictCheckpointer(DetectionCheckpointer):
             has it in another shape, or has one more in a part of the network that the model has
             (a whole head more is fine). If not, one warning lists all that keep their initial
             values, and only a file that fills nothing is an error.
+        averaged: whether to fill the model with the averaged weights of a file that has them
+            (``SOLVER.EMA``).
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = True, **kwargs):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        strict: bool = True,
+        averaged: bool = False,
+        **kwargs,
+    ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self.averaged = averaged
 
     def load(self, path: str, *args, **kwargs) -> dict:
         self._path = path
@@ -47,6 +59,12 @@ class StrictCheckpointer(DetectionCheckpointer):
                 f"{self._path}: the part after the question mark can be matching_heuristics=True, "
                 "and nothing else."
             )
+        if self.averaged:
+            has_average = isinstance(checkpoint.get("ema"), dict)
+            if has_average:
+                checkpoint["model"] = averaged_state(checkpoint["ema"])
+            which = "its averaged weights" if has_average else "no averaged weights: taking its own"
+            logger.info("%s: %s (SOLVER.EMA)", self._path, which)
         try:
             return adapt(checkpoint, self.model)
         except ValueError as error:
@@ -107,14 +125,14 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool = False)
     """Fill the whole model from ``MODEL.WEIGHTS``, or from the last checkpoint of ``OUTPUT_DIR``.
 
     Args:
-        cfg: the config.
+        cfg: the config. With ``SOLVER.EMA.ENABLED``, the averaged weights are taken if there are.
         model: the model, changed in place.
         resume: take the last checkpoint of ``OUTPUT_DIR`` if there is one.
 
     Raises:
         ValueError: the file lacks a parameter of the model, or has it in another shape.
     """
-    checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR)
+    checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, averaged=cfg.SOLVER.EMA.ENABLED)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
 
 

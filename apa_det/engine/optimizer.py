@@ -3,10 +3,9 @@
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_optimizer", "clip_gradients"]
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -17,7 +16,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     and with ``CLIP_TYPE`` "full_model" clips the norm of all gradients together.
 
     Raises:
-        ValueError: an unknown optimizer.
+        ValueError: an unknown optimizer, or way of clipping.
     """
     solver, overrides = cfg.SOLVER, {}
     if cfg.MODEL.APA.WEIGHT_DECAY is not None:
@@ -42,12 +41,37 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise ValueError(f"SOLVER.OPTIMIZER is SGD or ADAMW, not {solver.OPTIMIZER}.")
 
     clip = solver.CLIP_GRADIENTS
-    if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
-        return maybe_add_gradient_clipping(cfg, optimizer)
-
-    def clip_full_model(optimizer: torch.optim.Optimizer, *_) -> None:
-        gradients = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(gradients, clip.CLIP_VALUE, clip.NORM_TYPE)
-
-    optimizer.register_step_pre_hook(clip_full_model)
+    if clip.ENABLED:
+        clip_gradients(optimizer, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE)
     return optimizer
+
+
+def clip_gradients(
+    optimizer: torch.optim.Optimizer, clip_type: str, clip_value: float, norm_type: float = 2.0
+) -> None:
+    """Let an optimizer clip the gradients before each of its steps.
+
+    Args:
+        optimizer: changed in place.
+        clip_type: "value" and "norm" clip the gradient of each parameter, "full_model" the norm of
+            all together.
+        clip_value: the largest absolute value, or norm.
+        norm_type: p of the norm.
+
+    Raises:
+        ValueError: an unknown ``clip_type``.
+    """
+    if clip_type not in ("value", "norm", "full_model"):
+        raise ValueError(f"Gradients are clipped by value, norm or full_model, not {clip_type}.")
+
+    def clip(optimizer: torch.optim.Optimizer, *_) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if clip_type == "full_model":
+            nn.utils.clip_grad_norm_(parameters, clip_value, norm_type)
+        elif clip_type == "norm":
+            for parameter in parameters:
+                nn.utils.clip_grad_norm_(parameter, clip_value, norm_type)
+        else:
+            nn.utils.clip_grad_value_(parameters, clip_value)
+
+    optimizer.register_step_pre_hook(clip)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +17,7 @@ from ..config import add_apa_config
 from ..data import register_lvis_format
 from .checks import check_config
 
-__all__ = ["read_config", "setup"]
+__all__ = ["read_config", "register_datasets", "setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = read_config(args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="apa_det")
-    for entry in cfg.DATASETS.LVIS_FORMAT:
-        if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
-            raise ValueError(
-                f"DATASETS.LVIS_FORMAT takes entries [name, json_file, image_root], not {entry}."
-            )
-        register_lvis_format(*entry)
+    register_datasets(cfg.DATASETS.LVIS_FORMAT, "DATASETS.LVIS_FORMAT")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("MODEL.DEVICE is %s, but there is no CUDA: using cpu.", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
@@ -70,8 +66,21 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def register_datasets(entries: Sequence[Sequence[str]], key: str) -> None:
+    """Register the datasets of LVIS format that the config names under a key.
+
+    Raises:
+        ValueError: an entry is not a name, a file and a folder, or the name is taken.
+    """
+    for entry in entries:
+        if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
+            raise ValueError(f"{key} takes entries [name, json_file, image_root], not {entry}.")
+        register_lvis_format(*entry)
+
+
 @contextmanager
-def _errors_name(source: str):
+def _errors_name(source: str) -> Iterator[None]:
+    """Within, an error in reading a config becomes a ValueError that names where it was read."""
     try:
         yield
     except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:

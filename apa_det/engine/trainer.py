@@ -1,22 +1,17 @@
 """The trainer: detectron2's, with the long-tail evaluation and APA's hooks."""
 
+import copy
 import logging
-import math
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-    hooks,
-)
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     COCOEvaluator,
@@ -24,7 +19,6 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     print_csv_format,
 )
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -33,10 +27,20 @@ from torch import nn
 from ..evaluation import BestCheckpointer, LambdaKappaWriter, V3DetEvaluator
 from ..modeling.losses import get_scarce_classes
 from .checks import check_num_classes, warn_of_other_classes
-from .cpu_amp import CPUAMPTrainer
-from .evaluation import SubsetTest, build_long_tail_evaluator, is_long_tail
+from .ema import build_ema
+from .evaluation import SubsetTest, build_long_tail_evaluator, is_long_tail, without_nan
 from .loading import StrictCheckpointer
 from .optimizer import build_optimizer
+from .parallel import (
+    ShardedCheckpointer,
+    broadcast,
+    full_state,
+    replicate,
+    shard,
+    take_full_states,
+)
+from .preemption import PreemptionHook, ending_at_once
+from .step import StepTrainer
 
 __all__ = ["Trainer"]
 
@@ -50,6 +54,11 @@ class Trainer(DefaultTrainer):
     while it trains if ``TEST.SUBSET`` says so, writes λ and κ every ``MODEL.APA.LOG_PERIOD``
     iterations, builds the optimizer by :func:`build_optimizer`, keeps the best model by
     ``TEST.BEST_METRIC``, and trains in several processes and in mixed precision without CUDA too.
+    A step's pictures may go through the model in parts (``SOLVER.ACCUMULATE``), and on SIGTERM it
+    saves a checkpoint before it exits.
+
+    Attributes:
+        ema: with ``SOLVER.EMA``, the averaged model, which is evaluated; else None.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -61,19 +70,32 @@ class Trainer(DefaultTrainer):
                 setup_logger(name=name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        self._device = next(model.parameters()).device
+        self.ema = build_ema(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        self._sharded = cfg.SOLVER.FSDP and comm.get_world_size() > 1
+        if self._sharded:
+            self._tested = copy.deepcopy(model).cpu()
+            shard(model)
+            if self.ema is not None:
+                shard(self.ema.module)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        on_gpu = next(model.parameters()).is_cuda
-        model = create_ddp_model(
-            model,
-            broadcast_buffers=False,
-            device_ids=[comm.get_local_rank()] if on_gpu else None,
+        if self._sharded:
+            take_full_states(optimizer)
+        else:
+            model = replicate(model, find_unused_parameters=cfg.SOLVER.FIND_UNUSED_PARAMETERS)
+            self._tested = model if self.ema is None else self.ema.module
+        amp_dtype = torch.float16 if self._device.type == "cuda" else torch.bfloat16
+        self._trainer = StepTrainer(
+            *(model, data_loader, optimizer),
+            num_parts=cfg.SOLVER.ACCUMULATE,
+            precision=amp_dtype if cfg.SOLVER.AMP.ENABLED else None,
         )
-        amp_trainer = AMPTrainer if on_gpu else CPUAMPTrainer
-        trainer = amp_trainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        checkpointer = ShardedCheckpointer if self._sharded else StrictCheckpointer
+        self.checkpointer = checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        if self.ema is not None:
+            self.checkpointer.add_checkpointable("ema", self.ema)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -81,9 +103,46 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's; resuming raises a ValueError where the checkpoint fits in part."""
-        self.checkpointer.strict = resume and self.checkpointer.has_checkpoint()
+        """As DefaultTrainer's.
+
+        Raises:
+            ValueError: the checkpoint to resume from fits in part, or not all processes see it.
+        """
+        last = self.checkpointer.get_checkpoint_file()
+        if resume and len(set(comm.all_gather(last))) > 1:
+            raise ValueError(
+                f"Not all machines see the same last checkpoint in {self.cfg.OUTPUT_DIR}: --resume "
+                "on several machines needs an OUTPUT_DIR that all of them share."
+            )
+        self.checkpointer.strict = resume and bool(last)
         super().resume_or_load(resume=resume)
+        if self.ema is not None and self.start_iter > 0 and self.ema.n_averaged == 0:
+            logger.info("%s holds no average of the weights: it starts from here.", last)
+
+    def run_step(self) -> None:
+        super().run_step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """DefaultTrainer's, which scales the other keys that count iterations too.
+
+        ``MODEL.APA.LOG_PERIOD`` is divided as its periods are. The decay of the averaged weights is
+        taken to the power of the batch's growth ("How to Scale Your EMA", Busbridge et al., 2023).
+        """
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is cfg:
+            return cfg
+        growth = num_workers / cfg.SOLVER.REFERENCE_WORLD_SIZE
+        frozen = scaled.is_frozen()
+        scaled.defrost()
+        if cfg.MODEL.APA.LOG_PERIOD > 0:
+            scaled.MODEL.APA.LOG_PERIOD = max(1, round(cfg.MODEL.APA.LOG_PERIOD / growth))
+        scaled.SOLVER.EMA.DECAY = cfg.SOLVER.EMA.DECAY**growth
+        if frozen:
+            scaled.freeze()
+        return scaled
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -97,7 +156,7 @@ class Trainer(DefaultTrainer):
         check_num_classes(cfg, cfg.DATASETS.TRAIN)  # the loader has read them by now
         if cfg.MODEL.ROI_BOX_HEAD.USE_DROP_LOSS:
             get_scarce_classes(cfg.DATASETS.TRAIN)  # says so if they are unknown
-        warn_of_other_classes(cfg)
+        warn_of_other_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         return loader
 
     @classmethod
@@ -139,7 +198,12 @@ class Trainer(DefaultTrainer):
         cfg = self.cfg
         built = []
         for hook in super().build_hooks():
-            if isinstance(hook, hooks.EvalHook):
+            if isinstance(hook, hooks.LRScheduler):
+                built += [hook, PreemptionHook(self.checkpointer, self._device)]
+            elif isinstance(hook, hooks.EvalHook):
+                if self._sharded and not comm.is_main_process():  # all give their parts
+                    period = cfg.SOLVER.CHECKPOINT_PERIOD
+                    built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
                 built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
                 built += self._hooks_after_evaluation()
             else:
@@ -149,47 +213,46 @@ class Trainer(DefaultTrainer):
     def _hooks_after_evaluation(self) -> list[hooks.HookBase]:
         cfg, added = self.cfg, []
         if cfg.TEST.AUG.ENABLED:
+            added.append(hooks.EvalHook(0, self._evaluate_with_TTA))
+        if cfg.TEST.BEST_METRIC and comm.is_main_process():
             added.append(
-                hooks.EvalHook(0, lambda: _without_nan(self.test_with_TTA(self.cfg, self.model)))
-            )
-        if comm.is_main_process():
-            if cfg.TEST.BEST_METRIC:
-                added.append(
-                    BestCheckpointer(
-                        cfg.TEST.EVAL_PERIOD, self.model, cfg.OUTPUT_DIR, cfg.TEST.BEST_METRIC
-                    )
+                BestCheckpointer(
+                    cfg.TEST.EVAL_PERIOD, self._tested, cfg.OUTPUT_DIR, cfg.TEST.BEST_METRIC
                 )
-            if cfg.MODEL.APA.LOG_PERIOD > 0:
-                added.append(LambdaKappaWriter(self.model, cfg.MODEL.APA.LOG_PERIOD))
+            )
+        if cfg.MODEL.APA.LOG_PERIOD > 0 and (self._sharded or comm.is_main_process()):
+            added.append(LambdaKappaWriter(self.model, cfg.MODEL.APA.LOG_PERIOD))
         return added
 
-    def _evaluate(self) -> dict[str, float]:
-        _broadcast_buffers(self.model)
-        if self.cfg.TEST.SUBSET and self.iter + 1 < self.max_iter:
-            return self._evaluate_subset()
-        self._last_eval_results = self.test(self.cfg, self.model)
-        return _without_nan(self._last_eval_results)
+    @contextmanager
+    def _model_to_test(self) -> Iterator[nn.Module]:
+        """The same model in every process: the averaged one if there is one, and never sharded."""
+        if self._sharded:
+            source = self.model if self.ema is None else self.ema.module
+            self._tested.load_state_dict(full_state(source.state_dict()))
+            self._tested.to(self._device)
+        # Processes train with batch norm statistics of their own. Checkpoints hold the main one's.
+        broadcast(self._tested.buffers())
+        with ending_at_once():
+            yield self._tested
+        if self._sharded:
+            self._tested.cpu()
 
-    def _evaluate_subset(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
+        with self._model_to_test() as model:
+            if self.cfg.TEST.SUBSET and self.iter + 1 < self.max_iter:
+                return self._evaluate_subset(model)
+            self._last_eval_results = self.test(self.cfg, model)
+            return without_nan(self._last_eval_results)
+
+    def _evaluate_with_TTA(self) -> dict[str, float]:
+        with self._model_to_test() as model:
+            return without_nan(self.test_with_TTA(self.cfg, model))
+
+    def _evaluate_subset(self, model: nn.Module) -> dict[str, float]:
         if self._subset_test is None:
             self._subset_test = SubsetTest(self.cfg, os.path.join(self.cfg.OUTPUT_DIR, "inference"))
-        results = self._subset_test(self.model)
+        results = self._subset_test(model)
         if comm.is_main_process():
             print_csv_format(results)
-        return _without_nan(results)
-
-
-def _broadcast_buffers(model: nn.Module) -> None:
-    """Give every process the batch norm statistics of the main one, which checkpoints hold.
-
-    Processes train with statistics of their own; evaluation must be of one model.
-    """
-    if comm.get_world_size() > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, src=0)
-
-
-def _without_nan(results: dict) -> dict[str, float]:
-    """The flat results, ``{"bbox/AP": …}``; NaN is no JSON, so what is NaN is left out."""
-    flat = flatten_results_dict(results)
-    return {name: value for name, value in flat.items() if not math.isnan(value)}
+        return without_nan(results)

@@ -9,7 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.file_io import PathManager
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..activation import APA
@@ -32,6 +32,8 @@ class LambdaKappaWriter(HookBase):
         Args:
             model: the model, in DistributedDataParallel or not.
             period: iterations from one write to the next; the last iteration writes too.
+
+        Of a model sharded over processes (FSDP), every process needs the hook.
         """
         if isinstance(model, DistributedDataParallel):
             model = model.module
@@ -49,8 +51,8 @@ class LambdaKappaWriter(HookBase):
         scalars = {}
         for name, layer in self._layers.items():
             parameters = {
-                "lambda": layer.lambda_param.clamp(min=layer.lambda_min),
-                "kappa": layer.kappa_param,
+                "lambda": _whole(layer.lambda_param).clamp(min=layer.lambda_min),
+                "kappa": _whole(layer.kappa_param),
             }
             for symbol, values in parameters.items():
                 key = f"apa/{name}/{symbol}"
@@ -62,6 +64,10 @@ class LambdaKappaWriter(HookBase):
                     scalars[f"{key}/max"] = values.max()
         numbers = torch.cat([v.reshape(1).float() for v in scalars.values()]).tolist()
         return dict(zip(scalars, numbers, strict=True))
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

@@ -1,5 +1,6 @@
 """The LVIS metrics as lvis-api computes them: the reference for every other engine."""
 
+import logging
 from collections import defaultdict
 from types import FunctionType, SimpleNamespace
 
@@ -10,12 +11,15 @@ from .detections import Detections
 from .ground_truth import GroundTruth
 from .result import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, Matches
 
+_handlers = logging.root.handlers[:]
 try:
     from lvis import LVIS, LVISEval, LVISResults
 except ImportError as error:
     raise ImportError(
         f"LVIS evaluation needs lvis-api ({error}): pip install --no-deps lvis==0.5.3"
     ) from error
+finally:
+    logging.root.handlers[:] = _handlers  # lvis-api configures the root logger
 
 __all__ = ["run"]
 

@@ -65,7 +65,7 @@ class CBAMGate(nn.Module):
     Args:
         num_channels, activation, reduction, dropout: as for :class:`SEGate`. The spatial
             activation has one channel.
-        norm: of the spatial convolution; see :func:`detectron2.layers.get_norm`.
+        norm: of the spatial convolution: "EvalBN", or see :func:`detectron2.layers.get_norm`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class CBAMGate(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.activation = get_gate_activation(activation, num_channels)
         self.spatial_conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
-        self.spatial_norm = get_norm(norm, 1)
+        self.spatial_norm = get_norm(norm_from_name(norm), 1)
         self.spatial_activation = get_gate_activation(activation, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,5 +178,5 @@ def gate_from_config(cfg: CfgNode, gate: str) -> Callable[[int], nn.Module | Non
     }
     if gate == "cbam":
         norm = cfg.MODEL.RESNETS.NORM
-        gate_args["norm"] = norm_from_name(norm if norm.endswith("BN") else "BN")
+        gate_args["norm"] = norm if norm.endswith("BN") else "BN"
     return partial(get_gate, gate, **gate_args)

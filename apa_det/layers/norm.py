@@ -1,5 +1,7 @@
 """Norms that detectron2 lacks."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
         )
 
 
-def norm_from_name(name: str) -> str | type[nn.Module]:
-    """What :func:`detectron2.layers.get_norm` takes: "EvalBN", or any of detectron2's own names."""
-    return EvalBatchNorm2d if name == "EvalBN" else name
+def norm_from_name(
+    norm: str | Callable[[int], nn.Module],
+) -> str | Callable[[int], nn.Module]:
+    """What :func:`detectron2.layers.get_norm` takes, for what it takes or "EvalBN"."""
+    return EvalBatchNorm2d if norm == "EvalBN" else norm

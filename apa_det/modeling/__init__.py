@@ -1,6 +1,9 @@
 from .box_head import APAFastRCNNConvFCHead
 from .box_predictor import APAFastRCNNOutputLayers
+from .fusion import fuse
+from .injection import inject, injected, restore
 from .mask_head import APAMaskRCNNConvUpsampleHead
+from .meta_arch import APAInjected, meta_architecture
 from .resnet import (
     APABasicBlock,
     APABasicStem,
@@ -9,6 +12,7 @@ from .resnet import (
     build_apa_resnet_backbone,
     build_apa_resnet_fpn_backbone,
     build_apa_retinanet_resnet_fpn_backbone,
+    make_apa_resnet,
 )
 from .roi_heads import APACascadeROIHeads, APAROIHeads
 
@@ -20,9 +24,16 @@ __all__ = [
     "APADeformBottleneckBlock",
     "APAFastRCNNConvFCHead",
     "APAFastRCNNOutputLayers",
+    "APAInjected",
     "APAMaskRCNNConvUpsampleHead",
     "APAROIHeads",
     "build_apa_resnet_backbone",
     "build_apa_resnet_fpn_backbone",
     "build_apa_retinanet_resnet_fpn_backbone",
+    "fuse",
+    "inject",
+    "injected",
+    "make_apa_resnet",
+    "meta_architecture",
+    "restore",
 ]

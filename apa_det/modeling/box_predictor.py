@@ -1,8 +1,7 @@
 """A box predictor whose class score is APA, its Gumbel limit, or detectron2's own."""
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         predictor_weight_init: float | None = None,
         predictor_bias_init: float | None = None,
         logit_clamp: float = 0.0,
-        get_scarce_classes: Callable[[], Tensor] | None = None,
+        drop_loss_datasets: str | Sequence[str] | None = None,
+        drop_loss_threshold: float = 0.0011,
         **kwargs,
     ):
         """
@@ -71,9 +71,11 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             predictor_weight_init, predictor_bias_init: constants that its weights and biases start
                 from. None: weights are drawn, biases are 0 or follow ``score_prior``.
             logit_clamp: in training, what that layer predicts is clamped to ± this; 0: it is not.
-            get_scarce_classes: for DropLoss, called at the first training step for a boolean tensor
-                of shape (K,); see :func:`apa_det.modeling.losses.drop_loss_weights`. None: the loss
-                is detectron2's.
+            drop_loss_datasets: for DropLoss, the registered training datasets, by whose image
+                counts classes are scarce; see :func:`apa_det.modeling.losses.get_scarce_classes`.
+                They are looked at in the first training step. None: the loss is detectron2's.
+            drop_loss_threshold: for DropLoss, the share of the pictures below which a class is
+                scarce.
             kwargs: as for :class:`detectron2.modeling.roi_heads.FastRCNNOutputLayers`, without
                 ``use_sigmoid_ce``.
 
@@ -97,12 +99,15 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             use_sigmoid_ce=class_score != "softmax",
             **kwargs,
         )
-        if get_scarce_classes is not None and (class_score == "softmax" or self.use_fed_loss):
+        if drop_loss_datasets is not None and (class_score == "softmax" or self.use_fed_loss):
             other = "the federated loss" if self.use_fed_loss else "the class score softmax"
             raise ValueError(f"DropLoss does not go together with {other}.")
         self.class_score = class_score
         self.logit_clamp = logit_clamp
-        self._get_scarce_classes = get_scarce_classes
+        if isinstance(drop_loss_datasets, str):
+            drop_loss_datasets = [drop_loss_datasets]
+        self.drop_loss_datasets = drop_loss_datasets
+        self.drop_loss_threshold = drop_loss_threshold
         self._scarce_classes: Tensor | None = None
 
         has_apa = self.predicts_apa
@@ -156,7 +161,6 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         args = super().from_config(cfg, input_shape)
         default = "sigmoid" if args.pop("use_sigmoid_ce") else "softmax"
-        scarce = partial(get_scarce_classes, cfg.DATASETS.TRAIN, head.DROP_LOSS_THRESHOLD)
         return {
             **args,
             "class_score": head.CLASS_SCORE or default,
@@ -171,7 +175,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             "predictor_weight_init": head.PREDICTOR_WEIGHT_INIT,
             "predictor_bias_init": head.PREDICTOR_BIAS_INIT,
             "logit_clamp": head.LOGIT_CLAMP,
-            "get_scarce_classes": scarce if head.USE_DROP_LOSS else None,
+            "drop_loss_datasets": cfg.DATASETS.TRAIN if head.USE_DROP_LOSS else None,
+            "drop_loss_threshold": head.DROP_LOSS_THRESHOLD,
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,7 +242,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     def _apa_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
         arguments = {}
-        if self._get_scarce_classes is not None:
+        if self.drop_loss_datasets is not None:
             scarce = self._scarce(gt_classes.device)
             arguments = {"scarce": scarce, "share": share_of_scarce_labels(gt_classes, scarce)}
         loss = apa_cross_entropy(logits, gt_classes, *self._curve(logits), **arguments)
@@ -249,14 +254,14 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         Raises:
             ValueError: DropLoss's classes are not as many as the predictor's, or unknown.
         """
-        if self._get_scarce_classes is None or pred_class_logits.numel() == 0:
+        if self.drop_loss_datasets is None or pred_class_logits.numel() == 0:
             return super().sigmoid_cross_entropy_loss(pred_class_logits, gt_classes)
         return drop_loss(pred_class_logits[:, :-1], gt_classes, self._scarce(gt_classes.device))
 
     def _scarce(self, device: torch.device) -> Tensor:
         """The classes that DropLoss spares, looked up once."""
         if self._scarce_classes is None:
-            scarce = self._get_scarce_classes()
+            scarce = get_scarce_classes(self.drop_loss_datasets, self.drop_loss_threshold)
             if scarce.shape != (self.num_classes,):
                 raise ValueError(
                     f"DropLoss got the image counts of {len(scarce)} classes for a predictor of "

@@ -5,7 +5,7 @@ and a channel attention gate with APA on the residual branch, before the shortcu
 modules that hold a convolution are detectron2's own, so its checkpoints fit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +41,12 @@ __all__ = [
     "build_apa_resnet_backbone",
     "build_apa_resnet_fpn_backbone",
     "build_apa_retinanet_resnet_fpn_backbone",
+    "make_apa_resnet",
 ]
 
 Activation = str | Callable[[int], nn.Module]
 Gate = str | Callable[[int], nn.Module | None] | None
+Norm = str | Callable[[int], nn.Module]
 
 NUM_BLOCKS = {
     18: (2, 2, 2, 2),
@@ -69,11 +71,11 @@ class APABasicStem(BasicStem):
         in_channels: int = 3,
         out_channels: int = 64,
         *,
-        norm: str | Callable[[int], nn.Module] = "BN",
+        norm: Norm = "BN",
         activation: Activation = "relu",
         fuse: bool = True,
     ):
-        super().__init__(in_channels, out_channels, norm)
+        super().__init__(in_channels, out_channels, norm_from_name(norm))
         self.act = get_activation(activation, out_channels)
         self.fuse = fuse
 
@@ -120,13 +122,18 @@ class _GatedBottleneck(_GatedBlock):
         out_channels: int,
         *,
         bottleneck_channels: int,
+        norm: Norm = "BN",
         activation: Activation = "relu",
         gate: Gate = None,
         fuse: bool = True,
         **kwargs,
     ):
         super().__init__(
-            in_channels, out_channels, bottleneck_channels=bottleneck_channels, **kwargs
+            in_channels,
+            out_channels,
+            bottleneck_channels=bottleneck_channels,
+            norm=norm_from_name(norm),
+            **kwargs,
         )
         self.act1 = get_activation(activation, bottleneck_channels)
         self.act2 = get_activation(activation, bottleneck_channels)
@@ -167,12 +174,13 @@ class APABasicBlock(_GatedBlock, BasicBlock):
         in_channels: int,
         out_channels: int,
         *,
+        norm: Norm = "BN",
         activation: Activation = "relu",
         gate: Gate = None,
         fuse: bool = True,
         **kwargs,
     ):
-        super().__init__(in_channels, out_channels, **kwargs)
+        super().__init__(in_channels, out_channels, norm=norm_from_name(norm), **kwargs)
         self.act1 = get_activation(activation, out_channels)
         self.act2 = get_activation(activation, out_channels)
         self._add_gate(gate, fuse)
@@ -218,53 +226,85 @@ class APADeformBottleneckBlock(_GatedBottleneck, DeformBottleneckBlock):
         return self.act2(self.conv2(x, offset, mask.sigmoid()))
 
 
-@BACKBONE_REGISTRY.register()
-def build_apa_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """A ResNet with the activation and the gate of ``MODEL.APA``.
+def make_apa_resnet(
+    depth: int = 50,
+    *,
+    in_channels: int = 3,
+    stem_out_channels: int = 64,
+    res2_out_channels: int | None = None,
+    norm: Norm = "BN",
+    activation: Activation = "relu",
+    gate: Gate = None,
+    num_groups: int = 1,
+    width_per_group: int = 64,
+    stride_in_1x1: bool = False,
+    res5_dilation: int = 1,
+    deform_on_per_stage: Sequence[bool] = (False,) * 4,
+    deform_modulated: bool = False,
+    deform_num_groups: int = 1,
+    fuse: bool = True,
+    out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
+    freeze_at: int = 0,
+) -> ResNet:
+    """A ResNet with another activation and with gates.
 
-    Every key that :func:`detectron2.modeling.backbone.build_resnet_backbone` reads has the same
-    meaning here; ``MODEL.RESNETS.NORM`` may also be "EvalBN".
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        in_channels: of the picture.
+        stem_out_channels: of the stem.
+        res2_out_channels: of the first stage; each of the others has twice as many as the one
+            before. None: 64 for ResNet-18 and -34, else 256.
+        norm: a name for :func:`detectron2.layers.get_norm`, "EvalBN", or a callable that makes a
+            norm from the number of channels.
+        activation: see :func:`apa_det.layers.get_activation`.
+        gate: see :func:`apa_det.layers.get_gate`.
+        num_groups, width_per_group: of the 3×3 convolutions, which have ``num_groups`` times
+            ``width_per_group`` channels in the first stage.
+        stride_in_1x1: whether the first 1×1 convolution of a stage has the stride, not the 3×3.
+        res5_dilation: 1 or 2; with 2, the last stage has no stride.
+        deform_on_per_stage: for each of the 4 stages, whether its 3×3 convolutions are deformable.
+        deform_modulated, deform_num_groups: of those.
+        fuse: whether norm, gate, shortcut and AGLU run in one pass where they can; see
+            :mod:`apa_det.layers.fused`.
+        out_features: the stages whose features are returned, of "stem" and "res2" to "res5".
+        freeze_at: 1: the stem is frozen; 2: and the first stage, and so on.
 
     Raises:
-        ValueError: a depth that does not exist, a key that ResNet-18 and -34 have no use for, or an
-            unknown activation, gate or gate activation.
+        ValueError: a depth that does not exist, an argument that ResNet-18 and -34 have no use for,
+            or an unknown activation or gate.
     """
-    resnets = cfg.MODEL.RESNETS
-    depth = resnets.DEPTH
     if depth not in NUM_BLOCKS:
         raise ValueError(f"MODEL.RESNETS.DEPTH is one of {sorted(NUM_BLOCKS)}, not {depth}.")
-    if resnets.RES5_DILATION not in (1, 2):
-        raise ValueError(f"MODEL.RESNETS.RES5_DILATION is 1 or 2, not {resnets.RES5_DILATION}.")
+    if res5_dilation not in (1, 2):
+        raise ValueError(f"MODEL.RESNETS.RES5_DILATION is 1 or 2, not {res5_dilation}.")
     basic = depth < 50
+    if res2_out_channels is None:
+        res2_out_channels = 64 if basic else 256
     if basic:
-        _check_basic_blocks(resnets)
+        _check_basic_blocks(
+            depth, res2_out_channels, res5_dilation, num_groups, list(deform_on_per_stage)
+        )
 
-    layer_args = {
-        "norm": norm_from_name(resnets.NORM),
-        "activation": activation_from_config(cfg, cfg.MODEL.APA.ACTIVATION),
-        "fuse": cfg.MODEL.APA.FUSE,
-    }
-    stem = APABasicStem(input_shape.channels, resnets.STEM_OUT_CHANNELS, **layer_args)
-    block_args = dict(layer_args, gate=gate_from_config(cfg, cfg.MODEL.APA.GATE))
-    if not basic:
-        block_args.update(num_groups=resnets.NUM_GROUPS, stride_in_1x1=resnets.STRIDE_IN_1X1)
-
+    layer_args = {"norm": norm, "activation": activation, "fuse": fuse}
+    stem = APABasicStem(in_channels, stem_out_channels, **layer_args)
     stages = []
-    in_channels = resnets.STEM_OUT_CHANNELS
+    in_channels = stem_out_channels
     for i, num_blocks in enumerate(NUM_BLOCKS[depth]):
-        out_channels = resnets.RES2_OUT_CHANNELS * 2**i
-        dilation = resnets.RES5_DILATION if i == 3 else 1
-        stage_args = dict(block_args)
-        if basic:
-            block_class = APABasicBlock
-        else:
+        out_channels = res2_out_channels * 2**i
+        dilation = res5_dilation if i == 3 else 1
+        args = {**layer_args, "gate": gate}
+        block_class = APABasicBlock
+        if not basic:
             block_class = APABottleneckBlock
-            width = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP * 2**i
-            stage_args.update(bottleneck_channels=width, dilation=dilation)
-            if resnets.DEFORM_ON_PER_STAGE[i]:
+            args.update(
+                bottleneck_channels=num_groups * width_per_group * 2**i,
+                num_groups=num_groups,
+                stride_in_1x1=stride_in_1x1,
+                dilation=dilation,
+            )
+            if deform_on_per_stage[i]:
                 block_class = APADeformBottleneckBlock
-                stage_args["deform_modulated"] = resnets.DEFORM_MODULATED
-                stage_args["deform_num_groups"] = resnets.DEFORM_NUM_GROUPS
+                args.update(deform_modulated=deform_modulated, deform_num_groups=deform_num_groups)
         first_stride = 1 if i == 0 or dilation == 2 else 2
         stages.append(
             ResNet.make_stage(
@@ -273,28 +313,53 @@ def build_apa_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
                 stride_per_block=[first_stride] + [1] * (num_blocks - 1),
                 in_channels=in_channels,
                 out_channels=out_channels,
-                **stage_args,
+                **args,
             )
         )
         in_channels = out_channels
-    return ResNet(
-        stem, stages, out_features=resnets.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
-    )
+    return ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
 
 
-def _check_basic_blocks(resnets: CfgNode) -> None:
-    fixed = {
-        "RES2_OUT_CHANNELS": 64,
-        "RES5_DILATION": 1,
-        "NUM_GROUPS": 1,
-        "DEFORM_ON_PER_STAGE": [False] * 4,
-    }
-    for key, value in fixed.items():
-        if resnets[key] != value:
+def _check_basic_blocks(depth, res2_out_channels, res5_dilation, num_groups, deform_on_per_stage):
+    for key, value, needed in (
+        ("RES2_OUT_CHANNELS", res2_out_channels, 64),
+        ("RES5_DILATION", res5_dilation, 1),
+        ("NUM_GROUPS", num_groups, 1),
+        ("DEFORM_ON_PER_STAGE", deform_on_per_stage, [False] * 4),
+    ):
+        if value != needed:
             raise ValueError(
-                f"MODEL.RESNETS.{key} must be {value} for DEPTH {resnets.DEPTH}, "
-                f"not {resnets[key]}."
+                f"MODEL.RESNETS.{key} must be {needed} for DEPTH {depth}, not {value}."
             )
+
+
+@BACKBONE_REGISTRY.register()
+def build_apa_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """:func:`make_apa_resnet` with the activation and the gate of ``MODEL.APA``.
+
+    Every key that :func:`detectron2.modeling.backbone.build_resnet_backbone` reads has the same
+    meaning here; ``MODEL.RESNETS.NORM`` may also be "EvalBN".
+    """
+    resnets = cfg.MODEL.RESNETS
+    return make_apa_resnet(
+        resnets.DEPTH,
+        in_channels=input_shape.channels,
+        stem_out_channels=resnets.STEM_OUT_CHANNELS,
+        res2_out_channels=resnets.RES2_OUT_CHANNELS,
+        norm=resnets.NORM,
+        activation=activation_from_config(cfg, cfg.MODEL.APA.ACTIVATION),
+        gate=gate_from_config(cfg, cfg.MODEL.APA.GATE),
+        num_groups=resnets.NUM_GROUPS,
+        width_per_group=resnets.WIDTH_PER_GROUP,
+        stride_in_1x1=resnets.STRIDE_IN_1X1,
+        res5_dilation=resnets.RES5_DILATION,
+        deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
+        deform_modulated=resnets.DEFORM_MODULATED,
+        deform_num_groups=resnets.DEFORM_NUM_GROUPS,
+        fuse=cfg.MODEL.APA.FUSE,
+        out_features=resnets.OUT_FEATURES,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
 
 
 @BACKBONE_REGISTRY.register()

@@ -53,6 +53,35 @@ def test_good_configs(make_cfg):
         (["DATASETS.TEST", ("lvis_v1_val",)], FileNotFoundError, "Download"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", 5], ValueError, "engine_val has 4 .*NUM_CLASSES is 5"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], ValueError, "MODEL.RETINANET.NUM_CLASSES is 80"),
+        (
+            ["MODEL.META_ARCHITECTURE", "APAInjected"]
+            + ["MODEL.APA.INJECT.META_ARCHITECTURE", "RetinaNet"],
+            ValueError,
+            "MODEL.RETINANET.NUM_CLASSES is 80",
+        ),
+        (
+            ["MODEL.APA.INJECT.LIKE", "replaced"],
+            ValueError,
+            "no effect where .* is GeneralizedRCNN: set that to APAInjected",
+        ),
+        (["SOLVER.ACCUMULATE", 0], ValueError, "ACCUMULATE is at least 1, not 0"),
+        (["SOLVER.ACCUMULATE", 3], ValueError, "BATCH is 2, .*1 processes .*3 parts .*tiple of 3"),
+        (
+            ["SOLVER.ACCUMULATE", 2, "SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 24],
+            ValueError,
+            "8 processes of SOLVER.REFERENCE_WORLD_SIZE .* make it a multiple of 16",
+        ),
+        (["SOLVER.EMA.DECAY", 1.0], ValueError, "DECAY is from 0 to below 1, not 1.0"),
+        (
+            ["SOLVER.EMA.ENABLED", True, "TEST.PRECISE_BN.ENABLED", True],
+            ValueError,
+            "set one of the two to False",
+        ),
+        (
+            ["SOLVER.FSDP", True, "SOLVER.FIND_UNUSED_PARAMETERS", True],
+            ValueError,
+            "does not work with SOLVER.FSDP",
+        ),
         (["MODEL.WEIGHTS", "missing.pth"], FileNotFoundError, "MODEL.WEIGHTS is missing.pth"),
         (["TEST.BEST_METRIC", "bbox/APx"], ValueError, "bbox/APx is no metric.*bbox/APr.*segm/AP"),
         (["TEST.BEST_METRIC", "segm/AP", "MODEL.MASK_ON", False], ValueError, "choose one of bbox"),
@@ -151,3 +180,15 @@ def test_federated_loss_knows_the_image_counts(make_cfg, data, register):
         make_cfg("DATASETS.TRAIN", ("engine_fed",), "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True)
     )
     assert len(MetadataCatalog.get("engine_fed").class_image_count) == 4
+
+
+def test_fsdp_of_an_older_torch(make_cfg, monkeypatch):
+    monkeypatch.delattr("torch.distributed.fsdp.fully_shard")
+    check_config(make_cfg())
+    with pytest.raises(ValueError, match="SOLVER.FSDP needs torch 2.6 or later, and this is 2"):
+        check_config(make_cfg("SOLVER.FSDP", True))
+
+
+def test_the_solver_matters_for_training_only(make_cfg):
+    cfg = make_cfg("SOLVER.IMS_PER_BATCH", 3, "SOLVER.ACCUMULATE", 2, "MODEL.WEIGHTS", "x://y")
+    check_config(cfg, eval_only=True)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from apa_det.config import add_apa_config
 from apa_det.engine import run, setup
@@ -39,3 +40,25 @@ def test_several_processes_say_it_once(arguments):
     assert result.returncode == 1
     assert result.stderr.count("error: The dataset engine_val has 4 classes") == 1
     assert "Traceback" not in result.stderr + result.stdout
+
+
+TORCHRUN = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 3}
+
+
+@pytest.mark.parametrize(
+    "variables, num_gpus, message",
+    [
+        ({}, 2, "leave out --num-gpus and --num-machines, and give torchrun --nproc-per-node"),
+        ({"LOCAL_WORLD_SIZE": None}, 1, "LOCAL_WORLD_SIZE, the number of processes on this mach"),
+        ({"LOCAL_WORLD_SIZE": 2}, 1, "3 processes are not 2 on each machine"),
+        ({}, 1, "torchrun has started 3 processes on this machine, which has 1 GPUs"),
+    ],
+)
+def test_torchrun_that_cannot_work(arguments, monkeypatch, variables, num_gpus, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {**TORCHRUN, **variables}.items():
+        if value is not None:
+            monkeypatch.setenv(name, str(value))
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        run(setup, arguments(num_gpus=num_gpus))

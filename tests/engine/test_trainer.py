@@ -10,6 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apa_det.data import generate_dataset
@@ -255,3 +256,35 @@ def test_retinanet_has_boxes_only(arguments, output):
     ]
     train_net(arguments(*options))
     assert {name.split("/")[0] for name in final_metrics(output)} == {"bbox"}
+
+
+def test_scaled_to_another_number_of_processes(arguments):
+    options = [
+        *("SOLVER.REFERENCE_WORLD_SIZE", 4, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_ITER", 400),
+        *("SOLVER.STEPS", (200, 300), "SOLVER.WARMUP_ITERS", 100, "SOLVER.ACCUMULATE", 2),
+        *("SOLVER.CHECKPOINT_PERIOD", 200, "TEST.EVAL_PERIOD", 100, "SOLVER.EMA.DECAY", 0.99),
+    ]
+    cfg = setup(arguments(*options))
+    for processes, growth in ((8, 2), (2, 0.5), (1, 0.25)):
+        scaled = Trainer.auto_scale_workers(cfg, processes)
+        assert scaled.is_frozen()
+        detectron2s = DefaultTrainer.auto_scale_workers(cfg, processes).clone()
+        detectron2s.defrost()
+        detectron2s.MODEL.APA.LOG_PERIOD = 2 / growth
+        detectron2s.SOLVER.EMA.DECAY = 0.99**growth
+        assert scaled == detectron2s
+        assert scaled.SOLVER.IMS_PER_BATCH == 4 * processes  # in as many parts as before
+        assert (scaled.SOLVER.ACCUMULATE, scaled.SOLVER.MAX_ITER) == (2, 400 / growth)
+        assert scaled.TEST.EVAL_PERIOD == 100 / growth
+    assert Trainer.auto_scale_workers(cfg, 4) is cfg
+    trainer = Trainer(cfg)  # in one process
+    assert (trainer.max_iter, trainer.data_loader.batch_size) == (1600, 4)
+    assert trainer._trainer.num_parts == 2
+
+
+def test_machines_that_do_not_share_the_folder(arguments, output, monkeypatch):
+    Trainer(setup(arguments())).checkpointer.save("model_final")
+    trainer = Trainer(setup(arguments(resume=True)))
+    monkeypatch.setattr(comm, "all_gather", lambda seen: [seen, ""])
+    with pytest.raises(ValueError, match="Not all machines see the same last checkpoint in "):
+        trainer.resume_or_load(resume=True)

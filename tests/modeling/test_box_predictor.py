@@ -232,17 +232,20 @@ def test_logit_clamp(score):
     assert torch.equal(clamped, free)
 
 
+def set_image_counts(name, counts):
+    counts = [{"id": i, "image_count": n} for i, n in enumerate(counts, start=1)]
+    MetadataCatalog.pop(name, None)
+    MetadataCatalog.get(name).set(class_image_count=counts, num_images=10)
+
+
 @pytest.mark.parametrize("score", ["sigmoid", "gumbel", "apa"])
 def test_drop_loss(score):
     """The labels are not scarce: classes that are get no gradient but from the draws, of which
     none is kept, as the share of scarce labels is 0."""
-    calls = []
-
-    def scarce():
-        calls.append(1)
-        return torch.tensor([False, True, False, True, False])
-
-    predictor = make(class_score=score, get_scarce_classes=scarce)
+    predictor = make(
+        class_score=score, drop_loss_datasets="drop_loss_data", drop_loss_threshold=0.5
+    )
+    set_image_counts("drop_loss_data", [9, 1, 9, 1, 9])
     for _ in range(2):
         predictor.zero_grad()
         with EventStorage():
@@ -252,12 +255,13 @@ def test_drop_loss(score):
         losses["loss_cls"].backward()
         kept = predictor.cls_score.weight.grad[:K].abs().sum(dim=1) > 0
         assert kept.tolist() == [True, False, True, False, True]
-    assert len(calls) == 1
+        set_image_counts("drop_loss_data", [9] * 5)  # looked at once
     assert not any("scarce" in name for name in predictor.state_dict())
 
 
 def test_drop_loss_of_other_classes():
-    predictor = make(class_score="gumbel", get_scarce_classes=lambda: torch.ones(4).bool())
+    set_image_counts("drop_loss_four", [1] * 4)
+    predictor = make(class_score="gumbel", drop_loss_datasets=["drop_loss_four"])
     with EventStorage(), pytest.raises(ValueError, match="4 classes for a predictor of 5"):
         predictor.losses(predictor(torch.randn(2, 16)), make_proposals([0, 5]))
 

@@ -1,0 +1,133 @@
+"""Training and evaluation of what a LazyConfig describes."""
+
+import logging
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import create_ddp_model, default_writers, hooks
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from ..evaluation import BestCheckpointer, LambdaKappaWriter
+from .checks import warn_of_other_classes
+from .ema import build_ema
+from .evaluation import without_nan
+from .lazy_setup import check_num_classes, dataset_names
+from .loading import StrictCheckpointer
+from .optimizer import clip_gradients
+from .parallel import broadcast
+from .preemption import PreemptionHook, ending_at_once
+from .step import StepTrainer
+
+__all__ = ["evaluate_lazy", "train_lazy"]
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
+    """Evaluate ``train.init_checkpoint`` on ``dataloader.test`` by ``dataloader.evaluator``.
+
+    Args:
+        cfg: the config, as :func:`apa_det.engine.setup_lazy` gives it.
+        resume: take the last checkpoint of ``train.output_dir`` if there is one.
+
+    Returns:
+        The evaluator's results; empty but in the main process.
+
+    Raises:
+        ValueError: the file lacks a parameter of the model, or has it in another shape.
+    """
+    model = instantiate(cfg.model).to(cfg.train.device)
+    checkpointer = StrictCheckpointer(model, cfg.train.output_dir, averaged=_uses_ema(cfg))
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    return _test(cfg, model, instantiate(cfg.dataloader.evaluator))
+
+
+def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
+    """Train ``model`` on ``dataloader.train``, and evaluate it as :func:`evaluate_lazy` does.
+
+    Args:
+        cfg: the config, as :func:`apa_det.engine.setup_lazy` gives it.
+        resume: go on from the last checkpoint of ``train.output_dir`` if there is one.
+
+    Returns:
+        The results of the last evaluation. Empty without ``dataloader.evaluator``, and but in the
+        main process.
+    """
+    train = cfg.train
+    model = instantiate(cfg.model).to(train.device)
+    logger.info("Model:\n%s", model)
+    ema = build_ema(model, train.ema.decay) if _uses_ema(cfg) else None
+    trainer = _build_trainer(cfg, model)
+    tested = model if ema is None else ema.module
+    evaluator = instantiate(cfg.dataloader.get("evaluator"))  # now, as it may find broken files
+    results = {}
+
+    def evaluate() -> dict[str, float]:
+        # Processes train with batch norm statistics of their own. Checkpoints hold the main one's.
+        broadcast(tested.buffers())
+        with ending_at_once():
+            results.update(_test(cfg, tested, evaluator))
+        return without_nan(results)
+
+    checkpointer = StrictCheckpointer(model, train.output_dir, trainer=trainer)
+    main = comm.is_main_process()
+    built = [hooks.IterationTimer()]
+    if ema is not None:
+        checkpointer.add_checkpointable("ema", ema)
+        built.append(hooks.CallbackHook(after_step=lambda _: ema.update_parameters(model)))
+    built.append(hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)))
+    built.append(PreemptionHook(checkpointer, next(model.parameters()).device))
+    if main:
+        built.append(hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer))
+    if evaluator is not None:
+        built.append(hooks.EvalHook(train.eval_period, evaluate))
+    if main and train.get("best_metric"):
+        best = BestCheckpointer(train.eval_period, tested, train.output_dir, train.best_metric)
+        built.append(best)
+    if main and train.get("apa_log_period"):
+        built.append(LambdaKappaWriter(model, train.apa_log_period))
+    if main:
+        writers = default_writers(train.output_dir, train.max_iter)
+        built.append(hooks.PeriodicWriter(writers, period=train.log_period))
+    trainer.register_hooks(built)
+
+    resume = resume and checkpointer.has_checkpoint()
+    checkpointer.strict = resume
+    checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
+    trainer.train(trainer.iter + 1 if resume else 0, train.max_iter)
+    return results
+
+
+def _build_trainer(cfg: DictConfig, model: nn.Module) -> StepTrainer:
+    train = cfg.train
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    clip = train.get("clip_gradients")
+    if clip and clip.clip_type:
+        clip_gradients(optimizer, **clip)
+    loader = instantiate(cfg.dataloader.train)
+    train_names = dataset_names(cfg, "train")  # the loader has read them by now
+    check_num_classes(cfg, train_names)
+    warn_of_other_classes(train_names, dataset_names(cfg, "test"))
+    on_gpu = next(model.parameters()).is_cuda
+    device_ids = [comm.get_local_rank()] if on_gpu else None
+    amp_dtype = torch.float16 if on_gpu else torch.bfloat16
+    return StepTrainer(
+        *(create_ddp_model(model, device_ids=device_ids, **train.ddp), loader, optimizer),
+        num_parts=train.get("accumulate", 1),
+        precision=amp_dtype if train.amp.enabled else None,
+    )
+
+
+def _test(cfg: DictConfig, model: nn.Module, evaluator: DatasetEvaluator) -> dict:
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def _uses_ema(cfg: DictConfig) -> bool:
+    return bool(cfg.train.get("ema") and cfg.train.ema.enabled)

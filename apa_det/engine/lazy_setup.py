@@ -1,0 +1,174 @@
+"""From command-line arguments to a checked LazyConfig, with loggers and datasets in place."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import LazyConfig
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
+
+from ..data import ensure_metadata, require_dataset_files
+from ..evaluation import LongTailEvaluator, task_metrics
+from .checks import require_no_nccl_for_cpu, require_num_classes, require_weights
+from .setup import register_datasets
+
+__all__ = ["check_num_classes", "read_lazy_config", "setup_lazy"]
+
+logger = logging.getLogger(__name__)
+
+_PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+_MODELS = ("model", "model.model")  # the second within L(apa_det.modeling.injected)
+_NUM_CLASSES_KEYS = [f"{m}.{key}num_classes" for m in _MODELS for key in ("roi_heads.", "")]
+
+
+def setup_lazy(args: argparse.Namespace) -> DictConfig:
+    """Read a LazyConfig, register the datasets it brings, check it, and set up the job.
+
+    Args:
+        args: as detectron2's ``default_argument_parser`` gives them; ``config_file``, ``opts``,
+            ``eval_only`` and ``resume`` are read.
+
+    Returns:
+        The config. ``train.device`` is cpu where it asks for CUDA and there is none.
+
+    Raises:
+        FileNotFoundError, ValueError: something in the config does not hold. Nothing but the log is
+            in ``train.output_dir`` by then.
+    """
+    cfg = read_lazy_config(args)
+    train = cfg.train
+    setup_logger(train.output_dir, distributed_rank=comm.get_rank(), name="apa_det")
+    register_datasets(cfg.dataloader.get("lvis_format", ()), "dataloader.lvis_format")
+    if train.device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("train.device is %s, but there is no CUDA: using cpu.", train.device)
+        train.device = "cpu"
+    require_no_nccl_for_cpu(train.device, "train.device")
+    require_weights(
+        *(train.init_checkpoint, train.output_dir, "train.init_checkpoint"),
+        eval_only=args.eval_only,
+        resume=args.resume,
+    )
+    if args.eval_only and cfg.dataloader.get("evaluator") is None:
+        raise ValueError("--eval-only needs a dataloader.evaluator, and the config has none.")
+    _check_datasets(cfg, args.eval_only)
+    if not args.eval_only:
+        _check_training(cfg)
+    default_setup(cfg, args)
+    return cfg
+
+
+def read_lazy_config(args: argparse.Namespace) -> DictConfig:
+    """The config of ``args.config_file`` with the overrides of ``args.opts``, ``key=value``.
+
+    An override changes a key that is there, or gives one more argument to a call. Any other new
+    key is written ``+key=value``.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, it is no config for training, or an
+            override is not right.
+    """
+    if not PathManager.isfile(args.config_file):
+        raise FileNotFoundError(
+            f"There is no config file {args.config_file}."
+            if args.config_file
+            else "A LazyConfig is needed: --config-file FILE.py."
+        )
+    if args.config_file.endswith((".yaml", ".yml")) and not _is_saved_config(args.config_file):
+        raise ValueError(
+            f"{args.config_file} is a yaml config: tools/train_net.py trains it. LazyConfig's own "
+            "are .py files."
+        )
+    cfg = LazyConfig.load(args.config_file)
+    missing = [part for part in _PARTS if part not in cfg]
+    if missing:
+        raise ValueError(f"{args.config_file} is no config for training: it lacks {missing[0]}.")
+    for option in args.opts:
+        _require_key(cfg, option)
+    try:
+        return LazyConfig.apply_overrides(cfg, args.opts)
+    except Exception as error:  # those of Hydra, OmegaConf and detectron2
+        message = " ".join(str(error).partition("\nSee ")[0].split())
+        raise ValueError(f"The options of the command line: {message}") from error
+
+
+def check_num_classes(cfg: DictConfig, names: Sequence[str]) -> None:
+    """:func:`require_num_classes` with the number of classes of the model, if it has one key."""
+    for key in _NUM_CLASSES_KEYS:
+        num_classes = OmegaConf.select(cfg, key)
+        if num_classes is not None:
+            require_num_classes(num_classes, key, names)
+
+
+def dataset_names(cfg: DictConfig, split: str) -> list[str]:
+    """The registered datasets of ``dataloader.train`` or ``dataloader.test``, as far as named."""
+    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
+    return [names] if isinstance(names, str) else list(names or ())
+
+
+def _require_key(cfg: DictConfig, option: str) -> None:
+    """Raise a ValueError for an override of what is not there: a slip that would do nothing."""
+    key, node = option.partition("=")[0], cfg
+    if key.startswith(("+", "~")):
+        return
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or "_target_" in node:
+            return
+        if name not in node:
+            raise ValueError(
+                f"The config has no key {key}, as there are {', '.join(node)} in the place of "
+                f"{name}. To add it write +{option}"
+            )
+        node = node[name]
+
+
+def _is_long_tail(evaluator: DictConfig) -> bool:
+    target = evaluator._target_
+    return (locate(target) if isinstance(target, str) else target) is LongTailEvaluator
+
+
+def _is_saved_config(path: str) -> bool:
+    """Whether it is the config.yaml of a training, which holds calls."""
+    with PathManager.open(path) as f:
+        return "_target_" in f.read()
+
+
+def _check_datasets(cfg: DictConfig, eval_only: bool) -> None:
+    test = dataset_names(cfg, "test")
+    train = [] if eval_only else dataset_names(cfg, "train")
+    for name in train + test:
+        require_dataset_files(name)
+    check_num_classes(cfg, test)
+    check_num_classes(cfg, [n for n in train if MetadataCatalog.get(n).get("thing_classes")])
+    if train and OmegaConf.select(cfg, "model.roi_heads.box_predictor.use_fed_loss"):
+        ensure_metadata(train[0])  # building the model needs its class_image_count
+
+
+def _check_training(cfg: DictConfig) -> None:
+    parts, processes = cfg.train.get("accumulate", 1), comm.get_world_size()
+    batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+    if parts < 1:
+        raise ValueError(f"train.accumulate is at least 1, not {parts}.")
+    if batch is not None and (batch < 1 or batch % (processes * parts)):
+        raise ValueError(
+            f"dataloader.train.total_batch_size is {batch}, the pictures of a step, which "
+            f"{processes} processes take in train.accumulate {parts} parts each: make it a "
+            f"multiple of {processes * parts}."
+        )
+    metric, evaluator = cfg.train.get("best_metric", ""), cfg.dataloader.get("evaluator")
+    if metric and evaluator is None:
+        raise ValueError(f"train.best_metric is {metric}, and there is no dataloader.evaluator.")
+    if metric and _is_long_tail(evaluator) and "groups" not in evaluator:
+        names = task_metrics(extra=evaluator.get("extra_metrics", ()))
+        task, _, name = metric.rpartition("/")
+        if name not in names or not task.endswith(("bbox", "segm", "boundary")):
+            raise ValueError(
+                f"train.best_metric {metric} is no metric of this evaluation: choose bbox/ or "
+                f"segm/, and one of {', '.join(names)}."
+            )

@@ -1,0 +1,94 @@
+"""The end of a job on SIGTERM, which schedulers send before they take its machines away."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+from detectron2.checkpoint import Checkpointer
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+__all__ = ["PreemptionHook", "ending_at_once"]
+
+logger = logging.getLogger(__name__)
+
+
+class PreemptionHook(HookBase):
+    """On SIGTERM, finishes the iteration, saves a checkpoint, and exits with status 143.
+
+    All processes stop after the same iteration, whichever of them the signal reached. The last
+    iteration is followed by the end of training, as always. Place the hook after ``LRScheduler``
+    and before ``PeriodicCheckpointer``, in every process.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, device: torch.device):
+        """
+        Args:
+            checkpointer: the one that ``--resume`` starts from.
+            device: one that the processes can reduce tensors on.
+        """
+        self._checkpointer = checkpointer
+        self._device = device
+
+    def before_train(self) -> None:
+        self._signalled = False
+        self._previous = _set_handler(self._note)
+
+    def _note(self, *_) -> None:
+        self._signalled = True
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter:
+            _shield_data_workers()
+        iteration = self.trainer.iter
+        if iteration + 1 == self.trainer.max_iter or not self._any_signalled():
+            return
+        logger.warning("SIGTERM: saving a checkpoint. The same command with --resume goes on.")
+        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        comm.synchronize()
+        sys.exit(128 + signal.SIGTERM)
+
+    def _any_signalled(self) -> bool:
+        if comm.get_world_size() == 1:
+            return self._signalled
+        signalled = torch.tensor(float(self._signalled), device=self._device)
+        torch.distributed.all_reduce(signalled)
+        return signalled.item() > 0
+
+    def after_train(self) -> None:
+        _set_handler(self._previous)
+
+
+def _shield_data_workers() -> None:
+    """Take the worker processes of the data loader out of the group that a signal may be sent to.
+
+    torchrun sends SIGTERM to the group of each process. Without data, it could not finish an
+    iteration.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            with suppress(OSError):  # it has ended, or was not forked
+                os.setpgid(process.pid, process.pid)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within, SIGTERM ends the process at once: for what takes longer than a scheduler waits."""
+    previous = _set_handler(signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        _set_handler(previous)
+
+
+def _set_handler(handler):
+    """Returns the previous one. Threads but the main one have no say in signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)

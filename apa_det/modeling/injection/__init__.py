@@ -1,0 +1,3 @@
+from .surgery import inject, injected, restore
+
+__all__ = ["inject", "injected", "restore"]

@@ -1,0 +1,23 @@
+# RetinaNet with AGLU in the place of ReLU, but for the frozen layers. It starts as close to ReLU as
+# it can, so the ImageNet weights go on working.
+from detectron2.config import LazyCall as L
+
+from apa_det.modeling import injected
+
+from ..common.data.coco import dataloader
+from ..common.models.retinanet import model
+from ..common.optim import SGD as optimizer
+from ..common.schedule import multi_step
+from ..common.train import train
+
+model = L(injected)(
+    model=model,
+    names=["backbone.bottom_up.res[345].*", "backbone.top_block.*", "head.*"],
+    like="replaced",
+)
+dataloader.train.mapper.use_instance_mask = False
+optimizer.lr = 0.01
+optimizer.params.weight_decay_norm = 0.0001
+train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+train.max_iter = 175920
+lr_multiplier = multi_step(175920, (117280, 161260), warmup_iters=500)

@@ -1,0 +1,6 @@
+# The baseline with ReLU and sigmoid, which starts as in the GOL paper's.
+from .mask_rcnn_R_50_FPN_softmax_2x import dataloader, lr_multiplier, model, optimizer, train
+
+model.roi_heads.box_predictor.update(
+    class_score="sigmoid", predictor_weight_init=0.001, predictor_bias_init=-6.5
+)

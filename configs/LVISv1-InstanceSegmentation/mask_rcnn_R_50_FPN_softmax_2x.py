@@ -1,0 +1,13 @@
+# The baseline with ReLU and softmax, by the published schedule for LVIS v1: 24 epochs of 7,674
+# iterations (see Base-LVISv1-2x.yaml), steps at 16 and 22, 16 pictures a batch.
+#
+# Batch norm keeps the statistics of ImageNet, and stem and first stage are frozen.
+from ..common.schedule import multi_step
+from .mask_rcnn_R_50_FPN_1x import dataloader, model, optimizer, train
+
+model.backbone.bottom_up.update(norm="EvalBN", freeze_at=2)
+
+optimizer.params.weight_decay_norm = 0.0001
+train.max_iter = 184176
+train.amp.enabled = True
+lr_multiplier = multi_step(184176, (122784, 168828), warmup_iters=500)

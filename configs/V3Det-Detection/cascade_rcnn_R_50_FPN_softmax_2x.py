@@ -1,0 +1,5 @@
+# The Cascade baseline with ReLU and softmax.
+from ..common.models.cascade_rcnn import make_cascade
+from .faster_rcnn_R_50_FPN_softmax_2x import dataloader, lr_multiplier, model, optimizer, train
+
+make_cascade(model)

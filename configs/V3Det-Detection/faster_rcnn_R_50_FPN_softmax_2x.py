@@ -1,0 +1,25 @@
+# The baseline with ReLU and softmax, by the published schedule for V3Det: AdamW, 137,520 iterations
+# of 32 pictures.
+#
+# Batch norm keeps the statistics of ImageNet, and stem and first stage are frozen.
+from ..common.data.v3det import dataloader
+from ..common.models.faster_rcnn_fpn import model
+from ..common.optim import AdamW as optimizer
+from ..common.schedule import multi_step
+from ..common.train import train
+
+model.proposal_generator.update(pre_nms_topk=[4000, 1000], post_nms_topk=[2000, 1000])
+model.roi_heads.num_classes = 13204
+model.roi_heads.box_predictor.update(
+    cls_agnostic_bbox_reg=True,
+    test_score_thresh=0.0001,
+    test_nms_thresh=0.6,
+    test_topk_per_image=300,
+)
+
+optimizer.params.weight_decay_norm = 0.1
+train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+train.max_iter = 137520
+train.amp.enabled = True
+train.clip_gradients.update(clip_type="full_model", clip_value=35.0)
+lr_multiplier = multi_step(137520, (91680, 126060), warmup_iters=5000, warmup_factor=0.00048828125)

@@ -1,0 +1,30 @@
+from detectron2.config import LazyCall as L
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+
+from apa_det.modeling import APACascadeROIHeads
+
+BBOX_REG_WEIGHTS = ((10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15))
+
+
+def make_cascade(model, bbox_reg_weights=BBOX_REG_WEIGHTS):
+    """Give a model of Faster or Mask R-CNN, in place, Cascade R-CNN's box heads and predictors."""
+    heads = model.roi_heads
+    head, predictor = heads.pop("box_head"), heads.pop("box_predictor")
+    del heads.proposal_matcher
+    heads.update(
+        _target_=APACascadeROIHeads,
+        box_heads=[head] * 3,
+        box_predictors=[
+            {
+                **predictor,
+                "num_classes": "${...num_classes}",
+                "box2box_transform": L(Box2BoxTransform)(weights=weights),
+            }
+            for weights in bbox_reg_weights
+        ],
+        proposal_matchers=[
+            L(Matcher)(thresholds=[iou], labels=[0, 1], allow_low_quality_matches=False)
+            for iou in (0.5, 0.6, 0.7)
+        ],
+    )

@@ -1,0 +1,14 @@
+from detectron2.config import LazyCall as L
+
+from apa_det.modeling import make_apa_resnet
+
+# activation and gate are names, or make a module from the number of channels:
+# functools.partial(apa_det.layers.get_activation, "aglu", per_channel=True)
+bottom_up = L(make_apa_resnet)(
+    depth=50,
+    norm="EvalBN",
+    activation="relu",
+    gate="none",
+    out_features=["res2", "res3", "res4", "res5"],
+    freeze_at=2,
+)

@@ -1,0 +1,153 @@
+"""Jobs of several processes and machines, as users start them, by gloo on the CPU."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from apa_det.engine import Trainer, load_for_evaluation, setup
+from apa_det.engine.evaluation import without_nan
+
+ROOT = Path(__file__).parents[2]
+TRAIN_NET = ROOT / "tools/train_net.py"
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@pytest.fixture
+def start():
+    """Starts Python processes, and ends what is left of them."""
+    processes = []
+
+    def popen(*command):
+        command = [sys.executable, *map(str, command)]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+        processes.append(process)
+        return process
+
+    yield popen
+    for process in processes:
+        process.kill()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def final_metrics(output):
+    last = json.loads((output / "metrics.json").read_text().splitlines()[-1])
+    return {k: v for k, v in last.items() if k.startswith(("bbox/", "segm/"))}
+
+
+def wait(process, timeout=240):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out[-8000:] + err[-8000:]
+
+
+def preempt(process, output):
+    """Sends SIGTERM when there is a checkpoint; the exit status, the last checkpoint, the output.
+
+    The other processes have the signal from the one that started them.
+    """
+    last = output / "last_checkpoint"
+    deadline = time.monotonic() + 200
+    while not last.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    code, text = wait(process)
+    assert "SIGTERM: saving a checkpoint" in (output / "log.txt").read_text(), text
+    return code, output / last.read_text(), text
+
+
+def test_preempted_and_resumed_on_two_machines(start, arguments, output):
+    """With all there is: sharded, averaged and in parts, ended by SIGTERM, resumed by torchrun."""
+    config = ("--config-file", arguments().config_file)
+    options = [
+        *("SOLVER.FSDP", True, "SOLVER.EMA.ENABLED", True, "SOLVER.AMP.ENABLED", True),
+        *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 2, "SOLVER.CHECKPOINT_PERIOD", 2),
+        *("TEST.BEST_METRIC", "bbox/AP50", "TEST.DETECTIONS_PER_IMAGE", 100),
+    ]
+    launched = start(
+        *(TRAIN_NET, *config, "--num-gpus", 2, "--dist-url", "auto", *options),
+        *("SOLVER.MAX_ITER", 10_000),
+    )
+    code, checkpoint, text = preempt(launched, output)
+    assert code == 143, text
+    done = int(checkpoint.stem.removeprefix("model_")) + 1
+    saved = torch.load(checkpoint, weights_only=True)
+    assert not any(hasattr(t, "full_tensor") for t in saved["model"].values())
+    assert saved["ema"]["n_averaged"] == done
+
+    port = free_port()
+    machines = [
+        start(
+            *("-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1),
+            *("--node-rank", rank, "--master-addr", "127.0.0.1", "--master-port", port),
+            *(TRAIN_NET, *config, "--resume", *options, "SOLVER.MAX_ITER", done + 3),
+        )
+        for rank in range(2)
+    ]
+    for machine in machines:
+        code, text = wait(machine)
+        assert code == 0, text
+    log = (output / "log.txt").read_text()
+    assert f"Starting training from iteration {done}" in log
+    final = torch.load(output / "model_final.pth", weights_only=True)
+    assert final["ema"]["n_averaged"] == done + 3
+    assert any(
+        "apa/backbone.bottom_up.stem.act/kappa" in line for line in open(output / "metrics.json")
+    )
+
+    # one process reads its files: those of a model that was not sharded
+    averaged = ("SOLVER.EMA.ENABLED", True, "TEST.DETECTIONS_PER_IMAGE", 100)
+    weights = ("MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output / "one")
+    cfg = setup(arguments(*averaged, *weights, eval_only=True))
+    model = Trainer.build_model(cfg)
+    load_for_evaluation(cfg, model)
+    results = without_nan(Trainer.test(cfg, model))
+    assert results == pytest.approx(final_metrics(output), abs=1e-6)
+    best = torch.load(output / "model_best.pth", weights_only=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, best["model"][name]), name
+    trainer = Trainer(setup(arguments("SOLVER.EMA.ENABLED", True, resume=True)))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == done + 3
+
+
+def test_torchrun_and_two_machines_by_detectron2s_flags(start, arguments, output):
+    train_net = (TRAIN_NET, "--config-file", arguments().config_file, "--resume")
+    period = ("SOLVER.CHECKPOINT_PERIOD", 2)
+    launched = start(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *train_net),
+        *(*period, "SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", 1),
+    )
+    _, checkpoint, _ = preempt(launched, output)  # torchrun has an exit status of its own
+    done = int(checkpoint.stem.removeprefix("model_")) + 1
+    assert "World size: 2" in (output / "log.txt").read_text()
+
+    address = ("--num-machines", 2, "--dist-url", f"tcp://127.0.0.1:{free_port()}")
+    machines = [
+        start(*train_net, *address, "--machine-rank", rank, *period, "SOLVER.MAX_ITER", done + 2)
+        for rank in range(2)
+    ]
+    for machine in machines:
+        code, text = wait(machine)
+        assert code == 0, text
+    assert final_metrics(output)
+    log = (output / "log.txt").read_text()
+    assert f"Starting training from iteration {done}" in log and log.count("World size: 2") == 2

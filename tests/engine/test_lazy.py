@@ -1,0 +1,264 @@
+"""tools/lazyconfig_train_net.py: training, resuming and evaluating, and what it refuses."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2 import model_zoo
+from detectron2.utils.env import seed_all_rng
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from apa_det.engine import Trainer, setup, setup_lazy
+from apa_det.engine.step import StepTrainer
+from apa_det.evaluation import METRICS
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools/lazyconfig_train_net.py"
+CONFIG = ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA"
+
+
+def train_net(args):
+    """The tool in this process."""
+    spec = importlib.util.spec_from_file_location("lazyconfig_train_net", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(args)
+
+
+@pytest.fixture
+def overrides(data, output):
+    """The quickstart on the fixture's pictures, in small."""
+    datasets = [[f"lazy_{s}", f"{data}/{s}.json", f"{data}"] for s in ("train", "val")]
+    return [
+        f"train.output_dir={output}",
+        "train.max_iter=2",
+        "train.seed=1",
+        "train.apa_log_period=2",
+        f"dataloader.lvis_format={datasets}".replace("'", ""),
+        "dataloader.train.dataset.names=lazy_train",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
+        "dataloader.test.dataset.names=lazy_val",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+        "model.roi_heads.num_classes=4",
+        "model.roi_heads.box_predictor.test_topk_per_image=20",
+        "model.proposal_generator.post_nms_topk=[30,30]",
+    ]
+
+
+@pytest.fixture
+def arguments(overrides):
+    """Makes the arguments of the command line."""
+
+    def make(*opts, config_file=f"{CONFIG}.py", eval_only=False, resume=False):
+        return Namespace(
+            config_file=str(config_file),
+            eval_only=eval_only,
+            resume=resume,
+            num_gpus=1,
+            num_machines=1,
+            machine_rank=0,
+            dist_url="auto",
+            opts=[*overrides, *map(str, opts)],
+        )
+
+    return make
+
+
+def metrics(output):
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+
+
+def flat(results):
+    """Results as metrics.json has them: without NaN."""
+    return {
+        f"{task}/{name}": value
+        for task, numbers in results.items()
+        for name, value in numbers.items()
+        if value == value
+    }
+
+
+def test_train_then_evaluate_then_resume(arguments, output):
+    periods = ("train.eval_period=2", "train.log_period=2", "train.checkpointer.period=2")
+    best = "train.best_metric=bbox/AP50"
+    results = train_net(arguments("train.max_iter=4", best, *periods))
+    assert list(results["bbox"]) == list(METRICS)
+    written = metrics(output)
+    assert flat(results).items() <= written[-1].items()
+    assert "NaN" not in (output / "metrics.json").read_text()
+    (tensorboard,) = output.glob("events.*")
+    scalars = EventAccumulator(str(tensorboard)).Reload().Tags()["scalars"]
+    assert {"bbox/APr", "apa/backbone.bottom_up.stem.act/lambda"} <= set(scalars)
+    saved = torch.load(output / "model_best.pth", weights_only=True)
+    assert saved["value"] == max(m["bbox/AP50"] for m in written if "bbox/AP50" in m)
+
+    # --eval-only gives the numbers that training ended with, also by the saved config
+    weights = f"train.init_checkpoint={output}/model_final.pth"
+    for config_file in (f"{CONFIG}.py", output / "config.yaml"):
+        separate = f"train.output_dir={output}/evaluation"
+        evaluated = train_net(arguments(weights, separate, config_file=config_file, eval_only=True))
+        assert flat(evaluated) == flat(results)
+
+    # --resume goes on where training ended
+    ended = torch.load(output / "model_final.pth", weights_only=True)
+    assert ended["iteration"] == 3
+    train_net(arguments("train.max_iter=6", *periods, resume=True))
+    iterations = [m["iteration"] for m in metrics(output) if "total_loss" in m]
+    assert iterations == [1, 3, 5]
+    resumed = torch.load(output / "model_final.pth", weights_only=True)
+    assert resumed["iteration"] == 5
+    momentum = resumed["trainer"]["optimizer"]["state"]
+    assert len(momentum) == len(ended["trainer"]["optimizer"]["state"]) > 0
+
+
+def test_trains_as_the_yaml_does(arguments, output, tmp_path, data, monkeypatch):
+    """The same weights to start from, pictures and seeds: the same losses and weights."""
+    run_step = StepTrainer.run_step
+
+    def seeded_step(self):
+        seed_all_rng(self.iter)
+        run_step(self)
+
+    monkeypatch.setattr(StepTrainer, "run_step", seeded_step)
+    datasets = [[f"lazy_{s}", f"{data}/{s}.json", f"{data}"] for s in ("train", "val")]
+    yaml_opts = [
+        *("OUTPUT_DIR", f"{tmp_path}/yaml", "SOLVER.MAX_ITER", "3", "SEED", "1"),
+        *("DATASETS.LVIS_FORMAT", str(datasets), "DATASETS.TRAIN", "('lazy_train',)"),
+        *("DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.STEPS", "(2,)"),
+        *("SOLVER.WARMUP_ITERS", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.DEVICE", "cpu"),
+        *("MODEL.ROI_HEADS.NUM_CLASSES", "4", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "30"),
+    ]
+    args = arguments(config_file=f"{CONFIG}.yaml")
+    args.opts = yaml_opts
+    cfg = setup(args)
+    start = tmp_path / "start.pth"
+    torch.save({"model": Trainer.build_model(cfg).state_dict()}, start)
+    args.opts = [*yaml_opts, "MODEL.WEIGHTS", str(start)]
+    trainer = Trainer(setup(args))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+
+    schedule = "lr_multiplier.scheduler"
+    train_net(
+        arguments(
+            *(f"train.init_checkpoint={start}", "train.max_iter=3", "dataloader.evaluator=null"),
+            *(f"{schedule}.milestones=[2]", f"{schedule}.values=[1.0,0.1]"),
+            *(f"{schedule}.num_updates=3", f"lr_multiplier.warmup_length={2 / 3}"),
+            "dataloader.train.seed=1",
+        )
+    )
+    ours, theirs = metrics(output)[-1], metrics(tmp_path / "yaml")[-1]
+    for name in theirs:
+        if "loss" in name or name == "lr":
+            assert ours[name] == theirs[name], name
+    ours, theirs = (
+        torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        for folder in (output, tmp_path / "yaml")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+def test_two_processes_train_and_evaluate_as_one(arguments, overrides, output):
+    command = [sys.executable, TOOL, "--config-file", f"{CONFIG}.py", "--num-gpus", "2"]
+    command += ["--dist-url", "auto", *overrides, "train.best_metric=segm/AP"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    weights = f"train.init_checkpoint={output}/model_final.pth"
+    one = train_net(arguments(weights, f"train.output_dir={output}/one", eval_only=True))
+    assert flat(one).items() <= metrics(output)[-1].items()
+    assert (output / "model_best.pth").exists()
+
+
+def test_accumulation_average_and_mixed_precision(arguments, output):
+    ema = ("train.ema.enabled=True", "train.ema.decay=0.5")
+    results = train_net(arguments("train.accumulate=2", "train.amp.enabled=True", *ema))
+    saved = torch.load(output / "model_final.pth", weights_only=True)
+    key = "roi_heads.box_head.fc1.weight"
+    assert not torch.equal(saved["ema"][f"module.{key}"], saved["model"][key])
+    weights = f"train.init_checkpoint={output}/model_final.pth"
+    averaged = train_net(arguments(weights, *ema, eval_only=True))
+    assert flat(averaged) == flat(results)
+
+
+def test_a_config_of_detectron2(arguments, output):
+    """It has none of our keys, and COCO's evaluator."""
+    config = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.py")
+    args = arguments(config_file=config)
+    args.opts = [
+        *("train.device=cpu", f"train.output_dir={output}", "train.init_checkpoint=''"),
+        *("dataloader.train.dataset.names=lazy_train", "dataloader.test.dataset.names=lazy_val"),
+        "model.num_classes=4",
+    ]
+    setup_lazy(arguments())  # registers the datasets
+    cfg = setup_lazy(args)
+    assert cfg.model.num_classes == 4 and "best_metric" not in cfg.train
+    args.opts[-1] = "model.num_classes=5"
+    with pytest.raises(ValueError, match="lazy_val has 4 classes, but model.num_classes is 5"):
+        setup_lazy(args)
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["train.max_iters=3"], r"no key train.max_iters, as there are output_dir, .*\+train"),
+        (["optimiser.lr=1"], "no key optimiser"),
+        (["train.max_iter"], "options of the command line: .*missing EQUAL"),
+        (["train.max_iter.x=1"], "train.max_iter is not a config"),
+        (["dataloader.lvis_format=[[a,b]]"], "dataloader.lvis_format takes entries"),
+        (["dataloader.train.dataset.names=nowhere"], 'No dataset named "nowhere"'),
+        (["model.roi_heads.num_classes=7"], "4 classes, but model.roi_heads.num_classes is 7"),
+        (["train.accumulate=3"], "total_batch_size is 2.*multiple of 3"),
+        (["train.best_metric=segm/APx"], "segm/APx is no metric.*APr"),
+        (["train.best_metric=AP"], "AP is no metric"),
+        (["dataloader.evaluator=null", "train.best_metric=AP"], "no dataloader.evaluator"),
+    ],
+)
+def test_errors(arguments, output, opts, message):
+    with pytest.raises(ValueError, match=message):
+        setup_lazy(arguments(*opts))
+    assert not (output / "config.yaml").exists()
+
+
+def test_errors_of_files(arguments, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no config file missing.py"):
+        setup_lazy(arguments(config_file="missing.py"))
+    with pytest.raises(FileNotFoundError, match="A LazyConfig is needed"):
+        setup_lazy(arguments(config_file=""))
+    with pytest.raises(ValueError, match="is a yaml config: tools/train_net.py"):
+        setup_lazy(arguments(config_file=f"{CONFIG}.yaml"))
+    (tmp_path / "part.py").write_text("train = dict(max_iter=1)\n")
+    with pytest.raises(ValueError, match="part.py is no config for training: it lacks model"):
+        setup_lazy(arguments(config_file=tmp_path / "part.py"))
+    with pytest.raises(FileNotFoundError, match="train.init_checkpoint is missing.pth"):
+        setup_lazy(arguments("train.init_checkpoint=missing.pth"))
+    with pytest.raises(ValueError, match="--eval-only needs .* train.init_checkpoint"):
+        setup_lazy(arguments(eval_only=True))
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    with pytest.raises(ValueError, match="--eval-only needs a dataloader.evaluator"):
+        opts = (f"train.init_checkpoint={weights}", "dataloader.evaluator=null")
+        setup_lazy(arguments(*opts, eval_only=True))
+
+
+def test_new_keys_are_written_with_a_plus(arguments):
+    cfg = setup_lazy(
+        arguments("+train.note=x", "model.roi_heads.box_predictor.box_reg_loss_type=giou")
+    )
+    assert cfg.train.note == "x"
+    assert cfg.model.roi_heads.box_predictor.box_reg_loss_type == "giou"
+
+
+def test_cpu_where_there_is_no_cuda(arguments, output, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert setup_lazy(arguments("train.device=cuda")).train.device == "cpu"
+    assert "using cpu" in (output / "log.txt").read_text()

@@ -1,0 +1,48 @@
+"""Two processes under torchrun, by gloo on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from detectron2.modeling import build_backbone
+from torch import nn
+
+from apa_det.engine import read_config
+from apa_det.engine.parallel import _blocks
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_two_processes(arguments, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", Path(__file__).parent / "two_processes.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, arguments().config_file],
+        env={**environment, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    for check in ("gradients", "unused", "gathers_once", "fsdp", "fsdp_overflow"):
+        assert done.stdout.count(f"check_{check}: ok") == 2, done.stdout + done.stderr
+    # the last one ends the job: an unused parameter, for which the other process would wait
+    assert done.returncode == 1
+    line = "error: In this iteration 2 parameters got no gradient, such as act.lambda_param."
+    assert line in done.stderr and "SOLVER.FIND_UNUSED_PARAMETERS True" in done.stderr
+
+
+def test_blocks_that_are_gathered_one_after_the_other(arguments):
+    def names():
+        all_names = {module: name for name, module in model.named_modules()}
+        return [all_names[block] for block in _blocks(model)]
+
+    model = nn.Module()
+    model.backbone = build_backbone(read_config(arguments()))
+    blocks = [f"backbone.bottom_up.res{stage}.{i}" for stage in (2, 3, 4, 5) for i in (0, 1)]
+    assert names() == blocks
+    first, last = (model.get_submodule(name) for name in (blocks[0], blocks[-1]))
+    first.act1.lambda_param = last.act1.lambda_param
+    assert names() == blocks[1:-1]
+    assert not list(_blocks(model.backbone))

@@ -1,0 +1,76 @@
+"""SIGTERM while a job trains in one process; test_distributed.py has it in two."""
+
+import multiprocessing
+import os
+import signal
+
+import pytest
+from detectron2.engine import HookBase
+
+from apa_det.engine import Trainer, setup
+
+
+class Killer(HookBase):
+    """Sends this process a SIGTERM in one iteration."""
+
+    def __init__(self, iteration):
+        self._iteration = iteration
+
+    def before_step(self):
+        if self.trainer.iter == self._iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def train(arguments):
+    def run(*opts, kill_in=None, resume=False, hooks=()):
+        trainer = Trainer(setup(arguments("SOLVER.MAX_ITER", 4, *opts, resume=resume)))
+        trainer.register_hooks([Killer(kill_in), *hooks])
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+        return trainer
+
+    return run
+
+
+@pytest.mark.parametrize("period", [2, 100])
+def test_a_checkpoint_before_the_end(train, output, period):
+    """One, whether that iteration is one that a checkpoint is saved in anyway or not."""
+    before = signal.getsignal(signal.SIGTERM)
+    options = ("DATASETS.TEST", (), "SOLVER.CHECKPOINT_PERIOD", period)
+    with pytest.raises(SystemExit) as exit_:
+        train(*options, kill_in=1)
+    assert exit_.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [path.name for path in output.glob("*.pth")] == ["model_0000001.pth"]
+    assert "SIGTERM: saving a checkpoint" in (output / "log.txt").read_text()
+    trainer = train(*options, resume=True)
+    assert (trainer.start_iter, trainer.iter) == (2, 4)
+    assert trainer.scheduler.last_epoch == 4
+
+
+def test_the_last_iteration_ends_as_always(train, output, monkeypatch):
+    evaluated_under = []
+
+    def test(cfg, model):
+        evaluated_under.append(signal.getsignal(signal.SIGTERM))
+        return {}
+
+    monkeypatch.setattr(Trainer, "test", staticmethod(test))
+    train("TEST.EVAL_PERIOD", 2, kill_in=3)
+    assert (output / "model_final.pth").exists()
+    # evaluation takes longer than a scheduler waits: there SIGTERM ends the process
+    assert evaluated_under == [signal.SIG_DFL, signal.SIG_DFL]
+
+
+def test_data_workers_are_out_of_reach(train):
+    """Of a signal to the group of processes, as torchrun sends it; not of their own process."""
+    groups = []
+
+    class Look(HookBase):
+        def after_step(self):
+            workers = multiprocessing.active_children()
+            groups.append([os.getpgid(worker.pid) == worker.pid for worker in workers])
+
+    train("SOLVER.MAX_ITER", 2, "DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 2, hooks=[Look()])
+    assert groups == [[True, True]] * 2

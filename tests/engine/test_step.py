@@ -1,0 +1,186 @@
+"""Steps in mixed precision and in parts, against gradients of all pictures at once."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.modeling.proposal_generator import proposal_utils
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from apa_det import AGLU, APA, add_apa_config
+from apa_det.engine import Trainer, build_optimizer, setup
+from apa_det.engine.step import StepTrainer
+
+
+class Square(nn.Module):
+    """Two losses, each a mean over the pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(4, 4), AGLU(), nn.Linear(4, 4), APA())
+
+    def forward(self, data):
+        hidden = self.fc[:3](torch.stack(list(data)))
+        self.dtype = hidden.dtype
+        out = self.fc[3](hidden).to(torch.promote_types(hidden.dtype, torch.float32))
+        return {"loss_a": out.square().mean(), "loss_b": out.mean()}
+
+
+def run_step(model, data, optimizer=None, **kwargs):
+    """One step; the trainer, and the scalars that it wrote."""
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = StepTrainer(model, [data], optimizer, **kwargs)
+    trainer.iter = 0
+    with EventStorage() as storage:
+        trainer.run_step()
+        return trainer, {name: value for name, (value, _) in storage.latest().items()}
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def assert_same_gradients(model, other, rtol=1e-6):
+    """Each parameter's, relative to the largest of its elements."""
+    expected = gradients(other)
+    assert any(name.endswith("lambda_param") for name in expected)
+    for name, gradient in gradients(model).items():
+        error = (gradient - expected[name]).abs().max()
+        assert error <= rtol * expected[name].abs().max(), name
+
+
+def test_bfloat16():
+    """The forward pass runs in bfloat16; the weights stay in float32 and take the whole step."""
+    torch.manual_seed(0)
+    model, data = Square(), torch.randn(3, 4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    _, scalars = run_step(model, data, precision=torch.bfloat16)
+    assert scalars["total_loss"] == pytest.approx(scalars["loss_a"] + scalars["loss_b"])
+    assert model.dtype == torch.bfloat16
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        torch.testing.assert_close(parameter, before[name] - 0.1 * parameter.grad)
+
+
+@pytest.mark.parametrize("num_parts", [2, 3, 6])
+def test_parts_are_the_large_batch(num_parts):
+    torch.manual_seed(0)
+    model, data = Square().double(), list(torch.randn(6, 4).double())
+    whole = copy.deepcopy(model)
+    _, scalars = run_step(model, data, num_parts=num_parts)
+    _, expected = run_step(whole, data)
+    assert_same_gradients(model, whole, rtol=1e-12)
+    for name in ("total_loss", "loss_a", "loss_b"):
+        assert scalars[name] == pytest.approx(expected[name], rel=1e-12)
+
+
+def test_parts_in_mixed_precision():
+    """Each part's losses and gradients are those of autocast alone; float32 sums them."""
+    torch.manual_seed(0)
+    model, data = Square(), list(torch.randn(4, 4))
+    expected = copy.deepcopy(model)
+    for part in (data[:2], data[2:]):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = sum(expected(part).values())
+        (loss / 2).backward()
+    run_step(model, data, num_parts=2, precision=torch.bfloat16)
+    assert_same_gradients(model, expected, rtol=0)
+
+
+def test_float16_scales_losses():
+    """As on a GPU: the sum of the parts is unscaled once, and an overflow costs the step."""
+    torch.manual_seed(0)
+    model, data = Square(), list(torch.randn(4, 4))
+    whole = copy.deepcopy(model)
+    trainer, scalars = run_step(model, data, num_parts=2, precision=torch.float16)
+    _, expected = run_step(whole, data)
+    assert model.dtype == torch.float16
+    assert_same_gradients(model, whole, rtol=0.05)
+    assert scalars["total_loss"] == pytest.approx(expected["total_loss"], rel=1e-2)
+
+    state = trainer.state_dict()
+    assert state["grad_scaler"]["scale"] == 2.0**16
+    before = copy.deepcopy(model.state_dict())
+    model.fc[0].weight.register_hook(lambda gradient: gradient * torch.inf)
+    trainer.data_loader, trainer._data_loader_iter_obj = [data], None
+    with EventStorage():
+        trainer.run_step()
+    assert trainer.grad_scaler.get_scale() == 2.0**15
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    trainer.load_state_dict(state)
+    assert trainer.grad_scaler.get_scale() == 2.0**16
+
+
+def test_state_of_another_precision():
+    model = Square()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    half = StepTrainer(model, [], optimizer, precision=torch.float16)
+    full = StepTrainer(model, [], optimizer)
+    full.load_state_dict(half.state_dict())
+    half.load_state_dict(full.state_dict())
+    detectron2s = {k: v for k, v in full.state_dict().items() if k != "grad_scaler"}
+    half.load_state_dict(detectron2s)
+
+
+@pytest.mark.parametrize("clip_type", ["value", "norm", "full_model"])
+def test_clips_the_sum_of_the_parts(clip_type):
+    cfg = get_cfg()
+    add_apa_config(cfg)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip_type
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
+    torch.manual_seed(0)
+    model, data = Square().double(), list(torch.randn(4, 4).double())
+    whole = copy.deepcopy(model)
+    run_step(model, data, build_optimizer(cfg, model), num_parts=4)
+    run_step(whole, data, build_optimizer(cfg, whole))
+    assert_same_gradients(model, whole, rtol=1e-12)
+    for name, parameter in model.state_dict().items():
+        torch.testing.assert_close(parameter, whole.state_dict()[name], rtol=1e-12, atol=0)
+
+
+def test_unequal_parts():
+    with pytest.raises(ValueError, match="4 pictures cannot be split into 3 equal parts"):
+        run_step(Square(), list(torch.randn(4, 4)), num_parts=3)
+
+
+def test_one_loss_is_enough():
+    model = nn.Linear(4, 1)
+    model.forward = lambda data: torch.stack(data).mean() * model.weight.mean()
+    _, scalars = run_step(model, list(torch.ones(4, 4)), num_parts=2)
+    assert scalars["total_loss"] == pytest.approx(model.weight.mean().item() + 0.1 / 4, rel=1e-5)
+
+
+def detector(arguments, monkeypatch):
+    """A Mask R-CNN in float64, and 4 pictures, each of which gives 16 proposals, 4 with a mask."""
+    monkeypatch.setattr(torch, "randperm", torch.arange)  # a picture's sample is always the same
+    nms = proposal_utils.batched_nms  # boxes are float32 always
+    in_float32 = lambda boxes, scores, *args: nms(boxes, scores.float(), *args)  # noqa: E731
+    monkeypatch.setattr(proposal_utils, "batched_nms", in_float32)
+    options = [
+        *("MODEL.RESNETS.NORM", "GN", "MODEL.APA.GATE", "se", "MODEL.APA.GATE_DROPOUT", 0.0),
+        *("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.ROI_BOX_HEAD.CLASS_SCORE", "apa"),
+        *("INPUT.RANDOM_FLIP", "none"),
+    ]
+    cfg = setup(arguments(*options))
+    seed_all_rng(0)
+    model = Trainer.build_model(cfg).double()
+    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)
+    several = [record for record in records if len(record["annotations"]) >= 4]
+    return model, [DatasetMapper(cfg)(record) for record in several[:4]]
+
+
+def test_mask_rcnn_in_parts(arguments, monkeypatch):
+    model, data = detector(arguments, monkeypatch)
+    whole = copy.deepcopy(model)
+    _, scalars = run_step(model, data, num_parts=2)
+    _, expected = run_step(whole, data)
+    assert expected["roi_head/num_fg_samples"] == 4
+    for name in expected:
+        if name.startswith("loss"):
+            assert scalars[name] == pytest.approx(expected[name], rel=1e-6), name
+    assert_same_gradients(model, whole)

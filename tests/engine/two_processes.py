@@ -1,0 +1,299 @@
+"""Checks in two processes: test_parallel.py starts them as torchrun two_processes.py CONFIG."""
+
+import copy
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from test_step import Square, assert_same_gradients, detector, run_step
+from torch import nn
+
+from apa_det import AGLU, add_apa_config
+from apa_det.engine import StrictCheckpointer, build_optimizer, run, setup
+from apa_det.engine.ema import build_ema
+from apa_det.engine.parallel import (
+    ShardedCheckpointer,
+    full_state,
+    replicate,
+    shard,
+    take_full_states,
+)
+from apa_det.engine.step import StepTrainer
+from apa_det.evaluation import LongTailEvaluator
+
+
+def share(data):
+    """This process's pictures of a batch."""
+    size = len(data) // comm.get_world_size()
+    return data[comm.get_rank() * size :][:size]
+
+
+def assert_in_sync(model):
+    for tensor in model.state_dict().values():
+        ours, other = comm.all_gather(tensor)
+        assert torch.equal(ours, other)
+
+
+def check_gradients(arguments):
+    """Of the same batch in one process, and in two, at once and in parts."""
+    torch.manual_seed(0)
+    model, data = Square().double(), list(torch.randn(8, 4).double())
+    _, expected = run_step(copy.deepcopy(model), data)
+    for num_parts in (1, 2, 4):
+        whole, ours = copy.deepcopy(model), copy.deepcopy(model)
+        run_step(whole, data)
+        _, scalars = run_step(replicate(ours), share(data), num_parts=num_parts)
+        assert_same_gradients(ours, whole, rtol=1e-12)
+        assert_in_sync(ours)
+        if comm.is_main_process():
+            assert scalars["total_loss"] == pytest.approx(expected["total_loss"], rel=1e-12)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        model, data = detector(arguments, monkeypatch)
+        whole, sharded = copy.deepcopy(model), copy.deepcopy(model)
+        run_step(replicate(model), share(data), num_parts=2)
+        shard(sharded)
+        run_step(sharded, share(data), num_parts=2)
+        with EventStorage():
+            sum(whole(data).values()).backward()
+    assert_same_gradients(model, whole)
+    for name, parameter in sharded.named_parameters():
+        model.get_parameter(name).grad = parameter.grad.full_tensor()
+    assert_same_gradients(model, whole)
+
+
+class Branch(nn.Module):
+    """A model whose AGLU is used for some pictures only, and one part never."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act, self.never = nn.Linear(4, 4), AGLU(), nn.Linear(4, 4)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+    def forward(self, data):
+        out = self.fc(self.frozen(torch.stack([x for x, _ in data])))
+        if any(branch for _, branch in data):
+            out = self.act(out)
+        return {"loss": out.square().mean()}
+
+
+def check_unused(arguments):
+    """Processes and parts of different branches."""
+    torch.manual_seed(0)
+    pictures = list(torch.randn(4, 4))
+    for used in ([1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]):
+        model = Branch()
+        whole = copy.deepcopy(model)
+        data = list(zip(pictures, used, strict=True))
+        for picture in data:
+            (whole([picture])["loss"] / 4).backward()
+        run_step(replicate(model, find_unused_parameters=True), share(data), num_parts=2)
+        for name, parameter in whole.named_parameters():
+            ours = model.get_parameter(name)
+            assert (ours.grad is None) == (parameter.grad is None), name
+            if parameter.grad is not None:
+                torch.testing.assert_close(ours.grad, parameter.grad)
+        assert_in_sync(model)
+
+
+def check_unused_is_an_error(arguments):
+    """In the main process, while the other waits for its gradients."""
+    data = [(torch.ones(4), comm.get_rank())]
+    model = Branch()
+    model.never = nn.Identity()
+    run_step(replicate(model), data)
+
+
+def check_gathers_once(arguments):
+    cfg = setup(arguments())
+    calls = []
+    gather, all_gather = comm.gather, comm.all_gather
+    comm.gather = lambda *args, **kwargs: calls.append("gather") or gather(*args, **kwargs)
+    comm.all_gather = lambda *args: calls.append("all_gather") or all_gather(*args)
+    evaluator = LongTailEvaluator(cfg.DATASETS.TEST[0], subset=3)
+    calls.clear()
+    for image_id in share(range(1, 7)):
+        instances = Instances((64, 64))
+        instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 20.0, 20.0]]))
+        instances.scores, instances.pred_classes = torch.tensor([0.9]), torch.tensor([1])
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    results = evaluator.evaluate()
+    comm.gather, comm.all_gather = gather, all_gather
+    assert calls == ["all_gather", "gather"], calls  # how many there are, and all of them
+    assert bool(results) == comm.is_main_process()
+
+
+class Blocks(nn.Module):
+    """A detector to FSDP: blocks of a backbone, parts used outside of their forward, buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(*(self.block() for _ in range(3)))
+        self.backbone[2][1] = self.backbone[1][1]  # tied λ and κ
+        self.head = nn.Linear(5, 3)
+        self.act = AGLU()
+
+    @staticmethod
+    def block():
+        return nn.Sequential(nn.Linear(5, 5), AGLU(), nn.BatchNorm1d(5))
+
+    def forward(self, data):
+        features = self.backbone(torch.stack(data))
+        logits = self.act(nn.functional.linear(features, self.head.weight, self.head.bias))
+        return {"loss": logits.square().mean()}
+
+
+def trained(model, optimizer, ema, data, steps=3, num_parts=1):
+    trainer = StepTrainer(model, [data] * steps, optimizer, num_parts=num_parts)
+    with EventStorage():
+        for trainer.iter in range(steps):
+            trainer.run_step()
+            ema.update_parameters(model)
+    return trainer
+
+
+def assert_close(state, expected):
+    """In the main process, whose batch norm statistics are those of checkpoints."""
+    if comm.is_main_process():
+        assert state.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(state[name], value, msg=name)
+
+
+def check_fsdp(arguments):
+    """Against DistributedDataParallel, and its checkpoints in both directions."""
+    cfg = get_cfg()
+    add_apa_config(cfg)
+    cfg.MODEL.APA.WEIGHT_DECAY = 0.1
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.1
+    torch.manual_seed(0)
+    data = list(torch.randn(8, 5))
+
+    def build(*, sharded):
+        torch.manual_seed(comm.get_rank() + 1)  # the main process's values count
+        model = Blocks()
+        ema = build_ema(model, 0.9)
+        if sharded:
+            shard(model)
+            shard(ema.module)
+        optimizer = build_optimizer(cfg, model)
+        if sharded:
+            take_full_states(optimizer)
+        else:
+            model = replicate(model)
+            ema.load_state_dict(full_state(build_ema(model.module, 0.9).state_dict()))
+        return model, optimizer, ema
+
+    def full(model):
+        return full_state(getattr(model, "module", model).state_dict())
+
+    replicated, sharded = build(sharded=False), build(sharded=True)
+    model, optimizer, ema = sharded
+    decays = {
+        name: group["weight_decay"]
+        for group in optimizer.param_groups
+        for name, p in model.named_parameters()
+        if any(p is other for other in group["params"])
+    }
+    assert {d for name, d in decays.items() if name.endswith(("_param",))} == {0.1}
+    assert decays["head.weight"] == cfg.SOLVER.WEIGHT_DECAY
+    for name, parameter in model.named_parameters():
+        local = parameter.to_local()
+        assert local.numel() < parameter.numel() or parameter.numel() == 1, name
+
+    ours = trained(*sharded, share(data), num_parts=2)
+    expected = trained(*replicated, share(data), num_parts=2)
+    assert_close(full(model), full(replicated[0]))
+    assert_close(full_state(ema.state_dict()), full_state(replicated[2].state_dict()))
+
+    folder = Path(cfg.OUTPUT_DIR)
+    folder.mkdir(exist_ok=True)
+    file = str(folder / "sharded.pth")
+    ShardedCheckpointer(model, folder, trainer=ours, ema=ema).save("sharded")
+    comm.synchronize()
+    plain = Blocks()
+    StrictCheckpointer(plain).load(file)
+    assert_close(plain.state_dict(), full(replicated[0]))
+    StrictCheckpointer(plain, averaged=True).load(file)
+    assert_close(plain.state_dict(), full(replicated[2]))
+
+    # from either file, either kind of model goes on as the one that was not interrupted
+    other = str(folder / "replicated.pth")
+    StrictCheckpointer(replicated[0], folder, trainer=expected, ema=replicated[2]).save(
+        "replicated"
+    )
+    comm.synchronize()
+    trained(*replicated, share(data))
+    for path in (file, other):
+        for kind in (ShardedCheckpointer, StrictCheckpointer):
+            resumed = build(sharded=kind is ShardedCheckpointer)
+            trainer = StepTrainer(resumed[0], [], resumed[1])
+            kind(resumed[0], trainer=trainer, ema=resumed[2]).load(path)
+            trained(*resumed, share(data))
+            assert_close(full(resumed[0]), full(replicated[0]))
+            assert_close(full(resumed[2]), full(replicated[2]))
+
+    model = Blocks()
+    model.scale = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="cannot split scale, a scalar"):
+        shard(model)
+
+
+def check_fsdp_overflow(arguments):
+    """In float16, of a gradient that one process alone has: both leave out the step."""
+
+    class Overflow(Blocks):
+        def forward(self, data):
+            kappa = self.act.kappa_param * 1  # of one element, so all of it is the main process's
+            kappa.register_hook(lambda gradient: gradient * torch.inf)
+            losses = super().forward(data)
+            return {"loss": losses["loss"] + kappa.sum()}
+
+    torch.manual_seed(0)
+    model = Overflow()
+    shard(model)
+    before = full_state(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = share(list(torch.randn(8, 5)))
+    trainer, _ = run_step(model, data, optimizer, precision=torch.float16)
+    assert trainer.grad_scaler.get_scale() == 2.0**15
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.full_tensor(), before[name]), name
+
+
+def main(args):
+    torch.set_num_threads(1)
+
+    def arguments(*opts):
+        return Namespace(
+            config_file=args.config, eval_only=False, resume=False, opts=[str(o) for o in opts]
+        )
+
+    for check in CHECKS:
+        check(arguments)
+        comm.synchronize()
+        print(f"{check.__name__}: ok", flush=True)
+    check_unused_is_an_error(arguments)
+
+
+CHECKS = (
+    check_gradients,
+    check_unused,
+    check_gathers_once,
+    check_fsdp,
+    check_fsdp_overflow,
+)
+
+if __name__ == "__main__":
+    os.chdir(os.environ["TMPDIR"])
+    run(main, Namespace(config=sys.argv[1], num_gpus=1, num_machines=1))

@@ -1,0 +1,114 @@
+"""Somebody's own detectron2 project works with apa_det imported, and with nothing else of ours."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from apa_det import AGLU, APA
+from apa_det.data import generate_dataset
+from apa_det.evaluation import METRICS
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    generate_dataset(folder, num_train=12, num_val=4, num_classes=4, image_size=64)
+    return folder
+
+
+@pytest.fixture
+def their_train(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import their_project.train
+
+    return their_project.train
+
+
+@pytest.fixture
+def cfg(their_train, data, tmp_path):
+    return their_train.make_cfg(str(data), str(tmp_path / "output"))
+
+
+def pictures():
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[0, 8:40, 4:30] = True
+    instances = Instances((64, 64))
+    instances.gt_boxes = Boxes([[4.0, 8, 30, 40]])
+    instances.gt_classes, instances.gt_masks = torch.tensor([2]), BitMasks(masks)
+    image = torch.randint(256, (3, 64, 64)).float()
+    return [{"image": image, "instances": instances, "height": 64, "width": 64}]
+
+
+def test_step_and_checkpoint(cfg, their_train, tmp_path):
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    assert type(model.backbone) is BACKBONE_REGISTRY.get("TheirNet")
+    layers = [name for name, module in model.named_modules() if isinstance(module, APA)]
+    assert {name.split(".")[0] for name in layers} == {"backbone", "roi_heads"}
+    assert isinstance(model.roi_heads.box_head.layers[2], AGLU)
+
+    optimizer = their_train.TheirTrainer.build_optimizer(cfg, model)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with EventStorage():
+        sum(model(pictures()).values()).backward()
+    optimizer.step()
+    for name in layers:
+        for parameter in ("lambda_param", "kappa_param"):
+            name_ = f"{name}.{parameter}"
+            assert not torch.equal(model.get_parameter(name_), before[name_]), name_
+    kappa = model.backbone.stem[2].kappa_param
+    (group,) = [g for g in optimizer.param_groups if any(p is kappa for p in g["params"])]
+    assert (group["lr"], group["weight_decay"]) == (pytest.approx(1e-4), 0.0)
+
+    DetectionCheckpointer(model, str(tmp_path)).save("model")
+    again = build_model(cfg)
+    DetectionCheckpointer(again).load(str(tmp_path / "model.pth"))
+    image = pictures()
+    with torch.no_grad():
+        found, expected = (m.eval()(image)[0]["instances"] for m in (again, model))
+    assert len(found) == 20
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(found.pred_masks, expected.pred_masks)
+
+
+@pytest.mark.parametrize("flags", [(), ("--loop",)], ids=["trainer", "loop"])
+def test_trains_and_evaluates(data, tmp_path, flags):
+    """In a process that starts in a folder of its own and has only their project and apa_det."""
+    output = tmp_path / "output"
+
+    def run(*flags):
+        done = subprocess.run(
+            [sys.executable, "-m", "their_project.train", str(data), str(output), *flags],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        (line,) = [x for x in done.stdout.splitlines() if x.startswith("RESULTS")]
+        return line
+
+    results = run(*flags)
+    assert all(f"'{name}':" in results for name in METRICS)
+    assert (output / "model_final.pth").exists()
+    if not flags:
+        lines = (output / "metrics.json").read_text().splitlines()
+        written = {name for line in lines for name in json.loads(line)}
+        assert {"bbox/APr", "apa/backbone.stem.2/lambda"} <= written
+        assert "apa/roi_heads.box_predictor.score/kappa" in written
+        run("--resume")  # nothing is left to do
+        assert "Starting training from iteration 4" in (output / "log.txt").read_text()
