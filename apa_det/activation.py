@@ -131,8 +131,7 @@ def affine_aglu(
     if residual is not None:
         residual = residual.to(x.dtype).expand_as(x)
     if _is_exporting():
-        u = x.to(scale.dtype) * scale + shift
-        u = u if residual is None else u + residual
+        u = eager.affine(x, scale, shift, residual)
         return eager.evaluate("aglu", u, lambda_, kappa).to(x.dtype)
     backend = _choose(backend, x, *parameters)
     return ops.affine_aglu(x, scale, shift, residual, lambda_, kappa, backend)
@@ -174,9 +173,9 @@ def apa_cross_entropy(
     """
     _check("apa_cross_entropy", logits, lambda_)
     lambda_, kappa = _parameters(logits, lambda_, kappa)
-    logits, seed = logits.contiguous(), 0
+    logits, gt_classes, seed = logits.contiguous(), gt_classes.contiguous(), 0
     if scarce is not None:
-        seed = int(torch.randint(2**62, ()))
+        scarce, seed = scarce.contiguous(), int(torch.randint(2**62, ()))
     backend = _choose(backend, logits, lambda_, kappa)
     return ops.class_loss(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp, backend)
 

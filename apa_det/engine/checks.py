@@ -21,6 +21,7 @@ from .evaluation import frequency_groups, is_long_tail
 __all__ = [
     "check_config",
     "check_num_classes",
+    "require_equal_parts",
     "require_no_nccl_for_cpu",
     "require_num_classes",
     "require_weights",
@@ -139,16 +140,11 @@ def _check_injection(cfg: CfgNode) -> None:
 def _check_solver(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
     processes = solver.REFERENCE_WORLD_SIZE or comm.get_world_size()
-    parts = solver.ACCUMULATE
-    if parts < 1:
-        raise ValueError(f"SOLVER.ACCUMULATE is at least 1, not {parts}.")
-    if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % (processes * parts):
-        of_reference = " of SOLVER.REFERENCE_WORLD_SIZE" if solver.REFERENCE_WORLD_SIZE else ""
-        raise ValueError(
-            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, the pictures of a step, which "
-            f"{processes} processes{of_reference} take in SOLVER.ACCUMULATE {parts} parts each: "
-            f"make it a multiple of {processes * parts}."
-        )
+    require_equal_parts(
+        *(solver.IMS_PER_BATCH, "SOLVER.IMS_PER_BATCH", solver.ACCUMULATE, "SOLVER.ACCUMULATE"),
+        processes,
+        of=" of SOLVER.REFERENCE_WORLD_SIZE" if solver.REFERENCE_WORLD_SIZE else "",
+    )
     if not 0 <= solver.EMA.DECAY < 1:
         raise ValueError(f"SOLVER.EMA.DECAY is from 0 to below 1, not {solver.EMA.DECAY}.")
     if solver.EMA.ENABLED and cfg.TEST.PRECISE_BN.ENABLED:
@@ -161,6 +157,27 @@ def _check_solver(cfg: CfgNode) -> None:
     if solver.FSDP and solver.FIND_UNUSED_PARAMETERS:
         raise ValueError(
             "SOLVER.FIND_UNUSED_PARAMETERS does not work with SOLVER.FSDP: set one to False."
+        )
+
+
+def require_equal_parts(
+    batch: int | None, batch_key: str, parts: int, parts_key: str, processes: int, *, of: str = ""
+) -> None:
+    """Raise a ValueError unless all processes can split the pictures of a step into equal parts.
+
+    Args:
+        batch: the pictures of a step; None: they are not known.
+        parts: of each process.
+        batch_key, parts_key: the config's keys.
+        processes: their number.
+        of: where that number comes from, for the error.
+    """
+    if parts < 1:
+        raise ValueError(f"{parts_key} is at least 1, not {parts}.")
+    if batch is not None and (batch < 1 or batch % (processes * parts)):
+        raise ValueError(
+            f"{batch_key} is {batch}, the pictures of a step, which {processes} processes{of} take "
+            f"in {parts_key} {parts} parts each: make it a multiple of {processes * parts}."
         )
 
 

@@ -16,7 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..data import ensure_metadata, require_dataset_files
 from ..evaluation import LongTailEvaluator, task_metrics
-from .checks import require_no_nccl_for_cpu, require_num_classes, require_weights
+from .checks import (
+    require_equal_parts,
+    require_no_nccl_for_cpu,
+    require_num_classes,
+    require_weights,
+)
 from .setup import register_datasets
 
 __all__ = ["check_num_classes", "read_lazy_config", "setup_lazy"]
@@ -151,16 +156,12 @@ def _check_datasets(cfg: DictConfig, eval_only: bool) -> None:
 
 
 def _check_training(cfg: DictConfig) -> None:
-    parts, processes = cfg.train.get("accumulate", 1), comm.get_world_size()
-    batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
-    if parts < 1:
-        raise ValueError(f"train.accumulate is at least 1, not {parts}.")
-    if batch is not None and (batch < 1 or batch % (processes * parts)):
-        raise ValueError(
-            f"dataloader.train.total_batch_size is {batch}, the pictures of a step, which "
-            f"{processes} processes take in train.accumulate {parts} parts each: make it a "
-            f"multiple of {processes * parts}."
-        )
+    batch_key = "dataloader.train.total_batch_size"
+    require_equal_parts(
+        *(OmegaConf.select(cfg, batch_key), batch_key),
+        *(cfg.train.get("accumulate", 1), "train.accumulate"),
+        comm.get_world_size(),
+    )
     metric, evaluator = cfg.train.get("best_metric", ""), cfg.dataloader.get("evaluator")
     if metric and evaluator is None:
         raise ValueError(f"train.best_metric is {metric}, and there is no dataloader.evaluator.")

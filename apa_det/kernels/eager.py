@@ -124,7 +124,7 @@ def affine_aglu_forward(
     tensors = [x, scale, shift, lambda_, kappa, out]
     for block in _blocks(tensors if residual is None else [*tensors, residual]):
         x, scale, shift, lambda_, kappa, out_block, *rest = block
-        out_block.copy_(evaluate("aglu", _affine(x, scale, shift, rest), lambda_, kappa))
+        out_block.copy_(evaluate("aglu", affine(x, scale, shift, *rest), lambda_, kappa))
     return out
 
 
@@ -146,7 +146,7 @@ def affine_aglu_backward(
     for block in _blocks(tensors if residual is None else [*tensors, residual, grad_residual]):
         x_, grad_, grad_x_, scale_, shift_, lambda__, kappa_, *rest = block
         block_sums, rest = rest[:4], rest[4:]
-        u = _affine(x_, scale_, shift_, rest[:1])
+        u = affine(x_, scale_, shift_, *rest[:1])
         grad_ = grad_.to(u.dtype)
         needs = (True, True, True)
         grad_u, grad_lambda, grad_kappa = _gradients("aglu", grad_, u, lambda__, kappa_, needs)
@@ -238,9 +238,10 @@ def above_floor(lambda_: Tensor, floor: float = LAMBDA_FLOOR) -> Tensor:
     return torch.where(lambda_ < 0, float("nan"), lambda_.clamp(min=floor))
 
 
-def _affine(x: Tensor, scale: Tensor, shift: Tensor, residual: list[Tensor]) -> Tensor:
+def affine(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
+    """scale · x + shift + residual, in the dtype of the scale."""
     u = x.to(scale.dtype) * scale + shift
-    return u.add_(residual[0]) if residual else u
+    return u if residual is None else u + residual
 
 
 def _gradients(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .eager import Form
+from .layout import fits, is_dense, like, sizes_along
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,8 @@ def supports(z: Tensor, *parameters: Tensor) -> bool:
         _LIBRARY is not None
         and z.device.type == "cpu"
         and z.dtype in (torch.float32, torch.bfloat16)
-        and (z.is_contiguous() or _is_channels_last(z))
-        and all(p.dtype == torch.float32 and _fits(p, z) for p in parameters)
+        and is_dense(z)
+        and all(p.dtype == torch.float32 and p.is_contiguous() and fits(p, z) for p in parameters)
     )
 
 
@@ -123,7 +124,7 @@ def backward(
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`apa_det.kernels.eager.backward`."""
-    grad_z, grad = torch.empty_like(z), _like(grad, z)
+    grad_z, grad = torch.empty_like(z), like(grad, z)
     job = _job(form, z, grad_z, lambda_=lambda_, kappa=kappa)
     job.grad = grad.data_ptr()
     sums = _run_with_sums(job)
@@ -146,7 +147,7 @@ def affine_aglu_forward(
     out = torch.empty_like(x)
     job = _job("aglu", x, out, scale=scale, shift=shift, lambda_=lambda_, kappa=kappa)
     if residual is not None:
-        residual = _like(residual, x)
+        residual = like(residual, x)
         job.residual = residual.data_ptr()
     _LIBRARY.apa_activation(ctypes.byref(job))
     return out
@@ -162,11 +163,11 @@ def affine_aglu_backward(
     kappa: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
     """As :func:`apa_det.kernels.eager.affine_aglu_backward`."""
-    grad_x, grad, grad_residual = torch.empty_like(x), _like(grad, x), None
+    grad_x, grad, grad_residual = torch.empty_like(x), like(grad, x), None
     job = _job("aglu", x, grad_x, scale=scale, shift=shift, lambda_=lambda_, kappa=kappa)
     job.grad = grad.data_ptr()
     if residual is not None:
-        residual, grad_residual = _like(residual, x), torch.empty_like(x)
+        residual, grad_residual = like(residual, x), torch.empty_like(x)
         job.residual, job.grad_residual = residual.data_ptr(), grad_residual.data_ptr()
     sums = _run_with_sums(job)
     grad_scale, grad_shift, grad_lambda, grad_kappa = (
@@ -274,7 +275,7 @@ def _run_with_sums(job: _Tensors) -> Tensor:
 
 def _reduce(sums: Tensor, parameter: Tensor, x: Tensor) -> Tensor:
     """Sums of shape (N, C), over what the parameter was broadcast along."""
-    shape = _first_two(parameter, x)
+    shape = sizes_along(parameter, x)
     for dim in (0, 1):
         if shape[dim] == 1:
             sums = sums.sum(dim, keepdim=True)
@@ -287,40 +288,10 @@ def _threads() -> _Threads:
 
 
 def _per_channel(parameter: Tensor, x: Tensor) -> _PerChannel:
-    n, c = _first_two(parameter, x)
+    n, c = sizes_along(parameter, x)
     aligned = parameter.reshape(n, c)
     return _PerChannel(
         parameter.data_ptr(),
         aligned.stride(0) if n > 1 else 0,
         aligned.stride(1) if c > 1 else 0,
     )
-
-
-def _first_two(parameter: Tensor, x: Tensor) -> tuple[int, int]:
-    """The sizes of a parameter along the first two dimensions of x, which it broadcasts with."""
-    if parameter.numel() == 1:
-        return 1, 1
-    shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)
-    return shape[0], shape[1]
-
-
-def _fits(parameter: Tensor, z: Tensor) -> bool:
-    """Whether the parameter is one number, or differs along the first two dimensions alone."""
-    if parameter.numel() == 1:
-        return True
-    missing = z.dim() - parameter.dim()
-    rest = parameter.shape[max(2 - missing, 0) :]
-    return z.dim() >= 2 and all(size == 1 for size in rest) and parameter.is_contiguous()
-
-
-def _is_channels_last(z: Tensor) -> bool:
-    return (z.dim() == 4 and z.is_contiguous(memory_format=torch.channels_last)) or (
-        z.dim() == 5 and z.is_contiguous(memory_format=torch.channels_last_3d)
-    )
-
-
-def _like(tensor: Tensor, x: Tensor) -> Tensor:
-    """The tensor in the dtype and layout of x."""
-    if tensor.dtype == x.dtype and tensor.stride() == x.stride():
-        return tensor
-    return torch.empty_like(x).copy_(tensor)

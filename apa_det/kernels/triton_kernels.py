@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .eager import Form
+from .layout import fits, is_dense, like, sizes_along
 
 _HAS_TRITON = find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -34,8 +35,8 @@ def supports(z: Tensor, *parameters: Tensor) -> bool:
         _HAS_TRITON
         and z.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and (_INTERPRETED or _has_gpu(z))
-        and (z.is_contiguous() or _is_channels_last(z))
-        and all(p.dtype == torch.float32 and _fits(p, z) for p in parameters)
+        and is_dense(z)
+        and all(p.dtype == torch.float32 and fits(p, z) for p in parameters)
         and max(_view(z, parameters)[:2]) <= _MAX_GRID
     )
 
@@ -146,11 +147,12 @@ def _launch_forward(
 
     if x.numel() == 0:
         return
+    residual = None if residual is None else like(residual, x)
     parameters = [None if p is None else p.contiguous() for p in (scale, shift, lambda_, kappa)]
     layout, n, c, s = _layout(form, x, parameters, 32 // x.element_size())
     grid = _ceil(s, layout["BLOCK_S"]), _ceil(c, layout["BLOCK_C"]), n
     with torch.cuda.device_of(x):
-        forward[grid](x, _like(residual, x), out, *parameters, c, s // layout["UNIT"], **layout)
+        forward[grid](x, residual, out, *parameters, c, s // layout["UNIT"], **layout)
 
 
 def _launch_backward(
@@ -186,7 +188,8 @@ def _launch_backward(
     layout["TILES"] = each
     grid = _ceil(tiles, each), tiles_c, n
     sums = x.new_empty(num_sums, n, grid[0], c, dtype=torch.float32) if with_sums else None
-    tensors = _like(grad, x), x, _like(residual, x), grad_x, grad_residual, sums
+    residual = None if residual is None else like(residual, x)
+    tensors = like(grad, x), x, residual, grad_x, grad_residual, sums
     with torch.cuda.device_of(x):
         backward[grid](*tensors, *parameters, c, s // layout["UNIT"], **layout)
     return sums
@@ -219,7 +222,7 @@ def _launch_class_loss(
         class_loss[grid](
             grad,
             logits,
-            gt_classes.contiguous(),
+            gt_classes,
             lambda_,
             kappa,
             scarce,
@@ -288,21 +291,10 @@ def _add_up(sums: Tensor, x: Tensor, *parameters: Tensor) -> list[Tensor]:
 
 def _along(parameter: Tensor | None, x: Tensor) -> str:
     """Which of the first two dimensions of x, "n" and "c", it differs along: "", "n", "c", "nc"."""
-    if parameter is None or parameter.numel() == 1:
+    if parameter is None:
         return ""
-    shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)
-    return "n" * (shape[0] != 1) + "c" * (shape[1] != 1)
-
-
-def _fits(parameter: Tensor, x: Tensor) -> bool:
-    """Whether it is one number, or differs along the first two dimensions of x alone."""
-    if parameter.numel() == 1:
-        return True
-    shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)
-    sizes = (*x.shape[:2], *(1 for _ in shape[2:]))
-    return len(shape) == x.dim() >= 2 and all(
-        size in (1, whole) for size, whole in zip(shape, sizes, strict=True)
-    )
+    n, c = sizes_along(parameter, x)
+    return "n" * (n != 1) + "c" * (c != 1)
 
 
 def _has_gpu(x: Tensor) -> bool:
@@ -311,20 +303,6 @@ def _has_gpu(x: Tensor) -> bool:
         return False
     needed = 8 if x.dtype == torch.bfloat16 else 7
     return torch.cuda.get_device_properties(x.device).major >= needed
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() > 2 and x.movedim(1, -1).is_contiguous()
-
-
-def _like(tensor: Tensor | None, x: Tensor) -> Tensor | None:
-    """The tensor in the dtype and layout of x."""
-    if tensor is None:
-        return None
-    is_alike = tensor.stride() == x.stride() or (tensor.is_contiguous() and x.is_contiguous())
-    if is_alike and tensor.dtype == x.dtype:
-        return tensor
-    return torch.empty_like(x).copy_(tensor)
 
 
 def _ceil(a: int, b: int) -> int:

@@ -2,7 +2,7 @@ from .activations import activation_from_config, get_activation
 from .carafe import CARAFE
 from .fused import conv_norm_aglu, fuses, norm_gate_shortcut_aglu
 from .gates import CBAMGate, SEGate, gate_from_config, get_gate
-from .norm import EvalBatchNorm2d, norm_from_name
+from .norm import EvalBatchNorm2d, norm_from_name, scale_and_shift
 from .normed import (
     NormedConv2d,
     NormedLinear,
@@ -30,5 +30,6 @@ __all__ = [
     "norm_gate_shortcut_aglu",
     "normed_conv2d",
     "normed_linear",
+    "scale_and_shift",
     "wrapped_cauchy_linear",
 ]

@@ -1,12 +1,11 @@
 """Norm, gate, shortcut and AGLU in one pass, wherever the norm runs on stored statistics."""
 
-import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
 from ..activation import AGLU, affine_aglu
 from .gates import SEGate
-from .norm import EvalBatchNorm2d
+from .norm import EvalBatchNorm2d, scale_and_shift
 
 __all__ = ["conv_norm_aglu", "fuses", "norm_gate_shortcut_aglu"]
 
@@ -55,8 +54,8 @@ def norm_gate_shortcut_aglu(
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks
-    return any(hooks) or bool(module._backward_hooks or module._backward_pre_hooks)
+    names = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return any(getattr(module, name) for name in names)
 
 
 def _runs_on_stored_statistics(norm: nn.Module | None) -> bool:
@@ -66,12 +65,5 @@ def _runs_on_stored_statistics(norm: nn.Module | None) -> bool:
     return is_batch_norm and not norm.training and norm.track_running_stats
 
 
-def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Of shape (1, C, 1, 1), float32 or better: norm(x) is scale · x + shift."""
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    return scale[None, :, None, None], shift[None, :, None, None]
+def _scale_and_shift(norm: nn.Module) -> list[Tensor]:
+    return [t[None, :, None, None] for t in scale_and_shift(norm)]

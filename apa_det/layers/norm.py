@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["EvalBatchNorm2d", "norm_from_name"]
+__all__ = ["EvalBatchNorm2d", "norm_from_name", "scale_and_shift"]
 
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
@@ -26,3 +27,12 @@ def norm_from_name(
 ) -> str | Callable[[int], nn.Module]:
     """What :func:`detectron2.layers.get_norm` takes, for what it takes or "EvalBN"."""
     return EvalBatchNorm2d if norm == "EvalBN" else norm
+
+
+def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Of shape (C,): a batch norm on its stored statistics is scale · x + shift."""
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torchvision
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from ..layers import EvalBatchNorm2d
+from ..layers import EvalBatchNorm2d, scale_and_shift
 
 __all__ = ["fuse"]
 
@@ -127,16 +127,10 @@ def _takes_up(layer: nn.Module, norm: nn.Module) -> bool:
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
-    weight, bias = _precise(layer.weight), _precise(layer.bias)
-    gain, offset = _precise(norm.weight), _precise(norm.bias)
-    scale = (_precise(norm.running_var) + norm.eps).rsqrt()
-    scale = scale if gain is None else scale * gain
-    shift = -_precise(norm.running_mean) if bias is None else bias - _precise(norm.running_mean)
-    shift = shift * scale if offset is None else shift * scale + offset
-    weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    """In double precision, and with a norm of its own: others may use the same."""
+    scale, shift = scale_and_shift(copy.deepcopy(norm).cpu().double())
+    weight = layer.weight.cpu().double() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    if layer.bias is not None:
+        shift = shift + layer.bias.cpu().double() * scale
     layer.bias = nn.Parameter(shift.to(layer.weight), requires_grad=False)
     layer.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
-
-
-def _precise(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().cpu().double()
