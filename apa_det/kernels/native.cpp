@@ -591,7 +591,7 @@ template <class T, bool DROP> void class_loss_forward(const Classes &t) {
         for (int64_t c = start; c < stop; c++) sum += proposal.negative_loss(c);
         total += sum;
       }
-      if (proposal.foreground)
+      if (0 <= label && label < K)
         total += (double)proposal.positive_loss(label) - proposal.negative_loss(label);
     }
     partial[item] = total;
@@ -623,7 +623,7 @@ template <class T, bool DROP> void class_loss_backward(const Classes &t) {
         for (int64_t i = 0; i < width; i++) by_lambda[start + i] += lambda[i];
         for (int64_t i = 0; i < width; i++) by_kappa[start + i] += kappa[i];
       }
-      if (proposal.foreground) {
+      if (0 <= label && label < K) {
         Slopes s = proposal.template gradient<true>(label);
         Slopes other = proposal.template gradient<false>(label);
         store(grad_logits, label, s.z);
