@@ -249,7 +249,7 @@ def _job(form: Form, x: Tensor, out: Tensor, **parameters: Tensor) -> _Tensors:
     if per_channel:
         n, c = x.shape[:2]
         s = x.numel() // max(n * c, 1)
-        if s == 1 and all(p.shape[0] == 1 or p.dim() < x.dim() for p in parameters.values()):
+        if s == 1 and all(p.dim() < x.dim() or p.shape[0] == 1 for p in parameters.values()):
             n, s, columns = 1, n, True
     return _Tensors(
         form=_FORMS.index(form),

@@ -62,6 +62,15 @@ def test_affine_aglu(shape, layout, per_picture, with_residual, per_channel, see
     )
 
 
+def test_a_number_and_a_tensor_of_features():
+    """λ of no dimension beside a κ for each feature of (N, C)."""
+    assert_same(
+        lambda z, kappa: aglu(z, 0.5, kappa, backend="native"),
+        (torch.randn(4, 3), torch.tensor([[0.5, 1.0, 2.0]])),
+        lambda z, kappa: formula(z, 0.5, kappa),
+    )
+
+
 @pytest.mark.parametrize("layout", FORMATS)
 def test_gradient_of_another_layout(layout):
     other = FORMATS[1 - FORMATS.index(layout)]
