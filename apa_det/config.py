@@ -10,9 +10,11 @@ def add_apa_config(cfg: CN) -> None:
     # ---------------------------------------------------------------------------- #
     cfg.MODEL.APA = CN()
     # Activation of the stem and the blocks:
-    # aglu, relu, silu, gelu, mish, leaky_relu or prelu
+    # aglu, relu, leaky_relu, prelu, elu, gelu, silu, swish, mish or hardswish
     cfg.MODEL.APA.ACTIVATION = "relu"
-    # One λ and κ (or PReLU slope) per channel instead of one per layer
+    # One for each of the stem, res2, res3, res4 and res5. Empty: ACTIVATION everywhere
+    cfg.MODEL.APA.ACTIVATION_PER_STAGE = []
+    # One λ and κ (or slope of PReLU, or β of Swish) per channel instead of one per layer
     cfg.MODEL.APA.PER_CHANNEL = False
     # Ranges of the uniform distributions that the λ and κ of AGLU start from. They also hold for
     # AGLU in the heads.
@@ -22,11 +24,16 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.APA.LAMBDA_MIN = 1e-4
     # Attention gate at the end of each block's residual branch: none, se or cbam
     cfg.MODEL.APA.GATE = "none"
+    # One for each of res2, res3, res4 and res5. Empty: GATE everywhere
+    cfg.MODEL.APA.GATE_PER_STAGE = []
     # Settings of that gate, and of the gates of the box head: apa or sigmoid
     cfg.MODEL.APA.GATE_ACTIVATION = "apa"
     cfg.MODEL.APA.GATE_PER_CHANNEL = False
     cfg.MODEL.APA.GATE_REDUCTION = 16
     cfg.MODEL.APA.GATE_DROPOUT = 0.1
+    # Of the channels of each picture, this share passes, those with the strongest gates; the gates
+    # of the others are 0. 1: all pass
+    cfg.MODEL.APA.GATE_TOP_SHARE = 1.0
     cfg.MODEL.APA.GATE_LAMBDA_RANGE = [0.0, 1.0]
     cfg.MODEL.APA.GATE_KAPPA_RANGE = [-1.0, 0.0]
     # Run norm, gate, shortcut and AGLU in one pass where the norm runs on stored statistics: the

@@ -17,7 +17,7 @@ from shared_benchmark import (
 )
 from torch import Tensor, nn
 
-from apa_det.layers import CARAFE, EvalBatchNorm2d
+from apa_det.layers import CARAFE, EvalBatchNorm2d, SEGate
 from apa_det.modeling.resnet import APABottleneckBlock
 
 
@@ -68,11 +68,13 @@ def benchmark_block(args: argparse.Namespace) -> None:
     grad = torch.randn_like(x)
     sizes = {"bottleneck_channels": channels // 4, "norm": EvalBatchNorm2d}
     ours = partial(APABottleneckBlock, activation="aglu", gate="se")
+    sparse = partial(SEGate, top_share=0.25)
     blocks = {
         "ReLU, sigmoid gate (detectron2)": SEBottleneckBlock,
         "ReLU, no gate (detectron2)": BottleneckBlock,
         "AGLU, APA gate": ours,
         "AGLU, APA gate, not fused": partial(ours, fuse=False),
+        "AGLU, APA gate, 1/4 of the channels": partial(ours, gate=sparse),
         "AGLU, no gate": partial(ours, gate=None),
     }
 

@@ -1,7 +1,14 @@
-from .activations import activation_from_config, get_activation
+from .activations import ACTIVATION_REGISTRY, Swish, activation_from_config, get_activation
 from .carafe import CARAFE
 from .fused import conv_norm_aglu, fuses, norm_gate_shortcut_aglu
-from .gates import CBAMGate, SEGate, gate_from_config, get_gate
+from .gates import (
+    GATE_REGISTRY,
+    CBAMGate,
+    SEGate,
+    gate_from_config,
+    get_gate,
+    keep_strongest,
+)
 from .norm import EvalBatchNorm2d, norm_from_name, scale_and_shift
 from .normed import (
     NormedConv2d,
@@ -13,12 +20,15 @@ from .normed import (
 )
 
 __all__ = [
+    "ACTIVATION_REGISTRY",
     "CARAFE",
     "CBAMGate",
     "EvalBatchNorm2d",
+    "GATE_REGISTRY",
     "NormedConv2d",
     "NormedLinear",
     "SEGate",
+    "Swish",
     "WrappedCauchyLinear",
     "activation_from_config",
     "conv_norm_aglu",
@@ -26,6 +36,7 @@ __all__ = [
     "gate_from_config",
     "get_activation",
     "get_gate",
+    "keep_strongest",
     "norm_from_name",
     "norm_gate_shortcut_aglu",
     "normed_conv2d",

@@ -1,17 +1,33 @@
 """Attention gates: channel attention (SE) and channel and spatial attention (CBAM)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ..activation import APA
 from .norm import norm_from_name
 
-__all__ = ["CBAMGate", "SEGate", "gate_from_config", "get_gate", "get_gate_activation"]
+__all__ = [
+    "CBAMGate",
+    "GATE_REGISTRY",
+    "SEGate",
+    "gate_from_config",
+    "get_gate",
+    "get_gate_activation",
+    "keep_strongest",
+]
+
+GATE_REGISTRY = Registry("GATE")
+GATE_REGISTRY.__doc__ = """
+Gates, by the names that ``MODEL.APA.GATE`` takes: each is a callable ``(num_channels: int,
+**gate_args) -> nn.Module``, with the arguments of :class:`SEGate`.
+"""
 
 
 class SEGate(nn.Module):
@@ -25,6 +41,10 @@ class SEGate(nn.Module):
         activation: "apa", "sigmoid", or a callable that makes a module from the number of channels.
         reduction: the hidden layer has C // reduction channels, and at least one.
         dropout: probability of dropout after the last linear layer.
+        top_share: share of the channels that pass; see :func:`keep_strongest`. 1: all of them.
+
+    Raises:
+        ValueError: ``top_share`` is not in (0, 1].
     """
 
     def __init__(
@@ -34,8 +54,10 @@ class SEGate(nn.Module):
         activation: str | Callable[[int], nn.Module] = "apa",
         reduction: int = 16,
         dropout: float = 0.1,
+        top_share: float = 1.0,
     ):
         super().__init__()
+        self.top_share = _checked_share(top_share)
         hidden = max(num_channels // reduction, 1)
         self.norm = nn.LayerNorm(num_channels)
         self.fc1 = nn.Linear(num_channels, hidden, bias=False)
@@ -51,7 +73,7 @@ class SEGate(nn.Module):
     def gates(self, pooled: Tensor) -> Tensor:
         """Args: pooled features of shape (N, C). Returns: the factor of each channel, alike."""
         z = self.fc2(self.fc1(self.norm(pooled)).relu())
-        return self.activation(self.dropout(z))
+        return keep_strongest(self.activation(self.dropout(z)), self.top_share)
 
 
 class CBAMGate(nn.Module):
@@ -63,9 +85,12 @@ class CBAMGate(nn.Module):
     7×7 convolution and a norm.
 
     Args:
-        num_channels, activation, reduction, dropout: as for :class:`SEGate`. The spatial
-            activation has one channel.
+        num_channels, activation, reduction, dropout, top_share: as for :class:`SEGate`. The
+            spatial activation has one channel, and its gates all pass.
         norm: of the spatial convolution: "EvalBN", or see :func:`detectron2.layers.get_norm`.
+
+    Raises:
+        ValueError: ``top_share`` is not in (0, 1].
     """
 
     def __init__(
@@ -75,9 +100,11 @@ class CBAMGate(nn.Module):
         activation: str | Callable[[int], nn.Module] = "apa",
         reduction: int = 16,
         dropout: float = 0.1,
+        top_share: float = 1.0,
         norm: str | Callable[[int], nn.Module] = "BN",
     ):
         super().__init__()
+        self.top_share = _checked_share(top_share)
         hidden = max(num_channels // reduction, 1)
         self.norm = nn.LayerNorm(num_channels)
         self.fc1 = nn.Linear(num_channels, hidden)
@@ -91,12 +118,39 @@ class CBAMGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C, H, W). Returns: x times its gates, of the same shape."""
         z = self._excite(x.mean(dim=(2, 3))) + self._excite(x.amax(dim=(2, 3)))
-        x = x * self.activation(z)[:, :, None, None]
+        x = x * keep_strongest(self.activation(z), self.top_share)[:, :, None, None]
         pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
         return x * self.spatial_activation(self.spatial_norm(self.spatial_conv(pooled)))
 
     def _excite(self, pooled: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.fc1(self.norm(pooled)).relu()))
+
+
+def keep_strongest(gates: Tensor, share: float) -> Tensor:
+    """Gates of which only the strongest pass; the others are 0, and get no gradient.
+
+    The k strongest of each picture, as in "k-Sparse Autoencoders" (Makhzani and Frey, ICLR 2014),
+    algorithm 1, with k = ⌈share · C⌉; share 1 leaves all as they are.
+
+    Args:
+        gates: the factor of each channel, shape (N, C).
+        share: of the channels that pass, in (0, 1].
+    """
+    channels = gates.shape[1]
+    k = math.ceil(share * channels - 1e-6)  # 0.07 · 100 is a little more than 7
+    if k >= channels:
+        return gates
+    strongest = gates.topk(k, dim=1).indices
+    return torch.zeros_like(gates).scatter(1, strongest, gates.gather(1, strongest))
+
+
+def _checked_share(share: float) -> float:
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"The share of channels that pass a gate (MODEL.APA.GATE_TOP_SHARE) is above 0 and at "
+            f"most 1, not {share}."
+        )
+    return float(share)
 
 
 def get_gate_activation(
@@ -127,14 +181,26 @@ def get_gate_activation(
     raise ValueError(f"Unknown gate activation {activation!r}: choose apa or sigmoid.")
 
 
+@GATE_REGISTRY.register()
+def se(num_channels: int, **gate_args) -> nn.Module:
+    """Channel attention: see :class:`SEGate`."""
+    return SEGate(num_channels, **gate_args)
+
+
+@GATE_REGISTRY.register()
+def cbam(num_channels: int, **gate_args) -> nn.Module:
+    """Channel and spatial attention: see :class:`CBAMGate`."""
+    return CBAMGate(num_channels, **gate_args)
+
+
 def get_gate(
     gate: str | Callable[[int], nn.Module] | None, num_channels: int, **gate_args
 ) -> nn.Module | None:
     """Build a gate.
 
     Args:
-        gate: "se", "cbam", "none" or None; or a callable that makes a module from the number of
-            channels.
+        gate: a name in :data:`GATE_REGISTRY`, "se" or "cbam"; "none" or None; or a callable that
+            makes a module from the number of channels.
         num_channels: C of the feature map to be gated.
         gate_args: further arguments of :class:`SEGate` or :class:`CBAMGate`.
 
@@ -148,10 +214,10 @@ def get_gate(
         return None
     if callable(gate):
         return gate(num_channels)
-    gates = {"se": SEGate, "cbam": CBAMGate}
-    if gate not in gates:
-        raise ValueError(f"Unknown gate {gate!r}: choose none, se or cbam.")
-    return gates[gate](num_channels, **gate_args)
+    if gate not in GATE_REGISTRY:
+        names = ", ".join(["none", *sorted(name for name, _ in GATE_REGISTRY)])
+        raise ValueError(f"Unknown gate {gate!r}: choose one of {names}.")
+    return GATE_REGISTRY.get(gate)(num_channels, **gate_args)
 
 
 def gate_from_config(cfg: CfgNode, gate: str) -> Callable[[int], nn.Module | None]:
@@ -175,6 +241,7 @@ def gate_from_config(cfg: CfgNode, gate: str) -> Callable[[int], nn.Module | Non
         "activation": activation,
         "reduction": cfg.MODEL.APA.GATE_REDUCTION,
         "dropout": cfg.MODEL.APA.GATE_DROPOUT,
+        "top_share": cfg.MODEL.APA.GATE_TOP_SHARE,
     }
     if gate == "cbam":
         norm = cfg.MODEL.RESNETS.NORM

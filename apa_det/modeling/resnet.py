@@ -233,8 +233,8 @@ def make_apa_resnet(
     stem_out_channels: int = 64,
     res2_out_channels: int | None = None,
     norm: Norm = "BN",
-    activation: Activation = "relu",
-    gate: Gate = None,
+    activation: Activation | Sequence[Activation] = "relu",
+    gate: Gate | Sequence[Gate] = None,
     num_groups: int = 1,
     width_per_group: int = 64,
     stride_in_1x1: bool = False,
@@ -246,7 +246,7 @@ def make_apa_resnet(
     out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
     freeze_at: int = 0,
 ) -> ResNet:
-    """A ResNet with another activation and with gates.
+    """A ResNet with other activations and with gates.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -256,8 +256,9 @@ def make_apa_resnet(
             before. None: 64 for ResNet-18 and -34, else 256.
         norm: a name for :func:`detectron2.layers.get_norm`, "EvalBN", or a callable that makes a
             norm from the number of channels.
-        activation: see :func:`apa_det.layers.get_activation`.
-        gate: see :func:`apa_det.layers.get_gate`.
+        activation: see :func:`apa_det.layers.get_activation`; or a list of 5, for the stem and the
+            4 stages.
+        gate: see :func:`apa_det.layers.get_gate`; or a list of 4, for the stages.
         num_groups, width_per_group: of the 3×3 convolutions, which have ``num_groups`` times
             ``width_per_group`` channels in the first stage.
         stride_in_1x1: whether the first 1×1 convolution of a stage has the stride, not the 3×3.
@@ -271,7 +272,7 @@ def make_apa_resnet(
 
     Raises:
         ValueError: a depth that does not exist, an argument that ResNet-18 and -34 have no use for,
-            or an unknown activation or gate.
+            an unknown activation or gate, or a list of another length.
     """
     if depth not in NUM_BLOCKS:
         raise ValueError(f"MODEL.RESNETS.DEPTH is one of {sorted(NUM_BLOCKS)}, not {depth}.")
@@ -285,14 +286,16 @@ def make_apa_resnet(
             depth, res2_out_channels, res5_dilation, num_groups, list(deform_on_per_stage)
         )
 
-    layer_args = {"norm": norm, "activation": activation, "fuse": fuse}
-    stem = APABasicStem(in_channels, stem_out_channels, **layer_args)
+    stem_activation, *activations = _per_stage("ACTIVATION_PER_STAGE", activation, 5)
+    gates = _per_stage("GATE_PER_STAGE", gate, 4)
+    layer_args = {"norm": norm, "fuse": fuse}
+    stem = APABasicStem(in_channels, stem_out_channels, activation=stem_activation, **layer_args)
     stages = []
     in_channels = stem_out_channels
     for i, num_blocks in enumerate(NUM_BLOCKS[depth]):
         out_channels = res2_out_channels * 2**i
         dilation = res5_dilation if i == 3 else 1
-        args = {**layer_args, "gate": gate}
+        args = {**layer_args, "activation": activations[i], "gate": gates[i]}
         block_class = APABasicBlock
         if not basic:
             block_class = APABottleneckBlock
@@ -320,6 +323,18 @@ def make_apa_resnet(
     return ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
 
 
+def _per_stage(key: str, value, number: int) -> list:
+    if value is None or isinstance(value, str) or callable(value):
+        return [value] * number
+    if len(value) != number:
+        places = ["stem", "res2", "res3", "res4", "res5"][-number:]
+        raise ValueError(
+            f"MODEL.APA.{key} has {number} entries, one for each of {', '.join(places)}, not "
+            f"{len(value)}."
+        )
+    return list(value)
+
+
 def _check_basic_blocks(depth, res2_out_channels, res5_dilation, num_groups, deform_on_per_stage):
     for key, value, needed in (
         ("RES2_OUT_CHANNELS", res2_out_channels, 64),
@@ -335,20 +350,22 @@ def _check_basic_blocks(depth, res2_out_channels, res5_dilation, num_groups, def
 
 @BACKBONE_REGISTRY.register()
 def build_apa_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """:func:`make_apa_resnet` with the activation and the gate of ``MODEL.APA``.
+    """:func:`make_apa_resnet` with the activations and the gates of ``MODEL.APA``.
 
     Every key that :func:`detectron2.modeling.backbone.build_resnet_backbone` reads has the same
     meaning here; ``MODEL.RESNETS.NORM`` may also be "EvalBN".
     """
-    resnets = cfg.MODEL.RESNETS
+    resnets, apa = cfg.MODEL.RESNETS, cfg.MODEL.APA
+    activations = [activation_from_config(cfg, name) for name in apa.ACTIVATION_PER_STAGE]
+    gates = [gate_from_config(cfg, name) for name in apa.GATE_PER_STAGE]
     return make_apa_resnet(
         resnets.DEPTH,
         in_channels=input_shape.channels,
         stem_out_channels=resnets.STEM_OUT_CHANNELS,
         res2_out_channels=resnets.RES2_OUT_CHANNELS,
         norm=resnets.NORM,
-        activation=activation_from_config(cfg, cfg.MODEL.APA.ACTIVATION),
-        gate=gate_from_config(cfg, cfg.MODEL.APA.GATE),
+        activation=activations or activation_from_config(cfg, apa.ACTIVATION),
+        gate=gates or gate_from_config(cfg, apa.GATE),
         num_groups=resnets.NUM_GROUPS,
         width_per_group=resnets.WIDTH_PER_GROUP,
         stride_in_1x1=resnets.STRIDE_IN_1X1,
@@ -356,7 +373,7 @@ def build_apa_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
         deform_modulated=resnets.DEFORM_MODULATED,
         deform_num_groups=resnets.DEFORM_NUM_GROUPS,
-        fuse=cfg.MODEL.APA.FUSE,
+        fuse=apa.FUSE,
         out_features=resnets.OUT_FEATURES,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )

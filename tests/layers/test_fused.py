@@ -59,9 +59,9 @@ def test_conv_norm_aglu(norm):
     assert_same(run(lambda x: conv_norm_aglu(x, *parts), parts, x), expected)
 
 
-@pytest.mark.parametrize("with_gate", [False, True])
-def test_norm_gate_shortcut_aglu(with_gate):
-    gate = SEGate(6, reduction=2, dropout=0.0) if with_gate else None
+@pytest.mark.parametrize("top_share", [None, 0.5, 1.0])
+def test_norm_gate_shortcut_aglu(top_share):
+    gate = top_share and SEGate(6, reduction=2, dropout=0.0, top_share=top_share)
     parts = nn.ModuleDict({"conv": conv(EvalBatchNorm2d), "act": AGLU()})
     if gate:
         parts["gate"] = gate

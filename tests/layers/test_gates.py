@@ -3,9 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import get_cfg
+from hypothesis import given
+from hypothesis import strategies as st
 
-from apa_det import apa
-from apa_det.layers import CBAMGate, SEGate, get_gate
+from apa_det import add_apa_config, apa
+from apa_det.layers import CBAMGate, SEGate, gate_from_config, get_gate, keep_strongest
 
 
 def excite(gate, pooled):
@@ -64,5 +67,60 @@ def test_get_gate():
     assert get_gate("none", 8) is None and get_gate(None, 8) is None
     assert isinstance(get_gate("cbam", 8, reduction=2), CBAMGate)
     assert isinstance(get_gate(torch.nn.Identity, 8), torch.nn.Identity)
-    with pytest.raises(ValueError, match="Unknown gate 'ce': choose none, se or cbam"):
+    with pytest.raises(ValueError, match="Unknown gate 'ce': choose one of none, cbam, se"):
         get_gate("ce", 8)
+
+
+def test_keep_strongest_by_hand():
+    gates = torch.tensor([[0.1, 0.9, 0.5, 0.3], [0.8, 0.2, 0.6, 0.7]], requires_grad=True)
+    kept = keep_strongest(gates, 0.5)
+    assert torch.equal(kept, torch.tensor([[0.0, 0.9, 0.5, 0.0], [0.8, 0.0, 0.0, 0.7]]))
+    (kept * torch.tensor([1.0, 2, 3, 4])).sum().backward()
+    assert gates.grad.tolist() == [[0, 2, 3, 0], [1, 0, 0, 4]]
+    assert keep_strongest(gates, 1.0) is gates
+    assert keep_strongest(gates, 0.01).count_nonzero(dim=1).tolist() == [1, 1]
+    assert keep_strongest(torch.full((2, 100), 0.5), 0.07).count_nonzero(dim=1).tolist() == [7, 7]
+
+
+@given(st.integers(1, 40), st.integers(1, 100))
+def test_keep_strongest_keeps_a_share(channels, percent):
+    gates = torch.rand(3, channels, generator=torch.Generator().manual_seed(percent)) + 0.1
+    kept = keep_strongest(gates, percent / 100)
+    number = -(-percent * channels // 100)
+    assert kept.count_nonzero(dim=1).tolist() == [number] * 3
+    for row, all_of_row in zip(kept, gates, strict=True):
+        assert torch.equal(row[row > 0], all_of_row[row > 0])
+        assert all_of_row[row == 0].numel() == 0 or all_of_row[row == 0].max() <= row[row > 0].min()
+
+
+@pytest.mark.parametrize("name", ["se", "cbam"])
+def test_sparse_gate(name):
+    """Channels that do not pass are 0, the others as in the plain gate; share 1 is that gate."""
+    torch.manual_seed(0)
+    args = {"reduction": 2, "dropout": 0.0}
+    plain = get_gate(name, 32, **args).eval()
+    sparse, full = (get_gate(name, 32, **args, top_share=s).eval() for s in (0.25, 1.0))
+    for gate in (sparse, full):
+        gate.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 32, 5, 3)
+    assert torch.equal(full(x), plain(x))
+    passes = sparse(x).flatten(2).abs().sum(2) > 0
+    assert passes.sum(1).tolist() == [8, 8]
+    if name == "se":
+        assert torch.equal(sparse(x)[passes], plain(x)[passes])
+        strength = plain.gates(x.mean(dim=(2, 3)))
+        weakest = strength.masked_fill(~passes, 2.0).amin(1)
+        assert (weakest >= strength.masked_fill(passes, -1.0).amax(1)).all()
+    sparse(x).sum().backward()
+    assert sparse.fc2.weight.grad.abs().sum(1).count_nonzero() == passes.any(0).sum()
+
+
+def test_share_by_key():
+    cfg = get_cfg()
+    add_apa_config(cfg)
+    assert gate_from_config(cfg, "se")(8).top_share == 1.0
+    cfg.MODEL.APA.GATE_TOP_SHARE = 0.5
+    assert gate_from_config(cfg, "cbam")(8).top_share == 0.5
+    cfg.MODEL.APA.GATE_TOP_SHARE = 0.0
+    with pytest.raises(ValueError, match="GATE_TOP_SHARE.*above 0 and at most 1, not 0.0"):
+        gate_from_config(cfg, "se")(8)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import LazyCall, get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_backbone
 from torch import nn
 
 from apa_det import AGLU, APA, add_apa_config
-from apa_det.layers import EvalBatchNorm2d
+from apa_det.layers import CBAMGate, EvalBatchNorm2d, SEGate, Swish
+from apa_det.modeling import make_apa_resnet
 
 IMAGE = ShapeSpec(channels=3)
 
@@ -179,7 +180,10 @@ def test_eval_batch_norm_is_batch_norm_in_eval():
     assert torch.equal(norm.train()(x), reference(x))
 
 
-@pytest.mark.parametrize("activation", ["aglu", "relu", "silu", "gelu", "mish", "leaky_relu"])
+@pytest.mark.parametrize(
+    "activation",
+    ["aglu", "relu", "silu", "gelu", "mish", "leaky_relu", "elu", "hardswish", "swish"],
+)
 @pytest.mark.parametrize("gate", ["none", "se", "cbam"])
 def test_every_switch_trains(activation, gate):
     cfg = make_cfg(MODEL__RESNETS__DEPTH=18, MODEL__APA__ACTIVATION=activation)
@@ -192,7 +196,9 @@ def test_every_switch_trains(activation, gate):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
-@pytest.mark.parametrize("activation,expected", [("aglu", "lambda_param"), ("prelu", "weight")])
+@pytest.mark.parametrize(
+    "activation,expected", [("aglu", "lambda_param"), ("prelu", "weight"), ("swish", "beta")]
+)
 def test_per_channel(activation, expected):
     cfg = make_cfg(MODEL__RESNETS__DEPTH=18, MODEL__APA__ACTIVATION=activation)
     cfg.MODEL.APA.PER_CHANNEL = True
@@ -203,9 +209,41 @@ def test_per_channel(activation, expected):
     assert parameter.grad.unique().numel() > 1
 
 
+def test_per_stage():
+    """From the yaml's keys, and the same model from a lazy config's list."""
+    activations = ["gelu", "relu", "prelu", "swish", "aglu"]
+    cfg = make_cfg(MODEL__RESNETS__DEPTH=18, MODEL__APA__GATE_TOP_SHARE=0.5)
+    cfg.merge_from_list(["MODEL.APA.ACTIVATION_PER_STAGE", activations])
+    cfg.merge_from_list(["MODEL.APA.GATE_PER_STAGE", "['none', 'none', 'cbam', 'se']"])
+    model = build_backbone(cfg, IMAGE)
+    kinds = [nn.GELU, nn.ReLU, nn.PReLU, Swish, AGLU]
+    assert type(model.stem.act) is kinds[0]
+    for kind, gate, stage in zip(
+        kinds[1:], [None, None, CBAMGate, SEGate], model.stages, strict=True
+    ):
+        for block in stage:
+            assert type(block.act1) is type(block.act2) is kind
+            assert type(block.gate) is (gate or type(None))
+    assert model.res5[0].gate.top_share == 0.5
+    model(torch.randn(1, 3, 64, 64))["res5"].sum().backward()
+
+    lazy = LazyCall(make_apa_resnet)(
+        depth=18, activation=activations, gate=["none", "none", "cbam", "se"]
+    )
+    assert list(instantiate(lazy).state_dict()) == list(model.state_dict())
+
+
 @pytest.mark.parametrize(
     "overrides,message",
     [
+        (
+            dict(MODEL__APA__ACTIVATION_PER_STAGE=["aglu"] * 4),
+            "ACTIVATION_PER_STAGE has 5 entries, one for each of stem, res2.* not 4",
+        ),
+        (
+            dict(MODEL__APA__GATE_PER_STAGE=["se"] * 5),
+            "GATE_PER_STAGE has 4 entries, one for each of res2, .* not 5",
+        ),
         (dict(MODEL__APA__ACTIVATION="swash"), "Unknown activation 'swash'.*aglu"),
         (dict(MODEL__APA__GATE="sse"), "Unknown gate 'sse'.*cbam"),
         (

@@ -4,6 +4,7 @@ from apa_det.modeling import make_apa_resnet
 
 # activation and gate are names, or make a module from the number of channels:
 # functools.partial(apa_det.layers.get_activation, "aglu", per_channel=True)
+# A list has one for each stage: activation of the stem and res2 to res5, gate of res2 to res5.
 bottom_up = L(make_apa_resnet)(
     depth=50,
     norm="EvalBN",
