@@ -139,6 +139,11 @@ def add_apa_config(cfg: CN) -> None:
     # ---------------------------------------------------------------------------- #
     # Datasets of LVIS format to register: a list of [name, json_file, image_root]
     cfg.DATASETS.LVIS_FORMAT = []
+    # DATALOADER.SAMPLER_TRAIN takes three names beside detectron2's:
+    # InstanceAwareRepeatFactorTrainingSampler, which reads REPEAT_THRESHOLD;
+    # ClassAwareTrainingSampler, which draws each class as often as any other; and
+    # UndersamplingTrainingSampler, which keeps this share of the pictures of frequent classes alone
+    cfg.DATALOADER.FREQUENT_SHARE = 0.5
     # Keep the checkpoint that is best by this metric, such as "bbox/AP" or "segm/APr", as
     # model_best.pth. Empty: keep none
     cfg.TEST.BEST_METRIC = ""

@@ -19,7 +19,7 @@ from torch import nn
 
 from apa_det import AGLU, APA, add_apa_config
 from apa_det.data import (
-    build_repeat_factor_train_loader,
+    build_train_loader,
     generate_dataset,
     load_lvis_format,
     register_lvis_format,
@@ -188,10 +188,12 @@ def data(tmp_path_factory):
 
 def test_loader(data, tmp_path):
     """Pictures come in the order, and as often, as detectron2's sampler says."""
-    call = L(build_repeat_factor_train_loader)(
+    call = L(build_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="lazy_calls_train"),
         mapper=L(DatasetMapper)(is_train=True, augmentations=[], image_format="RGB"),
+        sampler="RepeatFactorTrainingSampler",
         repeat_thresh=0.9,
+        dataset_names="${.dataset.names}",
         total_batch_size=2,
         seed=3,
         aspect_ratio_grouping=False,

@@ -18,7 +18,7 @@ from omegaconf import ListConfig
 from torch import Tensor
 
 from apa_det import add_apa_config
-from apa_det.data import build_repeat_factor_train_loader
+from apa_det.data import build_train_loader
 from apa_det.engine import build_optimizer
 from apa_det.evaluation import LongTailEvaluator, V3DetEvaluator
 
@@ -164,9 +164,10 @@ def test_same_data(name):
     assert (loader.test.dataset.names,) == cfg.DATASETS.TEST
     assert not loader.test.dataset.filter_empty
     assert loader.train.total_batch_size == cfg.SOLVER.IMS_PER_BATCH
-    repeats = cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
-    assert (loader.train._target_ is build_repeat_factor_train_loader) == repeats
-    if repeats:
+    assert loader.train._target_ is build_train_loader
+    assert loader.train.sampler == cfg.DATALOADER.SAMPLER_TRAIN
+    assert (loader.train.dataset_names,) == cfg.DATASETS.TRAIN
+    if loader.train.sampler == "RepeatFactorTrainingSampler":
         assert loader.train.repeat_thresh == cfg.DATALOADER.REPEAT_THRESHOLD
     evaluators = {"COCO": COCOEvaluator, "V3Det": V3DetEvaluator}
     evaluator = evaluators.get(name.split("-")[0], LongTailEvaluator)

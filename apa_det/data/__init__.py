@@ -9,14 +9,15 @@ from .lvis_format import (
     require_dataset_files,
 )
 from .report import DatasetReport, check_dataset
-from .sampling import build_repeat_factor_train_loader
+from .sampling import TRAIN_SAMPLER_REGISTRY, build_train_loader
 from .synthetic import generate_dataset
 from .validation import Problem, read_coco_json, read_lvis_json
 
 __all__ = [
+    "TRAIN_SAMPLER_REGISTRY",
     "DatasetReport",
     "Problem",
-    "build_repeat_factor_train_loader",
+    "build_train_loader",
     "check_dataset",
     "coco_to_lvis",
     "complete_categories",

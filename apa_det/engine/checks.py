@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..config import add_apa_config
 from ..data import ensure_metadata, require_dataset_files
+from ..data.sampling import require_train_sampler
 from ..evaluation import EXTRA_METRICS, load_engine, task_metrics
 from ..modeling import APAInjected, meta_architecture
 from .evaluation import frequency_groups, is_long_tail
@@ -58,6 +59,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     )
     _check_datasets(cfg, eval_only)
     if not eval_only:
+        require_train_sampler(cfg)
         _check_solver(cfg)
     _check_injection(cfg)
     if cfg.TEST.AUG.ENABLED and meta_architecture(cfg) != "GeneralizedRCNN":

@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..data import build_train_loader
 from ..evaluation import BestCheckpointer, LambdaKappaWriter, V3DetEvaluator
 from ..modeling.losses import get_scarce_classes
 from .checks import check_num_classes, warn_of_other_classes
@@ -151,8 +152,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        """detectron2's loader, of datasets with as many classes as the model."""
-        loader = super().build_train_loader(cfg)
+        """See :func:`apa_det.data.build_train_loader`; of as many classes as the model's."""
+        loader = build_train_loader(cfg)
         check_num_classes(cfg, cfg.DATASETS.TRAIN)  # the loader has read them by now
         if cfg.MODEL.ROI_BOX_HEAD.USE_DROP_LOSS:
             get_scarce_classes(cfg.DATASETS.TRAIN)  # says so if they are unknown

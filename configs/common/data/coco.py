@@ -1,8 +1,16 @@
 from detectron2 import model_zoo
 
+from apa_det.data import build_train_loader
+
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train.mapper.image_format = "RGB"
 dataloader.train.mapper.augmentations[0].short_edge_length = [800]
+# Another sampler than plain shuffling: sampler="ClassAwareTrainingSampler", say
+dataloader.train.update(
+    _target_=build_train_loader,
+    sampler="TrainingSampler",
+    dataset_names="${.dataset.names}",
+)
 
 # Datasets of LVIS format to register: a list of [name, json_file, image_root]
 dataloader.lvis_format = []

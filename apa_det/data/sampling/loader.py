@@ -1,0 +1,122 @@
+"""The training loader, with any registered sampler, and what an epoch of it sees in the log."""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from detectron2.config import CfgNode, configurable
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts, samplers
+from torch.utils.data import Sampler
+
+from .counts import class_groups, count_classes, epoch_table
+from .registry import TRAIN_SAMPLER_REGISTRY
+
+__all__ = ["build_train_loader", "require_train_sampler"]
+
+logger = logging.getLogger(__name__)
+
+# They read each dataset by itself, so detectron2 makes them. Not every version has their key.
+_DETECTRON2S_OWN = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")
+_KEY_OF_THESE = "TRAIN_REPEAT_FACTOR"
+
+
+def require_train_sampler(cfg: CfgNode) -> None:
+    """Raise a ValueError unless there is a sampler of the name ``DATALOADER.SAMPLER_TRAIN``."""
+    others = _DETECTRON2S_OWN if _KEY_OF_THESE in cfg.DATASETS else ()
+    _require_known(cfg.DATALOADER.SAMPLER_TRAIN, "DATALOADER.SAMPLER_TRAIN", others)
+
+
+def _require_known(name: str, key: str, others: Sequence[str] = ()) -> None:
+    names = [*(registered for registered, _ in TRAIN_SAMPLER_REGISTRY), *others]
+    if name not in names:
+        raise ValueError(
+            f"There is no training sampler {name}: choose {key} from {', '.join(names)}."
+        )
+
+
+def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    require_train_sampler(cfg)
+    model, datasets = cfg.MODEL, cfg.DATASETS
+    min_keypoints = model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0
+    dataset = get_detection_dataset_dicts(
+        datasets.TRAIN,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=min_keypoints,
+        proposal_files=datasets.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
+    )
+    sampler = None
+    if isinstance(dataset, list) and name in TRAIN_SAMPLER_REGISTRY:
+        logger.info("Using training sampler %s", name)
+        sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
+    args = build_detection_train_loader.from_config(cfg, mapper, dataset=dataset, sampler=sampler)
+    return {**args, "dataset_names": datasets.TRAIN}
+
+
+@configurable(from_config=_from_config)
+def build_train_loader(
+    dataset: list[dict],
+    *,
+    sampler: str | Sampler | None = "TrainingSampler",
+    repeat_thresh: float = 0.0,
+    repeat_sqrt: bool = True,
+    subset_ratio: float = 1.0,
+    frequent_share: float = 0.5,
+    dataset_names: str | Sequence[str] = (),
+    seed: int | None = None,
+    **kwargs,
+) -> Iterable[list[dict]]:
+    """detectron2's training loader, with the samplers of ``TRAIN_SAMPLER_REGISTRY``.
+
+    The log says how many pictures, instances and classes of each frequency group are in the
+    dataset, and how many of them an epoch is expected to see. Of a config it is called as
+    ``build_train_loader(cfg, mapper=None)``.
+
+    Args:
+        dataset: detectron2's dataset dicts, or a dataset of PyTorch, which comes with its own
+            sampler, or None.
+        sampler: a registered name, or a sampler of this dataset. The arguments that follow are for
+            the samplers that take them.
+        repeat_thresh, repeat_sqrt: see :class:`RepeatFactorTrainingSampler`.
+        subset_ratio: see :class:`RandomSubsetTrainingSampler`.
+        frequent_share: see :class:`UndersamplingTrainingSampler`.
+        dataset_names: the registered datasets that it is of, for the frequency groups; see
+            :func:`class_groups`.
+        seed: of the sampler. None: one that all processes agree on.
+        kwargs: as for :func:`detectron2.data.build_detection_train_loader`.
+
+    Raises:
+        ValueError: an unknown sampler, or one that the dataset or the arguments do not fit.
+    """
+    names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
+    if isinstance(sampler, str):
+        _require_known(sampler, "sampler")
+        settings = {
+            "repeat_thresh": repeat_thresh,
+            "repeat_sqrt": repeat_sqrt,
+            "subset_ratio": subset_ratio,
+            "frequent_share": frequent_share,
+            "dataset_names": names,
+            "seed": seed,
+        }
+        kind = TRAIN_SAMPLER_REGISTRY.get(sampler)
+        taken = inspect.signature(kind).parameters
+        sampler = kind(dataset, **{k: v for k, v in settings.items() if k in taken})
+    _log_epoch(dataset, sampler, names)
+    return build_detection_train_loader(dataset, sampler=sampler, **kwargs)
+
+
+def _log_epoch(dataset: list[dict], sampler: Sampler | None, names: Sequence[str]) -> None:
+    if isinstance(sampler, samplers.RepeatFactorTrainingSampler):
+        repeats = sampler._int_part + sampler._frac_part
+    else:
+        repeats = getattr(sampler, "repeats", None)
+    if not isinstance(dataset, list) or repeats is None:
+        return
+    counts = count_classes(dataset)
+    groups = class_groups(counts, names)
+    logger.info(
+        "What an epoch of %s is expected to see:\n%s",
+        type(sampler).__name__,
+        epoch_table(counts, groups, repeats.double().numpy()),
+    )

@@ -1,0 +1,134 @@
+"""The training loader: any sampler, from a config and from plain arguments."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import (
+    DatasetCatalog,
+    MetadataCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+
+from apa_det import add_apa_config
+from apa_det.data import build_train_loader, generate_dataset, register_lvis_format
+from apa_det.data.sampling import TRAIN_SAMPLER_REGISTRY
+
+NAME = "sampling_train"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sampling")
+    generate_dataset(folder, num_train=30, num_val=1, num_classes=4, image_size=64)
+    file = folder / "train.json"
+    dataset = json.loads(file.read_text())
+    for category, group in zip(dataset["categories"], "frcf", strict=True):
+        category["frequency"] = group
+    file.write_text(json.dumps(dataset))
+    register_lvis_format(NAME, file, folder)
+    yield
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def config(sampler, seed=3):
+    cfg = get_cfg()
+    add_apa_config(cfg)
+    cfg.DATASETS.TRAIN = (NAME,)
+    cfg.DATALOADER.SAMPLER_TRAIN = sampler
+    cfg.DATALOADER.REPEAT_THRESHOLD = 0.4
+    cfg.DATALOADER.FREQUENT_SHARE = 0.25
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SEED = seed
+    return cfg
+
+
+def identity(picture):
+    return picture
+
+
+def order(loader, n=80):
+    return [p["image_id"] for batch in itertools.islice(loader, n) for p in batch]
+
+
+def seeded():
+    np.random.seed(7)  # what seeds that all processes agree on are drawn from
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        "TrainingSampler",
+        "RepeatFactorTrainingSampler",
+        "RandomSubsetTrainingSampler",
+        "WeightedTrainingSampler",
+        "WeightedCategoryTrainingSampler",
+    ],
+)
+def test_detectron2s_samplers_give_its_order(sampler, fresh_loggers, caplog):
+    cfg = config(sampler)
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = [[NAME, 2.5]]  # the key of the weighted samplers
+    seeded()
+    theirs = order(build_detection_train_loader(cfg, identity))
+    seeded()
+    with caplog.at_level("INFO"):
+        assert order(build_train_loader(cfg, identity)) == theirs
+    assert "an epoch of" in caplog.text
+
+
+@pytest.mark.parametrize("sampler", [name for name, _ in TRAIN_SAMPLER_REGISTRY])
+def test_from_plain_arguments_as_from_a_config(sampler):
+    cfg = config(sampler)
+    seeded()
+    expected = order(build_train_loader(cfg, identity))
+    seeded()
+    detectron2_seeds = ("TrainingSampler", "RandomSubsetTrainingSampler")
+    loader = build_train_loader(
+        get_detection_dataset_dicts(NAME),
+        sampler=sampler,
+        repeat_thresh=0.4,
+        subset_ratio=0.5,
+        frequent_share=0.25,
+        dataset_names=NAME,
+        seed=None if sampler in detectron2_seeds else 3,
+        mapper=identity,
+        total_batch_size=2,
+    )
+    assert order(loader) == expected
+
+
+def test_the_log_says_what_an_epoch_sees(caplog):
+    """The groups are the file's own, not those of the counts."""
+    metadata = MetadataCatalog.get(NAME)
+    get_detection_dataset_dicts(NAME)
+    counts = [c["image_count"] for c in metadata.class_image_count]
+    cfg = config("TrainingSampler")
+    with caplog.at_level("INFO"):
+        build_train_loader(cfg, identity)
+    (line,) = [r.getMessage() for r in caplog.records if "epoch of" in r.getMessage()]
+    assert line.startswith("What an epoch of TrainingSampler is expected to see:")
+    groups = metadata.class_frequency
+    for name, group in (("rare", "r"), ("common", "c"), ("frequent", "f")):
+        (row,) = [r.split() for r in line.splitlines() if r.split()[:1] == [name]]
+        assert int(row[1]) == sum(g == group and n > 0 for g, n in zip(groups, counts, strict=True))
+        assert row[1:4] == row[4:7]
+
+
+def test_negative_seed_is_another_order_each_time():
+    cfg = config("ClassAwareTrainingSampler", seed=-1)
+    assert order(build_train_loader(cfg, identity)) != order(build_train_loader(cfg, identity))
+
+
+def test_unknown_sampler():
+    with pytest.raises(ValueError, match="no training sampler Balanced: .*ClassAwareTrainingS"):
+        build_train_loader(config("Balanced"), identity)
+    with pytest.raises(ValueError, match="no training sampler WeightedTrainingSampler"):
+        build_train_loader(config("WeightedTrainingSampler"), identity)
+    with pytest.raises(ValueError, match="no training sampler WeightedTrainingSampler"):
+        build_train_loader([{}], sampler="WeightedTrainingSampler", mapper=None, total_batch_size=1)
