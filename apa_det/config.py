@@ -97,6 +97,11 @@ def add_apa_config(cfg: CN) -> None:
     # threshold's share of the training pictures, get fewer negatives
     cfg.MODEL.ROI_BOX_HEAD.USE_DROP_LOSS = False
     cfg.MODEL.ROI_BOX_HEAD.DROP_LOSS_THRESHOLD = 0.0011
+    # Calibration of the class scores, in inference alone: NorCal or LogitAdjustment, by the image
+    # counts of DATASETS.TRAIN, or TauNorm, for the linear PREDICTOR. Empty: none
+    cfg.MODEL.ROI_BOX_HEAD.CALIBRATION = ""
+    # Its γ (NorCal) or τ; tools/calibrate.py fits it on a part of the training set. 0: no effect
+    cfg.MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH = 0.0
     # Activation of the mask head's layers; as MODEL.APA.ACTIVATION
     cfg.MODEL.ROI_MASK_HEAD.ACTIVATION = "relu"
     # Upsampling: deconv, with an activation after it, or carafe, without

@@ -9,6 +9,7 @@ import torch
 import torch.distributed.fsdp
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
@@ -17,11 +18,13 @@ from ..data import ensure_metadata, require_dataset_files
 from ..data.sampling import require_train_sampler
 from ..evaluation import EXTRA_METRICS, load_engine, task_metrics
 from ..modeling import APAInjected, meta_architecture
+from ..modeling.calibration import CALIBRATION_REGISTRY, class_image_counts
 from .evaluation import frequency_groups, is_long_tail
 
 __all__ = [
     "check_config",
     "check_num_classes",
+    "require_class_counts",
     "require_equal_parts",
     "require_no_nccl_for_cpu",
     "require_num_classes",
@@ -62,6 +65,9 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
         require_train_sampler(cfg)
         _check_solver(cfg)
     _check_injection(cfg)
+    _check_calibration(cfg)
+    if eval_only:  # else when the training set has been read
+        require_class_counts(cfg)
     if cfg.TEST.AUG.ENABLED and meta_architecture(cfg) != "GeneralizedRCNN":
         raise ValueError(
             "TEST.AUG.ENABLED works with MODEL.META_ARCHITECTURE GeneralizedRCNN only, "
@@ -70,6 +76,28 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     _check_evaluation(cfg)
     if cfg.TEST.BEST_METRIC and not eval_only:
         _check_best_metric(cfg)
+
+
+def require_class_counts(cfg: CfgNode) -> None:
+    """Raise an error unless a calibration finds the image counts that it goes by.
+
+    Reads training datasets that were not read yet.
+
+    Raises:
+        FileNotFoundError, ValueError: a training dataset is missing, or does not give them.
+    """
+    name = cfg.MODEL.ROI_BOX_HEAD.CALIBRATION
+    if not name or not CALIBRATION_REGISTRY.get(name).needs_counts:
+        return
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.CALIBRATION {name} goes by the image counts of the training set, "
+            "and DATASETS.TRAIN is empty: name it there."
+        )
+    for dataset in cfg.DATASETS.TRAIN:
+        ensure_metadata(dataset)
+    check_num_classes(cfg, cfg.DATASETS.TRAIN)
+    class_image_counts(cfg.DATASETS.TRAIN)
 
 
 def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:
@@ -136,6 +164,29 @@ def _check_injection(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.APA.INJECT has no effect where MODEL.META_ARCHITECTURE is {name}: set that to "
             f"{APAInjected.__name__}, and MODEL.APA.INJECT.META_ARCHITECTURE to {name}."
+        )
+
+
+def _check_calibration(cfg: CfgNode) -> None:
+    head = cfg.MODEL.ROI_BOX_HEAD
+    if not head.CALIBRATION:
+        return
+    key = f"MODEL.ROI_BOX_HEAD.CALIBRATION {head.CALIBRATION}"
+    if head.CALIBRATION not in CALIBRATION_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
+        raise ValueError(f"{key} is none of {known}.")
+    heads = cfg.MODEL.ROI_HEADS.NAME
+    if meta_architecture(cfg) in ("RetinaNet", "FCOS"):
+        raise ValueError(f"{key} is for detectors with RoI heads: leave it empty.")
+    if ROI_HEADS_REGISTRY.get(heads).__module__.startswith("detectron2."):
+        raise ValueError(
+            f"{key} has no effect on {heads}: set MODEL.ROI_HEADS.NAME to APAROIHeads or "
+            "APACascadeROIHeads."
+        )
+    if not head.CALIBRATION_STRENGTH:
+        raise ValueError(
+            f"{key} has no effect while MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH is 0: give a "
+            "number, such as tools/calibrate.py fits."
         )
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "build_long_tail_evaluator",
     "frequency_groups",
     "is_long_tail",
+    "subset_loader",
     "without_nan",
 ]
 
@@ -82,8 +83,8 @@ class SubsetTest:
         for name in cfg.DATASETS.TEST:
             evaluator = build_long_tail_evaluator(cfg, name, output_dir, subset_only=True)
             main = comm.is_main_process()
-            image_ids = comm.all_gather(evaluator.subset_ids if main else None)[0]
-            self._tests[name] = _loader(cfg, name, image_ids), evaluator
+            image_ids = comm.all_gather(evaluator.subset.image_ids if main else None)[0]
+            self._tests[name] = subset_loader(cfg, name, image_ids), evaluator
 
     def __call__(self, model: nn.Module) -> OrderedDict:
         """The results as ``DefaultTrainer.test`` gives them; empty but in the main process."""
@@ -94,7 +95,8 @@ class SubsetTest:
         return next(iter(results.values())) if len(results) == 1 else results
 
 
-def _loader(cfg: CfgNode, dataset_name: str, image_ids: np.ndarray) -> DataLoader:
+def subset_loader(cfg: CfgNode, dataset_name: str, image_ids: np.ndarray) -> DataLoader:
+    """detectron2's test loader of some pictures of a registered dataset."""
     chosen = set(image_ids.tolist())
     proposals = None
     if cfg.MODEL.LOAD_PROPOSALS:

@@ -32,6 +32,8 @@ _PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _MODELS = ("model", "model.model")  # the second within L(apa_det.modeling.injected)
 _NUM_CLASSES_KEYS = [f"{m}.{key}num_classes" for m in _MODELS for key in ("roi_heads.", "")]
 
+_PREDICTORS = ("model.roi_heads.box_predictor", "model.roi_heads.box_predictors[0]")
+
 
 def setup_lazy(args: argparse.Namespace) -> DictConfig:
     """Read a LazyConfig, register the datasets it brings, check it, and set up the job.
@@ -153,6 +155,9 @@ def _check_datasets(cfg: DictConfig, eval_only: bool) -> None:
     check_num_classes(cfg, [n for n in train if MetadataCatalog.get(n).get("thing_classes")])
     if train and OmegaConf.select(cfg, "model.roi_heads.box_predictor.use_fed_loss"):
         ensure_metadata(train[0])  # building the model needs its class_image_count
+    for predictor in _PREDICTORS:
+        for name in OmegaConf.select(cfg, f"{predictor}.calibration_datasets") or ():
+            ensure_metadata(name)  # the first inference needs its class_image_count
 
 
 def _check_training(cfg: DictConfig) -> None:

@@ -27,7 +27,7 @@ from torch import nn
 from ..data import build_train_loader
 from ..evaluation import BestCheckpointer, LambdaKappaWriter, V3DetEvaluator
 from ..modeling.losses import get_scarce_classes
-from .checks import check_num_classes, warn_of_other_classes
+from .checks import check_num_classes, require_class_counts, warn_of_other_classes
 from .ema import build_ema
 from .evaluation import SubsetTest, build_long_tail_evaluator, is_long_tail, without_nan
 from .loading import StrictCheckpointer
@@ -157,6 +157,7 @@ class Trainer(DefaultTrainer):
         check_num_classes(cfg, cfg.DATASETS.TRAIN)  # the loader has read them by now
         if cfg.MODEL.ROI_BOX_HEAD.USE_DROP_LOSS:
             get_scarce_classes(cfg.DATASETS.TRAIN)  # says so if they are unknown
+        require_class_counts(cfg)
         warn_of_other_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         return loader
 

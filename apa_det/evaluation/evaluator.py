@@ -50,6 +50,9 @@ class LongTailEvaluator(DatasetEvaluator):
     :func:`apa_det.data.register_lvis_format`, for the LVIS names built into detectron2, and for
     COCO-format datasets (``register_coco_instances``), whose pictures count as searched for every
     category.
+
+    Attributes:
+        category_ids: (K,) int64, the dataset's category id of each class of a model.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class LongTailEvaluator(DatasetEvaluator):
         self._per_category = per_category
         ensure_metadata(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
-        self._category_ids = _category_ids(metadata)
+        self.category_ids = _category_ids(metadata)
         if not distributed or comm.is_main_process():
             load_engine(engine, "boundary" if "boundary" in self._extra else "bbox")
             if groups is None and "rare_max" in metadata.as_dict():
@@ -129,9 +132,9 @@ class LongTailEvaluator(DatasetEvaluator):
         self.reset()
 
     @property
-    def subset_ids(self) -> np.ndarray:
-        """The ids of the pictures in the subset, in the process that evaluates."""
-        return self._subset.image_ids
+    def subset(self) -> GroundTruth:
+        """The ground truth of the pictures in the subset, in the process that evaluates."""
+        return self._subset
 
     def reset(self) -> None:
         self._predictions = PredictionStore()
@@ -146,9 +149,7 @@ class LongTailEvaluator(DatasetEvaluator):
         """
         for picture, output in zip(inputs, outputs, strict=True):
             image_id = picture["image_id"]
-            detections = detections_from_instances(
-                output["instances"], image_id, self._category_ids
-            )
+            detections = detections_from_instances(output["instances"], image_id, self.category_ids)
             self._predictions.add(image_id, detections)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | dict:

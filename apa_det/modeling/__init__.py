@@ -1,5 +1,6 @@
 from .box_head import APAFastRCNNConvFCHead
 from .box_predictor import APAFastRCNNOutputLayers
+from .calibration import CALIBRATION_REGISTRY, Calibration, LogitAdjustment, NorCal, TauNorm
 from .fusion import fuse
 from .injection import inject, injected, restore
 from .mask_head import APAMaskRCNNConvUpsampleHead
@@ -17,6 +18,7 @@ from .resnet import (
 from .roi_heads import APACascadeROIHeads, APAROIHeads
 
 __all__ = [
+    "CALIBRATION_REGISTRY",
     "APABasicBlock",
     "APABasicStem",
     "APABottleneckBlock",
@@ -27,6 +29,10 @@ __all__ = [
     "APAInjected",
     "APAMaskRCNNConvUpsampleHead",
     "APAROIHeads",
+    "Calibration",
+    "LogitAdjustment",
+    "NorCal",
+    "TauNorm",
     "build_apa_resnet_backbone",
     "build_apa_resnet_fpn_backbone",
     "build_apa_retinanet_resnet_fpn_backbone",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..activation import APA, apa_cross_entropy, logit_apa
 from ..layers import NormedLinear, WrappedCauchyLinear
+from .calibration import CALIBRATION_REGISTRY, Calibration, class_image_counts
 from .losses import drop_loss, get_scarce_classes, share_of_scarce_labels
 
 __all__ = ["APAFastRCNNOutputLayers"]
@@ -52,6 +53,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         logit_clamp: float = 0.0,
         drop_loss_datasets: str | Sequence[str] | None = None,
         drop_loss_threshold: float = 0.0011,
+        calibration: str = "",
+        calibration_strength: float = 0.0,
+        calibration_datasets: str | Sequence[str] = (),
         **kwargs,
     ):
         """
@@ -76,12 +80,17 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 They are looked at in the first training step. None: the loss is detectron2's.
             drop_loss_threshold: for DropLoss, the share of the pictures below which a class is
                 scarce.
+            calibration: of the scores in inference: a name in ``CALIBRATION_REGISTRY``; "": none.
+            calibration_strength: its γ or τ, at least 0.
+            calibration_datasets: the registered training datasets, for a calibration by their image
+                counts. They are looked at in the first inference, and must have been read by then.
             kwargs: as for :class:`detectron2.modeling.roi_heads.FastRCNNOutputLayers`, without
                 ``use_sigmoid_ce``.
 
         Raises:
-            ValueError: an unknown class score or predictor, a range, prior, temperature or clamp
-                out of bounds, or DropLoss with softmax or with the federated loss.
+            ValueError: an unknown class score, predictor or calibration, a range, prior,
+                temperature, clamp or strength out of bounds, DropLoss with softmax or with the
+                federated loss, or a calibration for linear classifiers with another.
         """
         if class_score not in CLASS_SCORES:
             raise ValueError(
@@ -109,6 +118,11 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.drop_loss_datasets = drop_loss_datasets
         self.drop_loss_threshold = drop_loss_threshold
         self._scarce_classes: Tensor | None = None
+        self.calibration = _build_calibration(calibration, calibration_strength, predictor)
+        if isinstance(calibration_datasets, str):
+            calibration_datasets = [calibration_datasets]
+        self.calibration_datasets = calibration_datasets
+        self._class_counts: Tensor | None = None
 
         has_apa = self.predicts_apa
         sizes = self.cls_score.in_features, num_classes if has_apa else num_classes + 1
@@ -177,6 +191,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             "logit_clamp": head.LOGIT_CLAMP,
             "drop_loss_datasets": cfg.DATASETS.TRAIN if head.USE_DROP_LOSS else None,
             "drop_loss_threshold": head.DROP_LOSS_THRESHOLD,
+            "calibration": head.CALIBRATION,
+            "calibration_strength": head.CALIBRATION_STRENGTH,
+            "calibration_datasets": cfg.DATASETS.TRAIN,
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,11 +239,34 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
     ) -> tuple[Tensor, ...]:
-        """As in detectron2."""
+        """As in detectron2, or calibrated.
+
+        Raises:
+            ValueError: a calibration's image counts are unknown, or of another number of classes.
+        """
         logits, deltas = predictions
+        if self.calibration is not None:
+            logits = self.calibration.logits(logits, self.cls_score, self.num_classes)
         if self.predicts_apa:
             logits = self._log_odds(logits)
+        if self.calibration is not None:
+            counts = self._counts(logits.device) if self.calibration.needs_counts else None
+            logits = self.calibration.log_odds(logits, counts)
         return super().predict_probs((logits, deltas), proposals)
+
+    def _counts(self, device: torch.device) -> Tensor:
+        """The image counts that a calibration goes by, looked up once."""
+        if self._class_counts is None:
+            counts = class_image_counts(self.calibration_datasets)
+            if counts.shape != (self.num_classes,):
+                raise ValueError(
+                    f"The calibration got the image counts of {len(counts)} classes for a "
+                    f"predictor of {self.num_classes}: MODEL.ROI_HEADS.NUM_CLASSES has to be that "
+                    "of the training dataset."
+                )
+            self._class_counts = counts
+        self._class_counts = self._class_counts.to(device)
+        return self._class_counts
 
     @property
     def predicts_apa(self) -> bool:
@@ -271,6 +311,26 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             self._scarce_classes = scarce
         self._scarce_classes = self._scarce_classes.to(device)
         return self._scarce_classes
+
+
+def _build_calibration(name: str, strength: float, predictor: str) -> Calibration | None:
+    if not name:
+        if strength:
+            raise ValueError(
+                f"A calibration strength of {strength} has no effect without a calibration "
+                "(MODEL.ROI_BOX_HEAD.CALIBRATION): name one, or leave it at 0."
+            )
+        return None
+    if name not in CALIBRATION_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
+        raise ValueError(f"Unknown calibration {name!r}: choose one of {known}.")
+    calibration = CALIBRATION_REGISTRY.get(name)(strength)
+    if calibration.linear_only and predictor != "linear":
+        raise ValueError(
+            f"The calibration {name} is for the linear predictor: the {predictor} one does not go "
+            "by the norms of its weights."
+        )
+    return calibration
 
 
 def _inverse_apa(probability: float, lambda_: Tensor, kappa: Tensor) -> Tensor:

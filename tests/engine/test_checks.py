@@ -8,6 +8,8 @@ from apa_det import add_apa_config
 from apa_det.data import register_lvis_format
 from apa_det.engine import check_config
 
+CALIBRATION = ("MODEL.ROI_BOX_HEAD.CALIBRATION",)
+
 
 @pytest.fixture
 def make_cfg(arguments, data):
@@ -98,6 +100,13 @@ def test_good_configs(make_cfg):
         ),
         (["TEST.FREQUENCY_GROUPS", "few:3"], ValueError, "the last takes the rest"),
         (["TEST.EXTRA_METRICS", ["speed"]], ValueError, "EXTRA_METRICS takes AR, .*not speed"),
+        ([*CALIBRATION, "Norcal"], ValueError, "CALIBRATION Norcal is none of .*NorCal, TauNorm"),
+        ([*CALIBRATION, "NorCal"], ValueError, "no effect on StandardROIHeads: set"),
+        (
+            [*CALIBRATION, "NorCal", "MODEL.ROI_HEADS.NAME", "APAROIHeads"],
+            ValueError,
+            "no effect while MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH is 0",
+        ),
         (["TEST.ENGINE", "slow"], ValueError, "fast and lvis, not slow"),
         (["TEST.COUNT_FROM", "nowhere"], ValueError, 'No dataset named "nowhere"'),
         (
@@ -180,6 +189,16 @@ def test_federated_loss_knows_the_image_counts(make_cfg, data, register):
         make_cfg("DATASETS.TRAIN", ("engine_fed",), "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True)
     )
     assert len(MetadataCatalog.get("engine_fed").class_image_count) == 4
+
+
+def test_calibration_knows_the_image_counts(make_cfg, data, register):
+    register("engine_calibrated", data / "train.json", data)
+    options = (*CALIBRATION, "NorCal", "MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH", 0.5)
+    options += ("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.WEIGHTS", "x://y")
+    with pytest.raises(ValueError, match="goes by the image counts .* DATASETS.TRAIN is empty"):
+        check_config(make_cfg(*options, "DATASETS.TRAIN", ()), eval_only=True)
+    check_config(make_cfg(*options, "DATASETS.TRAIN", ("engine_calibrated",)), eval_only=True)
+    assert len(MetadataCatalog.get("engine_calibrated").class_image_count) == 4
 
 
 def test_fsdp_of_an_older_torch(make_cfg, monkeypatch):

@@ -278,9 +278,9 @@ def test_subset(register, caplog):
     both = LongTailEvaluator(NAME, subset=2)
     results = inference_on_dataset(Detector(FOUND), LOADER, both)
     assert list(results) == ["bbox", "segm", "subset/bbox", "subset/segm"]
-    assert len(both.subset_ids) == 2 and 11 in both.subset_ids  # the rare one stays in
+    assert len(both.subset.image_ids) == 2 and 11 in both.subset.image_ids  # the rare one stays in
     alone = LongTailEvaluator(NAME, subset=2, subset_only=True)
-    loader = [[{"image_id": image_id}] for image_id in both.subset_ids.tolist()]
+    loader = [[{"image_id": image_id}] for image_id in both.subset.image_ids.tolist()]
     with caplog.at_level("WARNING"):
         again = inference_on_dataset(Detector(FOUND), loader, alone)
     assert "saw only" not in caplog.text
