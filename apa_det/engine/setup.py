@@ -17,7 +17,7 @@ from ..config import add_apa_config
 from ..data import register_lvis_format
 from .checks import check_config
 
-__all__ = ["read_config", "register_datasets", "setup"]
+__all__ = ["errors_name", "read_config", "register_datasets", "setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +59,9 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         if not PathManager.isfile(args.config_file):
             raise FileNotFoundError(f"There is no config file {args.config_file}.")
-        with _errors_name(args.config_file):
+        with errors_name(args.config_file):
             cfg.merge_from_file(args.config_file)
-    with _errors_name("The options of the command line"):
+    with errors_name("The options of the command line"):
         cfg.merge_from_list(args.opts)
     return cfg
 
@@ -79,7 +79,7 @@ def register_datasets(entries: Sequence[Sequence[str]], key: str) -> None:
 
 
 @contextmanager
-def _errors_name(source: str) -> Iterator[None]:
+def errors_name(source: str) -> Iterator[None]:
     """Within, an error in reading a config becomes a ValueError that names where it was read."""
     try:
         yield

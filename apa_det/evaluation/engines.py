@@ -63,6 +63,7 @@ def evaluate(
             "matches": found,
             "scores": detections.scores[found.detections],
             "match_categories": find(ids, ground_truth.category_ids),
+            "match_images": find(detections.image_ids[found.detections], ground_truth.image_ids),
         }
     return Evaluation(
         ground_truth,

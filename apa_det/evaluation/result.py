@@ -70,6 +70,7 @@ class Evaluation:
         matches: which detection found what, where it was asked for.
         scores: (M,) the scores of the detections in ``matches``.
         match_categories: (M,) int64, places of their categories in ``ground_truth.category_ids``.
+        match_images: (M,) int64, places of their pictures in ``ground_truth.image_ids``.
     """
 
     ground_truth: GroundTruth
@@ -81,6 +82,7 @@ class Evaluation:
     matches: Matches | None = None
     scores: np.ndarray | None = None
     match_categories: np.ndarray | None = None
+    match_images: np.ndarray | None = None
     iou_thresholds = IOU_THRESHOLDS
     recall_thresholds = RECALL_THRESHOLDS
     areas = AREAS

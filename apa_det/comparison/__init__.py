@@ -1,0 +1,22 @@
+"""Models trained and evaluated under the same conditions, several seeds each, in one table."""
+
+from .loading import ReproducibleLoader
+from .plan import Plan, Row, Run, read_plan
+from .results import Difference, Results, gather
+from .running import run_all
+from .table import write_tables
+from .training import train_run
+
+__all__ = [
+    "Difference",
+    "Plan",
+    "ReproducibleLoader",
+    "Results",
+    "Row",
+    "Run",
+    "gather",
+    "read_plan",
+    "run_all",
+    "train_run",
+    "write_tables",
+]

@@ -1,0 +1,116 @@
+import copy
+
+import numpy as np
+import pytest
+
+from apa_det.data.json_files import read_json
+from apa_det.evaluation import GroundTruth, evaluate, read_results
+from apa_det.evaluation.detections import Detections
+from apa_det.evaluation.resampling import draw_picture_weights, resampled_ap
+
+METRICS = ("AP", "APr", "APc", "APf")
+
+
+@pytest.fixture(scope="module")
+def dataset(detections_on_synthetic):
+    """With negative categories, ones not exhaustively annotated, and an object to ignore."""
+    dataset = read_json(detections_on_synthetic.gt)
+    dataset["annotations"][3]["ignore"] = 1
+    for image in dataset["images"][::3]:
+        image["not_exhaustive_category_ids"] = [2, 5]
+    return dataset
+
+
+def matched(dataset, detections_on_synthetic, iou_type="bbox", engine="fast"):
+    truth = GroundTruth.from_dataset(dataset)
+    detections = read_results(detections_on_synthetic.results[0], truth)
+    return evaluate(truth, detections, iou_type, engine=engine, matches=True), detections
+
+
+@pytest.mark.parametrize("engine", ["fast", "lvis"])
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_all_pictures_once_give_the_evaluators_own_ap(
+    dataset, detections_on_synthetic, iou_type, engine
+):
+    evaluation, _ = matched(dataset, detections_on_synthetic, iou_type, engine)
+    again = resampled_ap(evaluation, np.ones((2, len(dataset["images"]))))
+    expected = evaluation.metrics()
+    assert tuple(again) == METRICS
+    for name in METRICS:
+        assert again[name] == pytest.approx([expected[name]] * 2, abs=1e-12, nan_ok=True)
+
+
+def resampled_dataset(dataset, detections, weights):
+    """The dataset and the detections in which the copies really stand, one beside the other."""
+    made = {**dataset, "images": [], "annotations": []}
+    parts = []
+    images = sorted(dataset["images"], key=lambda image: image["id"])
+    for image, weight in zip(images, weights, strict=True):
+        for _ in range(weight):
+            new_id = len(made["images"]) + 1
+            made["images"].append({**image, "id": new_id})
+            made["annotations"] += [
+                {**annotation, "id": len(made["annotations"]) + 1 + i, "image_id": new_id}
+                for i, annotation in enumerate(
+                    a for a in dataset["annotations"] if a["image_id"] == image["id"]
+                )
+            ]
+            part = copy.copy(detections.select(detections.image_ids == image["id"]))
+            object.__setattr__(part, "image_ids", np.full(len(part), new_id))
+            parts.append(part)
+    return GroundTruth.from_dataset(made), Detections.concatenate(parts)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weights_are_copies_of_pictures(dataset, detections_on_synthetic, seed):
+    evaluation, detections = matched(dataset, detections_on_synthetic)
+    weights = draw_picture_weights(len(dataset["images"]), 1, seed)
+    assert weights.max() > 1 and weights.min() == 0
+    copies = resampled_dataset(dataset, detections, weights[0].tolist())
+    expected = evaluate(*copies).metrics()
+    again = resampled_ap(evaluation, weights)
+    for name in METRICS:
+        assert again[name] == pytest.approx([expected[name]], abs=1e-12, nan_ok=True)
+
+
+def test_a_category_that_is_not_drawn_does_not_count(dataset, detections_on_synthetic):
+    evaluation, detections = matched(dataset, detections_on_synthetic)
+    truth = evaluation.ground_truth
+    scarcest = np.bincount(truth.annotation_categories).argmin()
+    weights = np.ones((1, len(truth.image_ids)), int)
+    weights[0, truth.annotation_images[truth.annotation_categories == scarcest]] = 0
+    kept = truth.image_ids[weights[0] == 1]
+    detections = detections.select(np.isin(detections.image_ids, kept))
+    expected = evaluate(truth.restricted_to(kept), detections)
+    assert expected.categories_evaluated() != evaluation.categories_evaluated()
+    again = resampled_ap(evaluation, weights)
+    for name in METRICS:
+        assert again[name] == pytest.approx([expected.metrics()[name]], abs=1e-12, nan_ok=True)
+
+
+def test_a_hand_worked_case():
+    """One category; hits at 0.9 and 0.7, and between them a false positive in another picture."""
+    box = [10.0, 10.0, 20.0, 20.0]
+    dataset = {
+        "images": [
+            {"id": i, "height": 64, "width": 64, "neg_category_ids": [1]} for i in (1, 2, 3)
+        ],
+        "categories": [{"id": 1, "name": "thing", "image_count": 1, "frequency": "r"}],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "bbox": box, "area": 400.0} for i in (1, 2)
+        ],
+    }
+    detections = Detections(
+        np.array([1, 3, 2]), np.ones(3, np.int64), np.array([0.9, 0.8, 0.7]), np.array([box] * 3)
+    )
+    evaluation = evaluate(GroundTruth.from_dataset(dataset), detections, matches=True)
+    weights = np.array([[1, 1, 1], [1, 1, 2], [1, 1, 0], [0, 2, 1], [3, 0, 5]])
+    # precision 1 up to the recall of the first hit, then that at the second
+    expected = [
+        (51 + 50 * 2 / 3) / 101,
+        (51 + 50 * 2 / 4) / 101,
+        1.0,
+        2 / 3,
+        1.0,
+    ]
+    assert resampled_ap(evaluation, weights)["APr"] == pytest.approx(expected, abs=1e-12)
