@@ -41,6 +41,8 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.APA.FUSE = True
     # Weight decay of every λ and κ. None: SOLVER.WEIGHT_DECAY
     cfg.MODEL.APA.WEIGHT_DECAY = None
+    # Their learning rate is SOLVER.BASE_LR times this
+    cfg.MODEL.APA.LR_FACTOR = 1.0
     # Iterations between two writes of every λ and κ to the event storage. 0: never
     cfg.MODEL.APA.LOG_PERIOD = 100
 

@@ -11,24 +11,25 @@ __all__ = ["build_optimizer", "clip_gradients"]
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer of ``SOLVER.OPTIMIZER``.
 
-    The learning rates and weight decays of norms and biases are detectron2's; λ and κ decay by
-    ``MODEL.APA.WEIGHT_DECAY`` if that is given. ``SOLVER.CLIP_GRADIENTS`` works as in detectron2,
-    and with ``CLIP_TYPE`` "full_model" clips the norm of all gradients together.
+    The learning rates and weight decays of norms and biases are detectron2's; λ and κ learn at
+    ``MODEL.APA.LR_FACTOR`` times the base rate, and decay by ``MODEL.APA.WEIGHT_DECAY`` if that is
+    given. ``SOLVER.CLIP_GRADIENTS`` works as in detectron2, and with ``CLIP_TYPE`` "full_model"
+    clips the norm of all gradients together.
 
     Raises:
         ValueError: an unknown optimizer, or way of clipping.
     """
-    solver, overrides = cfg.SOLVER, {}
+    solver = cfg.SOLVER
+    curve = {"lr": solver.BASE_LR * cfg.MODEL.APA.LR_FACTOR}
     if cfg.MODEL.APA.WEIGHT_DECAY is not None:
-        decay = {"weight_decay": cfg.MODEL.APA.WEIGHT_DECAY}
-        overrides = {"lambda_param": decay, "kappa_param": decay}
+        curve["weight_decay"] = cfg.MODEL.APA.WEIGHT_DECAY
     params = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        overrides=overrides,
+        overrides={"lambda_param": curve, "kappa_param": curve},
     )
     args = dict(lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, foreach=True)
     if solver.OPTIMIZER == "SGD":

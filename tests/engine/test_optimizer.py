@@ -81,7 +81,7 @@ def test_groups(name):
     cfg = make_cfg(
         *("SOLVER.OPTIMIZER", name, "SOLVER.BASE_LR", 1e-4, "SOLVER.WEIGHT_DECAY", 0.1),
         *("SOLVER.WEIGHT_DECAY_NORM", 0.2, "SOLVER.WEIGHT_DECAY_BIAS", 0.3),
-        *("SOLVER.BIAS_LR_FACTOR", 2.0, "MODEL.APA.WEIGHT_DECAY", 0.0),
+        *("SOLVER.BIAS_LR_FACTOR", 2.0, "MODEL.APA.WEIGHT_DECAY", 0.0, "MODEL.APA.LR_FACTOR", 0.5),
     )
     model = Model()
     optimizer = build_optimizer(cfg, model)
@@ -91,8 +91,8 @@ def test_groups(name):
         "conv.bias": (2e-4, 0.3),
         "norm.weight": (1e-4, 0.2),
         "norm.bias": (2e-4, 0.3),
-        "act.lambda_param": (1e-4, 0.0),
-        "act.kappa_param": (1e-4, 0.0),
+        "act.lambda_param": (5e-5, 0.0),
+        "act.kappa_param": (5e-5, 0.0),
     }
 
 
