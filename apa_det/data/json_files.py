@@ -3,11 +3,12 @@
 import gc
 import json
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["gc_paused", "is_cut_off", "read_json", "write_json"]
+__all__ = ["gc_paused", "is_cut_off", "json_list", "read_json", "write_json"]
 
 
 @contextmanager
@@ -72,3 +73,25 @@ def write_json(content, json_file: str | os.PathLike) -> None:
     with open(partial, "w", encoding="utf-8") as file:
         file.write(json.dumps(content))
     os.replace(partial, json_file)
+
+
+@contextmanager
+def json_list(json_file: str | os.PathLike) -> Iterator[Callable[[dict], None]]:
+    """Within, what is called with records writes them into a JSON list, one by one.
+
+    At the end, the file is there whole; after an error it is as it was before.
+    """
+    partial = f"{json_file}.partial"
+    with PathManager.open(partial, "w") as file:
+        separator = "["
+
+        def write(record: dict) -> None:
+            nonlocal separator
+            file.write(separator + json.dumps(record))
+            separator = ",\n"
+
+        yield write
+        file.write("]\n" if separator != "[" else "[]\n")
+    if PathManager.isfile(os.fspath(json_file)):
+        PathManager.rm(os.fspath(json_file))  # mv writes nothing over
+    PathManager.mv(partial, os.fspath(json_file))

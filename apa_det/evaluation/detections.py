@@ -1,13 +1,13 @@
 """Detections in columns: numpy arrays, and RLE masks in one buffer."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
+
+from ..data.json_files import json_list
 
 __all__ = ["Detections", "Masks"]
 
@@ -185,13 +185,9 @@ class Detections:
 
     def write(self, json_file: str | os.PathLike) -> None:
         """Write LVIS results, whole or not at all, with little more memory than the file's tail."""
-        partial = f"{json_file}.partial"
-        with PathManager.open(partial, "w") as file:
-            file.write("[")
-            for i, record in enumerate(self.records()):
-                file.write((",\n" if i else "") + json.dumps(record))
-            file.write("]\n")
-        PathManager.mv(partial, os.fspath(json_file))
+        with json_list(json_file) as write:
+            for record in self.records():
+                write(record)
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

@@ -44,6 +44,7 @@ def test_records_there_and_back(masks, tmp_path):
     assert list(Detections.from_records(as_json(records(25, masks))).records()) == as_json(
         records(25, masks)
     )
+    (tmp_path / "results.json").write_text("of an earlier run")
     detections.write(tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == as_json(records(25, masks))
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
