@@ -4,7 +4,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-import torch
 from detectron2.config import LazyConfig
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_setup
@@ -22,9 +21,9 @@ from .checks import (
     require_num_classes,
     require_weights,
 )
-from .setup import register_datasets
+from .setup import available_device, register_datasets
 
-__all__ = ["check_num_classes", "read_lazy_config", "setup_lazy"]
+__all__ = ["check_num_classes", "is_lazy_config", "read_lazy_config", "setup_lazy"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +52,7 @@ def setup_lazy(args: argparse.Namespace) -> DictConfig:
     train = cfg.train
     setup_logger(train.output_dir, distributed_rank=comm.get_rank(), name="apa_det")
     register_datasets(cfg.dataloader.get("lvis_format", ()), "dataloader.lvis_format")
-    if train.device.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("train.device is %s, but there is no CUDA: using cpu.", train.device)
-        train.device = "cpu"
+    train.device = available_device(train.device, "train.device")
     require_no_nccl_for_cpu(train.device, "train.device")
     require_weights(
         *(train.init_checkpoint, train.output_dir, "train.init_checkpoint"),
@@ -87,7 +84,7 @@ def read_lazy_config(args: argparse.Namespace) -> DictConfig:
             if args.config_file
             else "A LazyConfig is needed: --config-file FILE.py."
         )
-    if args.config_file.endswith((".yaml", ".yml")) and not _is_saved_config(args.config_file):
+    if not is_lazy_config(args.config_file):
         raise ValueError(
             f"{args.config_file} is a yaml config: tools/train_net.py trains it. LazyConfig's own "
             "are .py files."
@@ -140,8 +137,13 @@ def _is_long_tail(evaluator: DictConfig) -> bool:
     return (locate(target) if isinstance(target, str) else target) is LongTailEvaluator
 
 
-def _is_saved_config(path: str) -> bool:
-    """Whether it is the config.yaml of a training, which holds calls."""
+def is_lazy_config(path: str) -> bool:
+    """Whether a config file that exists is a LazyConfig: no yaml, or one that holds calls.
+
+    Such a yaml is the config.yaml of a training.
+    """
+    if not path.endswith((".yaml", ".yml")):
+        return True
     with PathManager.open(path) as f:
         return "_target_" in f.read()
 

@@ -17,7 +17,7 @@ from ..config import add_apa_config
 from ..data import register_lvis_format
 from .checks import check_config
 
-__all__ = ["errors_name", "read_config", "register_datasets", "setup"]
+__all__ = ["available_device", "errors_name", "read_config", "register_datasets", "setup"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +39,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="apa_det")
     register_datasets(cfg.DATASETS.LVIS_FORMAT, "DATASETS.LVIS_FORMAT")
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("MODEL.DEVICE is %s, but there is no CUDA: using cpu.", cfg.MODEL.DEVICE)
-        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     check_config(cfg, eval_only=args.eval_only, resume=args.resume)
     cfg.freeze()
     default_setup(cfg, args)
@@ -64,6 +62,14 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     with errors_name("The options of the command line"):
         cfg.merge_from_list(args.opts)
     return cfg
+
+
+def available_device(device: str, key: str) -> str:
+    """The device of the config's key; cpu, with a warning, where it is CUDA and there is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("%s is %s, but there is no CUDA: using cpu.", key, device)
+        return "cpu"
+    return device
 
 
 def register_datasets(entries: Sequence[Sequence[str]], key: str) -> None:

@@ -1,6 +1,6 @@
 from .comparison import Comparison, compare
 from .detections import Detections, Masks
-from .drawing import draw_detections
+from .drawing import draw_detections, draw_groups
 from .engines import evaluate, load_engine
 from .evaluator import EXTRA_METRICS, METRICS, LongTailEvaluator, task_metrics
 from .extras import fixed_ap, pooled_ap
@@ -30,6 +30,7 @@ __all__ = [
     "choose_subset",
     "compare",
     "draw_detections",
+    "draw_groups",
     "evaluate",
     "fixed_ap",
     "load_engine",

@@ -1,17 +1,24 @@
-"""Pictures of detections beside their ground truth."""
+"""Pictures with detections drawn on them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
+import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import Visualizer
+from detectron2.structures import Instances
+from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.figure import Figure
 from torch import nn
 
-__all__ = ["draw_detections"]
+from .groups import FrequencyGroups
+from .report.style import group_colour, label
+
+__all__ = ["draw_detections", "draw_groups"]
+
+_LEAST_SIZE = 640  # pixels of the longer side, for labels that can be read
 
 
 @torch.no_grad()
@@ -60,3 +67,50 @@ def draw_detections(
         pair[0].imshow(detections.get_image())
         pair[1].imshow(truth.get_image())
     figure.savefig(path, dpi=80)
+
+
+def draw_groups(
+    image: np.ndarray,
+    found: Instances,
+    names: Sequence[str],
+    groups: FrequencyGroups,
+    group_indices: np.ndarray,
+) -> np.ndarray:
+    """Draw detections in the colours of their frequency groups, as in the report's figures.
+
+    The label of each is its class, score and group: "zebra 0.87 rare".
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        found: ``pred_boxes``, ``scores``, ``pred_classes``, and maybe ``pred_masks``, on the CPU.
+        names: of the K classes.
+        groups: the frequency groups.
+        group_indices: (K,) the place in ``groups.names`` of each class; -1: unknown, drawn grey.
+
+    Returns:
+        (H', W', 3) uint8, RGB; enlarged where the longer side has less than 640 pixels.
+    """
+    visualizer = Visualizer(image, scale=max(1.0, _LEAST_SIZE / max(image.shape[:2])))
+    classes = found.pred_classes.numpy()
+    indices = group_indices[classes]
+    labels = [
+        f"{label(names[c])} {score:.2f} {groups.labels[i] if i >= 0 else ''}".rstrip()
+        for c, i, score in zip(classes, indices, found.scores.tolist(), strict=True)
+    ]
+    visualizer.overlay_instances(
+        boxes=found.pred_boxes,
+        masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
+        labels=labels,
+        assigned_colors=[group_colour(i) for i in indices],
+        alpha=0.35,
+    )
+    _keep_labels_inside(visualizer.output)
+    return visualizer.output.get_image()
+
+
+def _keep_labels_inside(output: VisImage) -> None:
+    width, renderer = output.width * output.scale, output.canvas.get_renderer()
+    for text in output.ax.texts:
+        (x, y), extent = text.get_position(), text.get_window_extent(renderer)
+        outside_right, outside_below = max(0, extent.x1 - width), max(0, -extent.y0)
+        text.set_position((x - outside_right / output.scale, y - outside_below / output.scale))

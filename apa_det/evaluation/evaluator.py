@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -24,7 +24,7 @@ from .predictions import PredictionStore, detections_from_instances
 from .result import Evaluation, metric_names
 from .subset import choose_subset
 
-__all__ = ["EXTRA_METRICS", "METRICS", "LongTailEvaluator", "task_metrics"]
+__all__ = ["EXTRA_METRICS", "METRICS", "LongTailEvaluator", "category_ids", "task_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class LongTailEvaluator(DatasetEvaluator):
         self._per_category = per_category
         ensure_metadata(dataset_name)
         metadata = MetadataCatalog.get(dataset_name)
-        self.category_ids = _category_ids(metadata)
+        self.category_ids = category_ids(metadata)
         if not distributed or comm.is_main_process():
             load_engine(engine, "boundary" if "boundary" in self._extra else "bbox")
             if groups is None and "rare_max" in metadata.as_dict():
@@ -263,7 +263,7 @@ class LongTailEvaluator(DatasetEvaluator):
         logger.info("Wrote the AP of each category to %s", path)
 
 
-def _category_ids(metadata) -> np.ndarray:
+def category_ids(metadata: Metadata) -> np.ndarray:
     """(K,) the dataset's category id of each class of a model."""
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
     if contiguous is None:  # detectron2's own LVIS datasets

@@ -1,4 +1,4 @@
-"""The picture of detections beside ground truth."""
+"""Pictures of detections beside ground truth, and in the colours of their groups."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from torch import nn
 
-from apa_det.evaluation import draw_detections
+from apa_det.evaluation import FrequencyGroups, draw_detections, draw_groups
 
 NAME = "test_drawing"
 
@@ -59,3 +59,25 @@ def test_draws_detections_and_truth(dataset, tmp_path):
     assert model.training
     draw_detections(OneBox(0.3), loader, NAME, tmp_path / "low.png", num_pictures=3)
     assert panels(tmp_path / "low.png") == [False, False, False, True]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_colours_of_groups(masks):
+    image = np.zeros((40, 80, 3), np.uint8)
+    found = Instances((40, 80))
+    found.pred_boxes = Boxes(torch.tensor([[2.0, 2, 18, 38], [22, 2, 38, 38], [42, 2, 58, 38]]))
+    found.scores, found.pred_classes = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([2, 0, 1])
+    if masks:
+        found.pred_masks = torch.zeros(3, 40, 80, dtype=torch.bool)
+        for i in range(3):
+            found.pred_masks[i, 4:36, 20 * i + 4 : 20 * i + 16] = True
+    groups = FrequencyGroups.lvis()
+    names = ["cat", "$dog", "_owl"]
+    drawn = draw_groups(image, found, names, groups, np.array([2, -1, 0]))
+    assert drawn.shape == (320, 640, 3)
+    # On the left edges of the boxes, above the labels: vermilion, blue and grey
+    edges = drawn[80, [16, 176, 336]].astype(int)
+    assert edges.argmax(axis=1).tolist()[:2] == [0, 2]
+    assert np.ptp(edges[2]) == 0 < edges[2, 0]
+    assert (drawn[160, [80, 240, 400]].max(axis=1) > 30).tolist() == [masks] * 3
+    assert not drawn[:, 560:].any()  # labels end before

@@ -1,0 +1,96 @@
+"""A model on single pictures, against detectron2's own predictor."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.transforms import AugmentationList
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from apa_det.demo import ClassInfo, Predictor, build_predictor
+from apa_det.demo.files import read_picture
+from apa_det.evaluation import FrequencyGroups
+
+
+def check_same(found, expected):
+    assert len(found) == len(expected) > 0
+    for name, value in expected.get_fields().items():
+        value = value.tensor if isinstance(value, Boxes) else value
+        ours = found.get(name)
+        torch.testing.assert_close(ours.tensor if isinstance(ours, Boxes) else ours, value)
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("mask_on", [True, False])
+def test_as_detectron2_predicts(detector, image_format, mask_on, tmp_path):
+    opts = [*detector.opts, "INPUT.FORMAT", image_format, "MODEL.MASK_ON", mask_on]
+    predictor = build_predictor(detector.yaml, opts, "0")
+    theirs = DefaultPredictor(detector.config(*opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0))
+    image = read_picture(detector.pictures[0])
+    found = predictor(image)
+    check_same(found, theirs(image[:, :, ::-1])["instances"])
+    assert found.has("pred_masks") == mask_on
+
+
+def test_lazy_config(detector):
+    image = read_picture(detector.pictures[0])
+    ours = build_predictor(detector.lazy, detector.lazy_opts, "0")
+    theirs = build_predictor(detector.yaml, detector.opts, "0")
+    check_same(ours(image), theirs(image))
+    assert ours.classes.names == theirs.classes.names
+    assert ours.classes.group_indices.tolist() == theirs.classes.group_indices.tolist()
+
+
+class FourScores(nn.Module):
+    """Finds classes 0, 0, 1 and 2 with scores of 0.1 to 0.4, the lowest first."""
+
+    test_score_thresh = 0.9
+
+    def forward(self, inputs):
+        found = Instances((inputs[0]["height"], inputs[0]["width"]))
+        found.pred_boxes = Boxes(torch.rand(4, 4))
+        found.scores = torch.tensor([0.1, 0.2, 0.3, 0.4])
+        found.pred_classes = torch.tensor([0, 0, 1, 2])
+        return [{"instances": found}]
+
+
+def test_thresholds_of_classes():
+    indices = np.array([0, 1, 2])
+    classes = ClassInfo(("a", "b", "c"), np.arange(3), FrequencyGroups.lvis(), indices)
+    model = FourScores()
+    predictor = Predictor(model, AugmentationList([]), "RGB", classes, np.array([0.15, 0.35, 0.4]))
+    found = predictor(np.zeros((8, 8, 3), np.uint8))
+    assert found.pred_classes.tolist() == [2, 0]  # the highest scores first
+    assert found.scores.tolist() == pytest.approx([0.4, 0.2])
+    assert model.test_score_thresh == 0.15
+
+
+def test_refuses_what_detects_nothing():
+    class Segmentation(nn.Module):
+        def forward(self, inputs):
+            return [{"sem_seg": None}]
+
+    classes = ClassInfo(("a",), np.arange(1), FrequencyGroups.lvis(), np.array([0]))
+    predictor = Predictor(Segmentation(), AugmentationList([]), "RGB", classes, np.zeros(1))
+    with pytest.raises(ValueError, match="sem_seg and no instances"):
+        predictor(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 5], "demo_val has 4 classes, and the model 5"),
+        (["MODEL.FPN.OUT_CHANNELS", 32], "does not fit the model"),
+    ],
+)
+def test_errors(detector, opts, message):
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        build_predictor(detector.yaml, [*detector.opts, *opts], "0.5")
+
+
+def test_missing_config():
+    with pytest.raises(FileNotFoundError, match="no config file nowhere.py"):
+        build_predictor("nowhere.py", [], "0.5")

@@ -1,0 +1,109 @@
+"""tools/demo.py, as a program: pictures and videos drawn, and their detections as JSON."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from apa_det.demo import build_predictor
+from apa_det.demo.files import read_picture
+
+TOOL = Path(__file__).parents[2] / "tools/demo.py"
+
+
+@pytest.fixture
+def tool(fresh_loggers):
+    spec = importlib.util.spec_from_file_location("demo", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def main(tool, detector):
+    def run(*arguments, threshold="0", opts=()):
+        command = ["--config-file", detector.yaml, "--confidence-threshold", threshold]
+        return tool.main(
+            [*map(str, [*command, *arguments]), "--opts", *map(str, [*detector.opts, *opts])]
+        )
+
+    return run
+
+
+def test_pictures(main, detector, tmp_path, capsys):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert main("--input", broken, *detector.pictures[:2], "--output", out) == 1
+    assert capsys.readouterr().out.count("broken.jpg cannot be read as a picture") == 1
+    records = json.loads((out / "detections.json").read_text())
+    assert not [path for path in out.rglob("*") if path.name == "broken.jpg"]
+
+    predictor = build_predictor(detector.yaml, detector.opts, "0")
+    classes = predictor.classes
+    for image_id, path in enumerate(detector.pictures[:2], start=1):
+        found = predictor(read_picture(path))
+        ours = [record for record in records if record["image_id"] == image_id]
+        assert len(ours) == len(found) == 5
+        for record, c, score, box in zip(
+            ours, found.pred_classes, found.scores, found.pred_boxes.tensor, strict=True
+        ):
+            assert record["file_name"] == path
+            assert record["category_name"] == classes.names[c]
+            assert record["category_id"] == classes.category_ids[c]
+            assert record["frequency"] == classes.groups.names[classes.group_indices[c]]
+            assert record["score"] == pytest.approx(score.item())
+            x, y, w, h = record["bbox"]
+            assert [x, y, x + w, y + h] == pytest.approx(box.tolist(), abs=1e-3)
+            assert record["segmentation"]["size"] == [64, 64]
+    (drawn,) = out.rglob(Path(detector.pictures[0]).name)
+    assert Image.open(drawn).size == (640, 640)
+
+
+def test_video(main, tmp_path):
+    path, out = tmp_path / "clip.avi", tmp_path / "out/drawn.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for value in (0, 90, 180):
+        writer.write(np.full((48, 64, 3), value, np.uint8))
+    writer.release()
+    assert main("--video-input", path, "--output", out) == 0
+    records = json.loads((tmp_path / "out/drawn.json").read_text())
+    assert {record["frame"] for record in records} == {0, 1, 2}
+    assert all(r["image_id"] == r["frame"] and r["file_name"] == str(path) for r in records)
+    video = cv2.VideoCapture(str(out))
+    assert video.get(cv2.CAP_PROP_FPS) == 10 and video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert video.read()[1].shape == (480, 640, 3)
+
+
+def test_nothing_found(main, detector, tmp_path, capsys):
+    assert main("--input", detector.folder / "val", "--output", tmp_path, threshold="1") == 0
+    assert json.loads((tmp_path / "detections.json").read_text()) == []
+    assert "0 detections" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.jpg"))) == 4
+
+
+def test_one_line_errors_before_any_work(main, tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tool, "build_predictor", None)  # it is not called
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    for arguments, message in (
+        (["--input", "nowhere.jpg"], "no picture, folder or pattern nowhere.jpg"),
+        (["--video-input", "nowhere.mp4"], "no video nowhere.mp4"),
+        (["--video-input", text], "text.mp4 is no video that OpenCV can read"),
+    ):
+        assert main(*arguments, "--output", tmp_path / "out") == 2
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_line_error_of_the_thresholds(main, detector, tmp_path, capsys):
+    arguments = ["--input", detector.pictures[0], "--output", tmp_path]
+    assert main(*arguments, threshold="x:0.5,0.1") == 2
+    assert capsys.readouterr().err.endswith(
+        "names the frequency group 'x': the groups are r, c, f.\n"
+    )
