@@ -11,7 +11,7 @@ import sys
 
 from tabulate import tabulate
 
-from apa_det.comparison import Plan, gather, read_plan, run_all, write_tables
+from apa_det.comparison import Plan, gather, read_plan, run_all, write_figure, write_tables
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,12 +75,13 @@ def main(argv: list[str] | None = None) -> int:
         failed = [] if args.report_only else run_all(plan, args.jobs)
         results = gather(plan, args.resamples)
         print(f"\n{write_tables(results, args.output)}")
+        write_figure(results, args.output)
     except (ImportError, OSError, ValueError) as error:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    print(f"In {args.output}: table.md, results.csv, results.json, and the runs.")
+    print(f"In {args.output}: table.md, comparison.png, results.csv, results.json, and the runs.")
     return 1 if failed else 0
 
 

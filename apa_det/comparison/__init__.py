@@ -1,5 +1,6 @@
 """Models trained and evaluated under the same conditions, several seeds each, in one table."""
 
+from .figure import write_figure
 from .loading import ReproducibleLoader
 from .plan import Plan, Row, Run, read_plan
 from .results import Difference, Results, gather
@@ -18,5 +19,6 @@ __all__ = [
     "read_plan",
     "run_all",
     "train_run",
+    "write_figure",
     "write_tables",
 ]

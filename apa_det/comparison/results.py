@@ -63,6 +63,10 @@ class Results:
             values[seed] = math.nan if value is None else value
         return values
 
+    def mean(self, row: str, task: str, metric: str) -> float:
+        """The mean of the metric over seeds."""
+        return _mean(list(self.values(row, task, metric).values()))
+
     def costs(self, row: str, key: str) -> float:
         """The mean of ``seconds_per_iteration`` or ``peak_memory_mb`` over seeds."""
         return _mean([result[key] for result in self.results[row].values()])

@@ -39,9 +39,10 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
     running: list[_Process] = []
     failed: list[Run] = []
     previous = signal.signal(signal.SIGTERM, _interrupt)
+    period = 1 if sys.stderr.isatty() else 60  # seconds between two lines of progress
     iterations = sum(run.cfg.SOLVER.MAX_ITER for run in waiting)
     try:
-        with tqdm(total=iterations, unit="it", mininterval=1, disable=not waiting) as bar:
+        with tqdm(total=iterations, mininterval=period, miniters=0, disable=not waiting) as bar:
             while waiting or running:
                 free = [slot for slot in range(jobs) if slot not in {p.slot for p in running}]
                 while waiting and free:
@@ -54,7 +55,6 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
                         failed += process.finish(bar)
                     else:
                         bar.set_description(process.name, refresh=False)
-                bar.refresh()
                 time.sleep(_PERIOD)
     except KeyboardInterrupt:
         logger.warning("Stopping: what runs saves a checkpoint. The same command goes on from it.")

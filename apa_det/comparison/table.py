@@ -12,9 +12,9 @@ from tabulate import tabulate
 from ..data.json_files import write_json
 from .results import Difference, Results
 
-__all__ = ["format_tables", "write_tables"]
+__all__ = ["TASKS", "format_difference", "format_tables", "write_tables"]
 
-_TASKS = {"bbox": "boxes", "segm": "masks"}
+TASKS = {"bbox": "boxes", "segm": "masks"}
 
 
 def write_tables(results: Results, output_dir: str) -> str:
@@ -47,7 +47,7 @@ def format_tables(results: Results) -> str:
 
 
 def _task_table(results: Results, task: str) -> str:
-    headers = [_TASKS[task]]
+    headers = [TASKS[task]]
     for metric in results.metrics:
         headers += [metric, f"Δ{metric}"]
     lines = []
@@ -56,7 +56,7 @@ def _task_table(results: Results, task: str) -> str:
         for metric in results.metrics:
             cells.append(_mean_and_spread(list(results.values(row.name, task, metric).values())))
             of_row = results.differences.get(row.name)
-            cells.append(_interval(of_row[task][metric]) if of_row else "")
+            cells.append(format_difference(of_row[task][metric]) if of_row else "")
         lines.append([row.name, *cells])
     return _markdown(lines, headers)
 
@@ -158,7 +158,8 @@ def _mean_and_spread(values: list[float]) -> str:
     return _number(_mean(values), 1) + ("" if math.isnan(spread) else f" ± {spread:.1f}")
 
 
-def _interval(difference: Difference) -> str:
+def format_difference(difference: Difference) -> str:
+    """ "+1.2 [+0.3, +2.1]"; "–" where undefined."""
     if math.isnan(difference.mean):
         return "–"
     text = _signed(difference.mean)

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from argparse import Namespace
+from contextlib import suppress
 
 import detectron2
 import numpy as np
@@ -64,8 +65,9 @@ def train_run(folder: str) -> None:
 class CostMeter(HookBase):
     """The time and the memory of training iterations, kept in checkpoints.
 
-    Reading pictures, evaluation and other hooks are left out of the time. The memory is the most
-    that was allocated on the GPU; on a CPU it is the most that the process has taken in all.
+    Reading pictures, evaluation and other hooks are left out. The memory is the most that was
+    allocated on the GPU; on a CPU it is the most that the process took (outside of Linux, up to
+    then, evaluation included).
     """
 
     def __init__(self, device: torch.device):
@@ -74,6 +76,10 @@ class CostMeter(HookBase):
         self._bytes = 0
 
     def before_step(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            _reset_peak_memory()
         self._start = time.perf_counter()
 
     def after_step(self) -> None:
@@ -81,8 +87,7 @@ class CostMeter(HookBase):
             torch.cuda.synchronize(self._device)
             memory = torch.cuda.max_memory_allocated(self._device)
         else:
-            unit = 1 if sys.platform == "darwin" else 1024
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            memory = _peak_memory()
         elapsed = time.perf_counter() - self._start
         reading, _ = get_event_storage().latest()["data_time"]
         self._seconds.append(elapsed - reading)
@@ -121,6 +126,21 @@ class ReproducibleTrainer(Trainer):
     def build_train_loader(cls, cfg: CfgNode) -> ReproducibleLoader:
         build = super().build_train_loader
         return ReproducibleLoader(lambda: build(cfg), cfg.SEED)
+
+
+def _reset_peak_memory() -> None:
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _peak_memory() -> int:
+    """Bytes. Of getrusage only where there is no /proc: it starts from what the parent held."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _compress(source: str, target: str) -> None:
