@@ -54,6 +54,7 @@ setup(
     install_requires=["numpy", "pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={
         "fast": ["ultrafast-pycocotools==0.1.14"],
+        "ensemble": ["ensemble-boxes==1.0.9"],
         "dev": ["hypothesis", "mpmath", "pytest", "pytest-xdist", "ruff"],
     },
 )

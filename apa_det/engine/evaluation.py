@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections import OrderedDict
 
 import numpy as np
@@ -12,13 +13,16 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..evaluation import FrequencyGroups, LongTailEvaluator
+from ..evaluation.evaluator import RESULTS_FILE
+from .loading import load_for_evaluation
 
 __all__ = [
     "SubsetTest",
@@ -27,6 +31,7 @@ __all__ = [
     "is_long_tail",
     "subset_loader",
     "without_nan",
+    "write_predictions",
 ]
 
 logger = logging.getLogger(__name__)
@@ -93,6 +98,35 @@ class SubsetTest:
             logger.info("A look at %d pictures of %s", len(loader.dataset), name)
             results[name] = inference_on_dataset(model, loader, evaluator)
         return next(iter(results.values())) if len(results) == 1 else results
+
+
+def write_predictions(cfg: CfgNode, output_dir: str) -> str:
+    """Evaluate ``MODEL.WEIGHTS`` on the first of ``DATASETS.TEST``, and keep its predictions.
+
+    With ``TEST.AUG.ENABLED``, they are those of test-time augmentation.
+
+    Returns:
+        The result file, in ``output_dir``.
+
+    Raises:
+        ValueError: the dataset is none of the long-tail evaluation, or the checkpoint does not fit.
+    """
+    cfg, name = cfg.clone(), cfg.DATASETS.TEST[0]
+    cfg.defrost()
+    cfg.TEST.SAVE_PREDICTIONS = True
+    if not is_long_tail(cfg, name):
+        raise ValueError(
+            f"The predictions for {name} cannot be kept: for a dataset of COCO format add "
+            "TEST.LONG_TAIL True; others are not supported."
+        )
+    evaluator = build_long_tail_evaluator(cfg, name, output_dir)
+    model = build_model(cfg)
+    load_for_evaluation(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        model = GeneralizedRCNNWithTTA(cfg, model)
+    results = inference_on_dataset(model, build_detection_test_loader(cfg, name), evaluator)
+    print_csv_format(results)
+    return os.path.join(output_dir, RESULTS_FILE)
 
 
 def subset_loader(cfg: CfgNode, dataset_name: str, image_ids: np.ndarray) -> DataLoader:

@@ -29,6 +29,7 @@ __all__ = ["EXTRA_METRICS", "METRICS", "LongTailEvaluator", "category_ids", "tas
 logger = logging.getLogger(__name__)
 
 METRICS = metric_names()
+RESULTS_FILE = "lvis_instances_results.json"
 EXTRA_METRICS = ("AR", "fixed", "pool", "boundary")
 
 
@@ -174,7 +175,7 @@ class LongTailEvaluator(DatasetEvaluator):
 
     def _write(self, detections: Detections) -> None:
         PathManager.mkdirs(self._output_dir)
-        path = os.path.join(self._output_dir, "lvis_instances_results.json")
+        path = os.path.join(self._output_dir, RESULTS_FILE)
         detections.write(path)
         logger.info("Wrote the predictions to %s", path)
 

@@ -1,0 +1,127 @@
+"""detectron2's test-time augmentation with our heads, scores, calibrations and mask threshold."""
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.layers import batched_nms
+from detectron2.modeling import GeneralizedRCNNWithTTA, build_model
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+
+from apa_det.engine import read_config
+
+HEIGHT, WIDTH = 64, 96
+
+
+@pytest.fixture(autouse=True)
+def counts():
+    counts = [{"id": i, "image_count": n} for i, n in enumerate((100, 30, 10, 1))]
+    MetadataCatalog.get("augmentation_train").set(class_image_count=counts)
+    yield
+    MetadataCatalog.remove("augmentation_train")
+
+
+@pytest.fixture
+def make(arguments):
+    def make(cascade, score, calibration, sizes=(HEIGHT,), flip=False):
+        heads = "APACascadeROIHeads" if cascade else "APAROIHeads"
+        options = [
+            *("MODEL.ROI_HEADS.NAME", heads, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", cascade),
+            *("MODEL.ROI_BOX_HEAD.CLASS_SCORE", score, "DATASETS.TRAIN", ("augmentation_train",)),
+            *("MODEL.ROI_MASK_HEAD.NAME", "APAMaskRCNNConvUpsampleHead"),
+            *("MODEL.ROI_MASK_HEAD.THRESHOLD", 0.4, "TEST.DETECTIONS_PER_IMAGE", 10),
+            *("TEST.AUG.MIN_SIZES", sizes, "TEST.AUG.FLIP", flip),
+        ]
+        if calibration:
+            options += ["MODEL.ROI_BOX_HEAD.CALIBRATION", calibration]
+            options += ["MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH", 0.7]
+        torch.manual_seed(0)
+        cfg = read_config(arguments(*options))
+        model = build_model(cfg).eval()
+        for name, parameter in model.named_parameters():
+            if "cls_score.weight" in name or "predictor.weight" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+        return model, GeneralizedRCNNWithTTA(cfg, model)
+
+    return make
+
+
+def picture(height=HEIGHT, width=WIDTH):
+    image = torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
+    return {"image": image, "height": height, "width": width}
+
+
+@pytest.mark.parametrize(
+    "cascade, score, calibration",
+    [
+        (False, "softmax", "NorCal"),
+        (True, "gumbel", "LogitAdjustment"),
+        (False, "apa", "TauNorm"),
+        (True, "sigmoid", ""),
+    ],
+)
+@torch.no_grad()
+def test_one_view_is_plain_inference(make, cascade, score, calibration):
+    model, augmented = make(cascade, score, calibration)
+    inputs = [picture()]
+    (plain,), (ours,) = (m(inputs) for m in (model, augmented))
+    plain, ours = plain["instances"], ours["instances"]
+    assert len(plain) > 0
+    torch.testing.assert_close(ours.scores, plain.scores)
+    assert torch.equal(ours.pred_classes, plain.pred_classes)
+    torch.testing.assert_close(ours.pred_boxes.tensor, plain.pred_boxes.tensor)
+    assert torch.equal(ours.pred_masks, plain.pred_masks)
+    assert 0 < plain.pred_masks.float().mean() < 1
+
+
+@torch.no_grad()
+def test_two_views_are_merged_and_their_masks_averaged(make):
+    """By hand: a flipped picture's boxes are flipped back and go through one NMS with the others;
+    mask probabilities are averaged before they are cut at the threshold."""
+    model, augmented = make(False, "apa", "NorCal", flip=True)
+    inputs = picture()
+    ours = augmented([inputs])[0]["instances"]
+
+    views = [inputs, {**inputs, "image": inputs["image"].flip(2)}]
+    found = [model.inference([view], do_postprocess=False)[0] for view in views]
+    boxes = [f.pred_boxes.tensor.clone() for f in found]
+    boxes[1][:, [0, 2]] = WIDTH - boxes[1][:, [2, 0]]
+    boxes, scores, classes = (
+        torch.cat(parts)
+        for parts in (boxes, [f.scores for f in found], [f.pred_classes for f in found])
+    )
+    keep = batched_nms(boxes, scores, classes, 0.5)[:10]
+    merged = Instances((HEIGHT, WIDTH), pred_boxes=Boxes(boxes[keep]), scores=scores[keep])
+    merged.pred_classes = classes[keep]
+    flipped = boxes[keep].clone()
+    flipped[:, [0, 2]] = WIDTH - flipped[:, [2, 0]]
+    masks = []
+    for view, view_boxes in zip(views, (boxes[keep], flipped), strict=True):
+        given = Instances((HEIGHT, WIDTH), pred_boxes=Boxes(view_boxes), scores=scores[keep])
+        given.pred_classes = classes[keep]
+        (result,) = model.inference([view], [given], do_postprocess=False)
+        masks.append(result.pred_masks)
+    merged.pred_masks = (masks[0] + masks[1].flip(3)) / 2
+    merged = detector_postprocess(merged, HEIGHT, WIDTH)
+
+    torch.testing.assert_close(ours.scores, merged.scores)
+    assert torch.equal(ours.pred_classes, merged.pred_classes)
+    torch.testing.assert_close(ours.pred_boxes.tensor, merged.pred_boxes.tensor)
+    assert torch.equal(ours.pred_masks, merged.pred_masks)
+
+
+@torch.no_grad()
+def test_scales_of_a_picture_of_another_size(make):
+    """Boxes and masks come in the size of the dataset's picture, which the loader has resized."""
+    _, augmented = make(True, "gumbel", "NorCal", sizes=(64, 80), flip=True)
+    found = augmented([picture(height=128, width=192)])[0]["instances"]
+    assert found.pred_masks.shape == (len(found), 128, 192) and len(found) > 0
+    x1, y1 = found.pred_boxes.tensor[:, 2:].amax(dim=0).tolist()
+    assert WIDTH < x1 <= 192 and HEIGHT < y1 <= 128
+
+
+@torch.no_grad()
+def test_nothing_found(make):
+    model, augmented = make(False, "apa", "", flip=True)
+    model.roi_heads.box_predictor.test_score_thresh = 1.1
+    assert len(augmented([picture()])[0]["instances"]) == 0
