@@ -29,7 +29,11 @@ def parser() -> argparse.ArgumentParser:
         "--seeds", nargs="+", type=int, default=[], metavar="N", help="default: the description's"
     )
     result.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at the same time (default 1)"
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at the same time, whose times are then less exact (default 1)",
     )
     result.add_argument(
         "--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default 1000)"

@@ -1,5 +1,6 @@
 """Training pictures that depend on the seed alone, whatever the model draws at random."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ class ReproducibleLoader:
 
     Attributes:
         skip: batches to leave out at the start, those that a resumed training has seen.
+        digest: of the pictures so far, those left out included: which they were, in which order,
+            and where their objects are after augmentation. Empty before the first.
     """
 
     def __init__(self, build: Callable[[], Iterable[list[dict]]], seed: int):
@@ -31,6 +34,7 @@ class ReproducibleLoader:
             seed: of its random numbers.
         """
         self.skip = 0
+        self._digest = None
         outside = _state()
         seed_all_rng(seed)
         self._inside = _state()
@@ -39,15 +43,26 @@ class ReproducibleLoader:
             self._loader = build()
 
     def __iter__(self) -> Iterator[list[dict]]:
+        self._digest = hashlib.sha256()
         with self._own_random_numbers():
             batches = iter(self._loader)
         for _ in trange(self.skip, desc="Batches already seen", disable=not self.skip):
-            with self._own_random_numbers():
-                next(batches)
+            self._next(batches)
         while True:
-            with self._own_random_numbers():
-                batch = next(batches)
-            yield batch
+            yield self._next(batches)
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest() if self._digest else ""
+
+    def _next(self, batches: Iterator[list[dict]]) -> list[dict]:
+        with self._own_random_numbers():
+            batch = next(batches)
+        for picture in batch:
+            self._digest.update(f"{picture['image_id']} {tuple(picture['image'].shape)}".encode())
+            if "instances" in picture:
+                self._digest.update(picture["instances"].gt_boxes.tensor.numpy().tobytes())
+        return batch
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:

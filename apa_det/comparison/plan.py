@@ -45,8 +45,6 @@ _SAME = (
     "TEST.LONG_TAIL",
     "TEST.SUBSET",
 )
-# What may be a row's subject, but makes it see other pictures.
-_PICTURES = ("DATALOADER.", "INPUT.")
 # What says nothing of the model or the conditions.
 _OF_A_RUN = ("OUTPUT_DIR", "SEED")
 
@@ -115,18 +113,6 @@ class Plan:
         """For each row but the first, the keys whose values differ: (the first row's, its own)."""
         first, *others = self.rows
         return {row.name: _differences(first.cfg, row.cfg) for row in others}
-
-    def notes(self) -> list[str]:
-        """What a reader of the table has to know of the pictures."""
-        notes = []
-        for name, keys in self.differences().items():
-            of_pictures = [key for key in keys if key.startswith(_PICTURES)]
-            if of_pictures:
-                notes.append(
-                    f"{name} does not see the pictures of {self.rows[0].name}: they differ in "
-                    f"{', '.join(of_pictures)}."
-                )
-        return notes
 
     def check(self) -> None:
         """Raise an error unless all rows can be trained, and compared.

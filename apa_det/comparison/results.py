@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from ..data import ensure_metadata
 from ..data.json_files import read_json
 from ..engine.evaluation import frequency_groups
-from ..evaluation import FrequencyGroups, GroundTruth, evaluate, read_results
+from ..evaluation import evaluate, read_results
+from ..evaluation.evaluator import read_ground_truth
 from ..evaluation.resampling import draw_picture_weights, resampled_ap
 from .plan import Plan, Run
 
@@ -76,15 +75,30 @@ class Results:
 
     def notes(self) -> list[str]:
         """What a reader of the table has to know."""
-        notes = self.plan.notes()
-        notes += [f"Missing: {run.row}, seed {run.seed}." for run in self.missing()]
+        notes = [f"Missing: {run.row}, seed {run.seed}." for run in self.missing()]
         if len(self.plan.seeds) == 1:
             notes.append("One seed: the intervals do not hold what another seed would change.")
+        notes += self._other_pictures()
         versions = [r["versions"] for results in self.results.values() for r in results.values()]
         for key in versions[0] if versions else ():
             found = sorted({version[key] for version in versions})
             if len(found) > 1:
                 notes.append(f"The runs had different {key}: {' and '.join(found)}.")
+        return notes
+
+    def _other_pictures(self) -> list[str]:
+        first = self.plan.rows[0].name
+        notes = []
+        for name, keys in self.plan.differences().items():
+            pairs = [
+                (self.results[first][seed].get("pictures"), result.get("pictures"))
+                for seed, result in self.results[name].items()
+                if seed in self.results[first]
+            ]
+            if any(theirs and own and theirs != own for theirs, own in pairs):
+                reasons = [key for key in keys if key.startswith(("DATALOADER.", "INPUT."))]
+                why = f"they differ in {', '.join(reasons)}" if reasons else "the reason is unknown"
+                notes.append(f"{name} and {first} did not train on the same pictures: {why}.")
         return notes
 
 
@@ -102,14 +116,17 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
         seed: of its draws.
 
     Raises:
-        ValueError: a result and its predictions do not belong together.
+        ValueError: nothing is done yet, or a result and its predictions do not belong together.
     """
     results: dict[str, dict[int, dict]] = {row.name: {} for row in plan.rows}
     done = [run for run in plan.runs if run.is_done]
+    if not done:
+        raise ValueError(f"No run of the comparison in {plan.output_dir} is done yet.")
     for run in done:
         results[run.row][run.seed] = read_json(run.result_file)
     cfg = plan.rows[0].cfg
-    truth = _ground_truth(cfg)
+    name = cfg.DATASETS.TEST[0]
+    truth = read_ground_truth(name, frequency_groups(cfg), cfg.TEST.COUNT_FROM or None)
     metrics = ("AP", *(f"AP{name}" for name in truth.groups.names))
     named = {name for run in done for name in results[run.row][run.seed]["metrics"]}
     tasks = tuple(task for task in ("bbox", "segm") if f"{task}/AP" in named)
@@ -132,20 +149,6 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
         difference = _difference(found, resampled, row, task, metric, seed)
         found.differences.setdefault(row, {}).setdefault(task, {})[metric] = difference
     return found
-
-
-def _ground_truth(cfg) -> GroundTruth:
-    """As the evaluator of the runs reads it."""
-    name = cfg.DATASETS.TEST[0]
-    ensure_metadata(name)
-    metadata = MetadataCatalog.get(name)
-    groups, count_from = frequency_groups(cfg), None
-    if groups is None and "rare_max" in metadata.as_dict():
-        groups = FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
-    if cfg.TEST.COUNT_FROM:
-        ensure_metadata(cfg.TEST.COUNT_FROM)
-        count_from = MetadataCatalog.get(cfg.TEST.COUNT_FROM).json_file
-    return GroundTruth.from_file(metadata.json_file, groups, count_from=count_from)
 
 
 def _require_same(run: Run, task: str, metrics: dict, aps: dict[str, np.ndarray]) -> None:

@@ -33,8 +33,9 @@ logger = logging.getLogger(__name__)
 def train_run(folder: str) -> None:
     """Train and evaluate what ``config.yaml`` in a folder says, or go on from its last checkpoint.
 
-    ``result.json`` is written last: the metrics, what an iteration costs, and with what versions
-    and on what device. ``predictions.json.gz`` holds the predictions for the test set.
+    ``result.json`` is written last: the metrics, what an iteration costs, a digest of the pictures
+    that were seen, versions and device. ``predictions.json.gz`` holds the predictions for the test
+    set.
     """
     config_file = os.path.join(folder, "config.yaml")
     cfg = setup(
@@ -49,14 +50,11 @@ def train_run(folder: str) -> None:
         os.path.join(folder, "inference", "lvis_instances_results.json"),
         os.path.join(folder, "predictions.json.gz"),
     )
-    metrics = {
-        name: value if np.isfinite(value) else None
-        for name, value in flatten_results_dict(trainer._last_eval_results).items()
-    }
     result = {
-        "metrics": metrics,
+        "metrics": {n: v if np.isfinite(v) else None for n, v in trainer.metrics().items()},
         "iterations": cfg.SOLVER.MAX_ITER,
         **trainer.costs.summary(),
+        "pictures": trainer.pictures.digest,
         "versions": _versions(cfg.MODEL.DEVICE),
     }
     write_json(result, os.path.join(folder, "result.json"))
@@ -112,6 +110,7 @@ class ReproducibleTrainer(Trainer):
 
     Attributes:
         costs: what its iterations cost.
+        pictures: the loader.
     """
 
     def build_hooks(self) -> list[HookBase]:
@@ -120,7 +119,12 @@ class ReproducibleTrainer(Trainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        self._trainer.data_loader.skip = self.start_iter
+        self.pictures = self._trainer.data_loader
+        self.pictures.skip = self.start_iter
+
+    def metrics(self) -> dict[str, float]:
+        """Those of the last evaluation, such as "bbox/AP"."""
+        return flatten_results_dict(self._last_eval_results)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> ReproducibleLoader:

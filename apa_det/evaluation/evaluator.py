@@ -24,7 +24,14 @@ from .predictions import PredictionStore, detections_from_instances
 from .result import Evaluation, metric_names
 from .subset import choose_subset
 
-__all__ = ["EXTRA_METRICS", "METRICS", "LongTailEvaluator", "category_ids", "task_metrics"]
+__all__ = [
+    "EXTRA_METRICS",
+    "METRICS",
+    "LongTailEvaluator",
+    "category_ids",
+    "read_ground_truth",
+    "task_metrics",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +49,21 @@ def task_metrics(
         names += [f"AR{name}@{max_dets}" for name in ("", "s", "m", "l", *groups)]
     names += [f"AP{g}_{kind}" for kind in ("fixed", "pool") if kind in extra for g in ("", *groups)]
     return tuple(names)
+
+
+def read_ground_truth(
+    dataset_name: str, groups: FrequencyGroups | None = None, count_from: str | None = None
+) -> GroundTruth:
+    """The ground truth of a registered dataset; the arguments are :class:`LongTailEvaluator`'s."""
+    ensure_metadata(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    if groups is None and "rare_max" in metadata.as_dict():
+        groups = FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
+    count_file = None
+    if count_from:
+        ensure_metadata(count_from)
+        count_file = MetadataCatalog.get(count_from).json_file
+    return GroundTruth.from_file(metadata.json_file, groups, count_from=count_file)
 
 
 class LongTailEvaluator(DatasetEvaluator):
@@ -121,13 +143,7 @@ class LongTailEvaluator(DatasetEvaluator):
         self.category_ids = category_ids(metadata)
         if not distributed or comm.is_main_process():
             load_engine(engine, "boundary" if "boundary" in self._extra else "bbox")
-            if groups is None and "rare_max" in metadata.as_dict():
-                groups = FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
-            count_file = None
-            if count_from:
-                ensure_metadata(count_from)
-                count_file = MetadataCatalog.get(count_from).json_file
-            truth = GroundTruth.from_file(metadata.json_file, groups, count_from=count_file)
+            truth = read_ground_truth(dataset_name, groups, count_from)
             self._subset = truth.restricted_to(choose_subset(truth, subset)) if subset else None
             self._truth = None if subset_only else truth
         self.reset()
