@@ -15,6 +15,7 @@ NAMES = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob("*.yaml")
     if not path.name.startswith("Base-")
+    and path.parent.name != "Comparison"  # descriptions for tools/compare.py
 )
 
 

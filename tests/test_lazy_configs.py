@@ -24,7 +24,11 @@ from apa_det.evaluation import LongTailEvaluator, V3DetEvaluator
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LVIS = "LVISv1-InstanceSegmentation"
-YAMLS = sorted(p for p in CONFIGS.rglob("*.yaml") if not p.name.startswith("Base-"))
+YAMLS = sorted(
+    path
+    for path in CONFIGS.rglob("*.yaml")
+    if not path.name.startswith("Base-") and path.parent.name != "Comparison"
+)
 NAMES = [str(path.relative_to(CONFIGS).with_suffix("")) for path in YAMLS]
 VITDET = f"{LVIS}/mask_rcnn_vitdet_b_AGLU_100ep"
 
