@@ -1,3 +1,4 @@
+from .analysis import analyze_checkpoint, analyze_lazy_checkpoint
 from .checks import check_config
 from .launch import run
 from .lazy import evaluate_lazy, train_lazy
@@ -10,6 +11,8 @@ from .trainer import Trainer
 __all__ = [
     "StrictCheckpointer",
     "Trainer",
+    "analyze_checkpoint",
+    "analyze_lazy_checkpoint",
     "build_optimizer",
     "check_config",
     "evaluate_lazy",

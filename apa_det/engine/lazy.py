@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from ..analysis import LambdaKappaPlotter
 from ..evaluation import BestCheckpointer, LambdaKappaWriter
 from .checks import warn_of_other_classes
 from .ema import build_ema
@@ -92,6 +93,9 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
     if main:
         writers = default_writers(train.output_dir, train.max_iter)
         built.append(hooks.PeriodicWriter(writers, period=train.log_period))
+    if main and train.get("apa_log_period"):
+        period = train.eval_period or train.checkpointer.period
+        built.append(LambdaKappaPlotter(model, train.output_dir, period))
     trainer.register_hooks(built)
 
     resume = resume and checkpointer.has_checkpoint()

@@ -24,6 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ..analysis import LambdaKappaPlotter
 from ..data import build_train_loader
 from ..evaluation import BestCheckpointer, LambdaKappaWriter, V3DetEvaluator
 from ..modeling.losses import get_scarce_classes
@@ -196,7 +197,8 @@ class Trainer(DefaultTrainer):
         return OrderedDict((f"{key}_TTA", value) for key, value in results.items())
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """DefaultTrainer's hooks, and before the writers those of this trainer."""
+        """DefaultTrainer's hooks, and those of this trainer: before the writers, but for the one
+        that draws what was written."""
         cfg = self.cfg
         built = []
         for hook in super().build_hooks():
@@ -210,6 +212,9 @@ class Trainer(DefaultTrainer):
                 built += self._hooks_after_evaluation()
             else:
                 built.append(hook)
+        if cfg.MODEL.APA.LOG_PERIOD > 0 and comm.is_main_process():
+            period = cfg.TEST.EVAL_PERIOD or cfg.SOLVER.CHECKPOINT_PERIOD
+            built.append(LambdaKappaPlotter(self.model, cfg.OUTPUT_DIR, period))
         return built
 
     def _hooks_after_evaluation(self) -> list[hooks.HookBase]:

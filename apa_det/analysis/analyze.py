@@ -1,0 +1,217 @@
+"""The analysis of a model: which distribution what goes into its layers is of."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+
+from ..evaluation import FrequencyGroups
+from .class_scores import has_class_scores, sample_class_scores
+from .distributions import GeneralizedLogistic, fit
+from .inputs import InputSample, InputSampler
+
+__all__ = ["Analysis", "Layer", "analyze"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What goes into a layer, and the distributions that fit it.
+
+    Attributes:
+        inputs: the sample.
+        logistic, gumbel: the fits of maximum likelihood. None: the inputs are all alike.
+    """
+
+    inputs: InputSample
+    logistic: GeneralizedLogistic | None
+    gumbel: GeneralizedLogistic | None
+
+    @classmethod
+    def of(cls, inputs: InputSample) -> "Layer":
+        return cls(inputs, fit(inputs.values, 1.0), fit(inputs.values, 0.0))
+
+    @property
+    def learned(self) -> GeneralizedLogistic | None:
+        """η as a distribution, with the λ and κ of each number of the sample.
+
+        None: the layer has no η, or a κ of 0, with which η is a constant.
+        """
+        if self.inputs.eta is None or not np.all(self.inputs.eta[1]):
+            return None
+        lambda_, kappa = (values[self.inputs.channels] for values in self.inputs.eta)
+        return GeneralizedLogistic(lambda_, scale=1 / np.abs(kappa))
+
+    def learned_cdf(self, z: np.ndarray) -> np.ndarray | None:
+        """The mean over the channels of η at the values z, of shape (Z,); None: there is no η."""
+        if self.inputs.eta is None:
+            return None
+        lambda_, kappa = (values[:, None] for values in self.inputs.eta)
+        return GeneralizedLogistic(lambda_, scale=1.0).cdf(np.abs(kappa) * z).mean(axis=0)
+
+    def log_likelihood(self, distribution: GeneralizedLogistic | None) -> float:
+        """Mean over the sample, in nats; NaN without a distribution or a sample."""
+        if distribution is None or not len(self.inputs.values):
+            return math.nan
+        return distribution.log_likelihood(self.inputs.values)
+
+    @property
+    def advantage_of_gumbel(self) -> tuple[float, float]:
+        """How much greater the log-likelihood of the Gumbel fit is than that of the logistic fit,
+        in nats per sample, and its standard error (Vuong, "Likelihood Ratio Tests for Model
+        Selection and Non-Nested Hypotheses", 1989); below 0 the logistic fits better. NaN: the
+        inputs are all alike."""
+        if self.gumbel is None:
+            return math.nan, math.nan
+        values = self.inputs.values.astype(np.float64)
+        difference = self.gumbel.log_density(values) - self.logistic.log_density(values)
+        return float(difference.mean()), float(difference.std() / math.sqrt(len(values)))
+
+    @property
+    def fits_better(self) -> str:
+        """ "Gumbel" or "logistic"; "neither" within two standard errors; "" without fits."""
+        advantage, error = self.advantage_of_gumbel
+        if math.isnan(advantage):
+            return ""
+        if abs(advantage) < 2 * error:
+            return "neither"
+        return "Gumbel" if advantage > 0 else "logistic"
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The layers of a model in the order in which they run, and the class scores after them.
+
+    Attributes:
+        layers: one for each gate and activation; and for each class score, frequency group, and
+            own and other classes.
+        groups: the frequency groups.
+        num_pictures: how many pictures were looked at.
+    """
+
+    layers: list[Layer]
+    groups: FrequencyGroups | None
+    num_pictures: int
+
+    def of_kind(self, kind: str) -> list[Layer]:
+        return [layer for layer in self.layers if layer.inputs.kind == kind]
+
+    def rows(self) -> list[dict[str, str | int | float]]:
+        """The numbers of ``layers.csv``, a row for each layer; what does not apply is empty."""
+        return [self._row(layer) for layer in self.layers]
+
+    def table(self) -> str:
+        """The main ones of the numbers, for a terminal."""
+        rows = []
+        for row in self.rows():
+            classes = f", {row['group']}, {row['classes']} classes" if row["group"] else ""
+            rows.append(
+                [
+                    row["layer"] + classes,
+                    row["type"],
+                    row["lambda"],
+                    row["kappa"],
+                    row["log_likelihood_logistic"],
+                    row["log_likelihood_gumbel"],
+                    row["log_likelihood_learned"],
+                    row["fits_better"],
+                    row["advantage_of_gumbel"] and abs(row["advantage_of_gumbel"]),
+                ]
+            )
+        headers = ["layer", "type", "λ", "κ", "logistic", "Gumbel", "learned η", "better", "by"]
+        formats = ["", "", ".3f", ".3f", ".3f", ".3f", ".3f", "", ".4f"]
+        return tabulate(rows, headers=headers, floatfmt=formats)
+
+    def _row(self, layer: Layer) -> dict[str, str | int | float]:
+        inputs, values = layer.inputs, layer.inputs.values.astype(np.float64)
+        has_classes = inputs.group is not None
+        lambda_, kappa = inputs.eta or (np.full(1, np.nan), np.full(1, np.nan))
+        advantage, error = layer.advantage_of_gumbel
+        row = {
+            "layer": inputs.name,
+            "kind": inputs.kind,
+            "type": inputs.layer,
+            "group": self.groups.labels[inputs.group] if has_classes else "",
+            "classes": ("own" if inputs.own_class else "other") if has_classes else "",
+            "numbers": inputs.seen,
+            "sample": len(values),
+            "mean": values.mean() if len(values) else math.nan,
+            "std": values.std() if len(values) else math.nan,
+            "mirrored": bool((kappa < 0).all()),
+        }
+        for name, parameter in (("lambda", lambda_), ("kappa", kappa)):
+            row[name] = parameter.mean()
+            row[f"{name}_min"], row[f"{name}_max"] = parameter.min(), parameter.max()
+        for name, fitted in (("logistic", layer.logistic), ("gumbel", layer.gumbel)):
+            row[f"{name}_location"] = fitted.location if fitted else math.nan
+            row[f"{name}_scale"] = fitted.scale if fitted else math.nan
+            row[f"log_likelihood_{name}"] = layer.log_likelihood(fitted)
+        row["log_likelihood_learned"] = layer.log_likelihood(layer.learned)
+        row["advantage_of_gumbel"], row["standard_error"] = advantage, error
+        row["fits_better"] = layer.fits_better
+        return {key: "" if value != value else value for key, value in row.items()}
+
+
+@torch.no_grad()
+def analyze(
+    model: nn.Module,
+    loader: Iterable[list[dict]],
+    *,
+    groups: FrequencyGroups | None = None,
+    category_groups: np.ndarray | None = None,
+    sample_size: int = 100_000,
+    seed: int = 0,
+) -> Analysis:
+    """Run a model on pictures, and find which distribution goes into each of its layers.
+
+    Alexandridis et al. (ECCV 2024, section 3) found that what goes into the gates of a network is
+    closer to a Gumbel than to a logistic distribution where classes are imbalanced, and that a
+    fixed sigmoid is the wrong gate for it.
+
+    Args:
+        model: a detectron2 model, or any module that takes the loader's batches. It runs in
+            evaluation mode, and is left in the mode that it was in.
+        loader: batches of pictures. Those with ``instances`` (``gt_boxes``, ``gt_classes``) show
+            the class scores of a model with RoI heads too.
+        groups: the frequency groups, for the class scores.
+        category_groups: (K,) each class's place in ``groups.names``; -1: no group.
+        sample_size: the numbers that are kept of what goes into each layer, at most.
+        seed: of the choice of numbers and proposals.
+    """
+    sampler = InputSampler(model, sample_size, seed)
+    with_scores = category_groups is not None and has_class_scores(model)
+    modes, num_pictures = {m: m.training for m in model.modules()}, 0
+    model.eval()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for batch in tqdm(loader, desc="pictures", unit="batch"):
+                num_pictures += len(batch)
+                inputs = _run(model, batch, sampler)
+                if with_scores and all("instances" in picture for picture in batch):
+                    targets = [picture["instances"] for picture in batch]
+                    sample_class_scores(model.roi_heads, inputs, targets, category_groups, sampler)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    layers = [Layer.of(sample) for sample in tqdm(sampler.samples, desc="fits", unit="layer")]
+    return Analysis(layers, groups, num_pictures)
+
+
+def _run(model: nn.Module, batch: list[dict], sampler: InputSampler) -> tuple | None:
+    """Run the model; returns what its RoI heads were called with, but the targets."""
+    seen = []
+    handle = None
+    if has_class_scores(model):
+        handle = model.roi_heads.register_forward_pre_hook(lambda _, args: seen.append(args[:3]))
+    try:
+        with sampler.watching():
+            model(batch)
+    finally:
+        if handle is not None:
+            handle.remove()
+    return seen[0] if seen else None

@@ -1,0 +1,115 @@
+"""What goes into the class score of RoI heads: of proposals that are matched with ground truth."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from .inputs import CLASS_SCORE, InputSampler, eta_parameters
+
+__all__ = ["has_class_scores", "sample_class_scores"]
+
+
+def has_class_scores(model: nn.Module) -> bool:
+    """Whether a model has RoI heads whose class scores :func:`sample_class_scores` takes."""
+    heads = getattr(model, "roi_heads", None)
+    return hasattr(heads, "label_and_sample_proposals") and hasattr(heads, "box_predictor")
+
+
+def sample_class_scores(
+    heads: nn.Module,
+    inputs: tuple[ImageList, dict[str, Tensor], list[Instances]],
+    targets: Sequence[Instances],
+    category_groups: np.ndarray,
+    sampler: InputSampler,
+) -> None:
+    """Add the logits of one batch to the samples: of each frequency group, and for each stage of a
+    cascade, those of proposals' own classes, and those of classes that they are not of.
+
+    The proposals are matched with ground truth, and chosen, as in training: only the heads
+    themselves are in training mode, not their layers, and only boxes are predicted.
+
+    Args:
+        heads: detectron2's StandardROIHeads or CascadeROIHeads, or a class of these.
+        inputs: images, features and proposals that the heads were called with.
+        targets: the ground truth of each picture, with ``gt_boxes`` and ``gt_classes``.
+        category_groups: (K,) the place of each class's frequency group; -1: no group.
+        sampler: where the samples are.
+    """
+    images, features, proposals = inputs
+    device = proposals[0].proposal_boxes.device
+    targets = [_on(target, device) for target in targets]
+    name = "roi_heads.box_predictor"
+    predictors = {name: heads.box_predictor}
+    if isinstance(heads.box_predictor, nn.ModuleList):
+        predictors = {f"{name}.{i}": p for i, p in enumerate(heads.box_predictor)}
+
+    def sample(name: str, predictor: nn.Module, predictions, labelled: list[Instances]) -> dict:
+        gt_classes = torch.cat([p.gt_classes for p in labelled])
+        _add(name, predictor, predictions[0], gt_classes, category_groups, sampler)
+        return {}
+
+    with ExitStack() as stack:
+        stack.enter_context(EventStorage())
+        for key, value in (("training", True), ("mask_on", False), ("keypoint_on", False)):
+            stack.enter_context(_replaced(heads, key, value))
+        for name, predictor in predictors.items():
+            losses = partial(sample, name, predictor)
+            stack.enter_context(_replaced(predictor, "losses", losses))
+        heads(images, features, proposals, targets)
+
+
+def _add(
+    name: str,
+    predictor: nn.Module,
+    logits: Tensor,
+    gt_classes: Tensor,
+    category_groups: np.ndarray,
+    sampler: InputSampler,
+) -> None:
+    layer, eta = _score(predictor)
+    groups = torch.from_numpy(category_groups).to(gt_classes.device)
+    logits = logits[:, : len(groups)]
+    own = torch.nn.functional.one_hot(gt_classes, len(groups) + 1)[:, :-1].bool()
+    for group in range(int(groups.max()) + 1):
+        for own_class, mask in ((True, own), (False, ~own)):
+            rows, classes = (mask & (groups == group)).nonzero(as_tuple=True)
+            sample = sampler.sample(name, CLASS_SCORE, layer, eta, group=group, own_class=own_class)
+            sample.add(logits[rows, classes], classes)
+
+
+def _score(predictor: nn.Module) -> tuple[str, tuple[np.ndarray, np.ndarray] | None]:
+    """The name of a predictor's class score, and its λ and κ."""
+    default = "sigmoid" if predictor.use_sigmoid_ce else "softmax"
+    name = getattr(predictor, "class_score", default)
+    if hasattr(predictor, "score"):
+        return name, eta_parameters(predictor.score)
+    fixed = {"gumbel": (0.0, 1.0), "sigmoid": (1.0, 1.0)}.get(name)
+    return name, fixed and tuple(np.full(1, value) for value in fixed)
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, value) -> Iterator[None]:
+    """Within, an attribute of the object has another value; its class stays as it is."""
+    attributes = vars(module)
+    before = dict(attributes)
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        del attributes[name]
+        if name in before:
+            attributes[name] = before[name]
+
+
+def _on(target: Instances, device: torch.device) -> Instances:
+    return Instances(
+        target.image_size,
+        gt_boxes=Boxes(target.gt_boxes.tensor.to(device)),
+        gt_classes=target.gt_classes.to(device),
+    )

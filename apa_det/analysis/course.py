@@ -1,0 +1,198 @@
+"""λ and κ over the course of a training, from its ``metrics.json``."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+
+from detectron2.engine import HookBase
+from detectron2.utils.file_io import PathManager
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..activation import AGLU, APA
+from ..evaluation.report.style import DPI, GREY, INK, grid
+from .figures import place
+from .inputs import ACTIVATION, CLASS_SCORE, GATE
+
+__all__ = ["LambdaKappaPlotter", "draw_course", "read_course"]
+
+_KEY = re.compile(r"apa/(?P<layer>.+?)/(?P<symbol>lambda|kappa)(/mean)?")
+_SYMBOLS = {"lambda": "λ", "kappa": "κ"}
+_TITLES = {ACTIVATION: "activations", GATE: "gates", CLASS_SCORE: "class score"}
+
+Course = dict[str, dict[str, list[tuple[int, float]]]]
+
+
+def read_course(metrics_file: str | os.PathLike) -> Course:
+    """λ and κ of every layer, as :class:`apa_det.evaluation.LambdaKappaWriter` wrote them.
+
+    Where a training was resumed from an earlier iteration, or began anew in the same folder, what
+    it wrote takes the place of what was there. A line that is cut off is left out.
+
+    Args:
+        metrics_file: the ``metrics.json`` of a training.
+
+    Returns:
+        ``{layer: {"lambda": [(iteration, value), …], "kappa": …}}``, of layers with a pair for each
+        channel the means. Layers by name, numbers within in their order, and the stem first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not PathManager.isfile(str(metrics_file)):
+        raise FileNotFoundError(f"There is no file {metrics_file}.")
+    written: list[tuple[int, dict[str, float]]] = []
+    with PathManager.open(str(metrics_file)) as file:
+        for line in file:
+            if '"apa/' not in line:
+                continue
+            try:
+                scalars = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            while written and written[-1][0] >= scalars["iteration"]:
+                written.pop()
+            written.append((scalars["iteration"], scalars))
+    course: Course = {}
+    for iteration, scalars in written:
+        for key, value in scalars.items():
+            match = _KEY.fullmatch(key)
+            if match:
+                symbols = course.setdefault(match["layer"], {"lambda": [], "kappa": []})
+                symbols[match["symbol"]].append((iteration, value))
+    return dict(sorted(course.items(), key=lambda item: _natural(item[0])))
+
+
+def draw_course(
+    course: Course, path: str | os.PathLike, kinds: Mapping[str, str] | None = None
+) -> None:
+    """Draw λ and κ of every layer over the iterations, coloured by depth.
+
+    Args:
+        course: as :func:`read_course` gives it.
+        path: the PNG to write.
+        kinds: the kind of each layer, by depth. None: by their names, in the order of the course;
+            those named ``gate`` or ``score`` are no activations.
+
+    Raises:
+        ValueError: the course is empty.
+    """
+    if not course:
+        raise ValueError(
+            "There is no λ and κ to draw: metrics.json holds them where the model has APA or AGLU, "
+            "and MODEL.APA.LOG_PERIOD (train.apa_log_period) is above 0."
+        )
+    if kinds is None:
+        kinds = {name: _kind_by_name(name) for name in course}
+    names = [name for name in kinds if name in course]
+    columns = [kind for kind in _TITLES if any(kinds[name] == kind for name in names)]
+    figure = Figure(figsize=(1.6 + 4.6 * len(columns), 7), layout="constrained")
+    axes = figure.subplots(2, len(columns), sharex=True, squeeze=False)
+    colours = colormaps["viridis"].resampled(len(names))
+    for row, symbol in zip(axes, _SYMBOLS, strict=True):
+        for axis, kind in zip(row, columns, strict=True):
+            for depth, name in enumerate(names):
+                if kinds[name] == kind:
+                    points = course[name][symbol]
+                    marker = "o" if len(points) == 1 else ""
+                    axis.plot(
+                        *zip(*points, strict=True), color=colours(depth), marker=marker, lw=1.4
+                    )
+            grid(axis)
+            if symbol == "lambda":
+                axis.set_title(_TITLES[kind])
+                _mark_limits(axis)
+            else:
+                axis.set_xlabel("iteration")
+        row[0].set_ylabel(_SYMBOLS[symbol], fontsize=14)
+    _depth_bar(figure, axes, names, colours)
+    with PathManager.open(str(path), "wb") as file:
+        figure.savefig(file, format="png", dpi=DPI)
+
+
+class LambdaKappaPlotter(HookBase):
+    """Keeps ``apa_parameters.png`` in the output folder: λ and κ over the training so far.
+
+    It draws ``metrics.json``, so a resumed training shows its whole course. Place it after the
+    ``PeriodicWriter``.
+    """
+
+    def __init__(self, model: nn.Module, output_dir: str, period: int):
+        """
+        Args:
+            model: the model, in DistributedDataParallel or not.
+            output_dir: the folder of ``metrics.json``.
+            period: iterations from one drawing to the next; the last iteration draws too. 0: only
+                the last one does.
+        """
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        self._kinds = {
+            name: _kind(name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, APA)
+        }
+        self._metrics_file = os.path.join(output_dir, "metrics.json")
+        self._path = os.path.join(output_dir, "apa_parameters.png")
+        self._period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        due = done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0)
+        if due and self._kinds and PathManager.isfile(self._metrics_file):
+            course = read_course(self._metrics_file)
+            if course:
+                draw_course(course, self._path, self._kinds)
+
+
+def _kind(name: str, module: nn.Module) -> str:
+    if isinstance(module, AGLU):
+        return ACTIVATION
+    return CLASS_SCORE if _kind_by_name(name) == CLASS_SCORE else GATE
+
+
+def _kind_by_name(name: str) -> str:
+    if name.endswith(".score"):
+        return CLASS_SCORE
+    return GATE if "gate" in name else ACTIVATION
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    parts = re.findall(r"\d+|[^\d.]+", name)
+    return [(p != "stem", int(p) if p.isdecimal() else -1, p) for p in parts]
+
+
+def _mark_limits(axis: Axes) -> None:
+    for y, text in ((1, "λ = 1: logistic"), (0, "λ → 0: Gumbel")):
+        axis.axhline(y, color=GREY, linewidth=1, linestyle=":")
+        axis.annotate(
+            text,
+            (1, y),
+            (-2, 2),
+            xycoords=axis.get_yaxis_transform(),
+            textcoords="offset points",
+            color=INK,
+            ha="right",
+            fontsize=8,
+        )
+
+
+def _depth_bar(figure: Figure, axes, names: list[str], colours) -> None:
+    """The colours by depth, with the part of the network that each is of."""
+    edges = range(len(names) + 1)
+    bar = figure.colorbar(
+        ScalarMappable(BoundaryNorm(edges, len(names)), colours), ax=axes, aspect=40, pad=0.01
+    )
+    firsts = {}
+    for depth, name in enumerate(names):
+        firsts.setdefault(place(name), []).append(depth)
+    middles = [sum(depths) / len(depths) + 0.5 for depths in firsts.values()]
+    bar.set_ticks(middles, labels=list(firsts))
+    bar.ax.invert_yaxis()
+    bar.ax.tick_params(length=0)
