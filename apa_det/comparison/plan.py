@@ -121,14 +121,7 @@ class Plan:
             FileNotFoundError, ValueError: rows differ in what must be the same, a config cannot
                 work (see :func:`apa_det.engine.check_config`), or a kept config is another one.
         """
-        for name, keys in self.differences().items():
-            for key, (theirs, own) in keys.items():
-                if key.startswith(_SAME):
-                    raise ValueError(
-                        f'The rows "{self.rows[0].name}" and "{name}" differ in {key}, {theirs!r} '
-                        f"and {own!r}: set it to one value for all, as a comparison needs the "
-                        "same data, schedule and evaluation."
-                    )
+        self.require_same_conditions()
         cfg = self.rows[0].cfg
         register_datasets(cfg.DATASETS.LVIS_FORMAT, "DATASETS.LVIS_FORMAT")
         if len(cfg.DATASETS.TEST) != 1 or not is_long_tail(cfg, cfg.DATASETS.TEST[0]):
@@ -141,6 +134,17 @@ class Plan:
                 check_config(row.cfg)
         for run in self.runs:
             _require_same_config(run)
+
+    def require_same_conditions(self) -> None:
+        """Raise a ValueError where rows differ in data, schedule or evaluation."""
+        for name, keys in self.differences().items():
+            for key, (theirs, own) in keys.items():
+                if key.startswith(_SAME):
+                    raise ValueError(
+                        f'The rows "{self.rows[0].name}" and "{name}" differ in {key}, {theirs!r} '
+                        f"and {own!r}: set it to one value for all, as a comparison needs the "
+                        "same data, schedule and evaluation."
+                    )
 
 
 def read_plan(
@@ -195,10 +199,14 @@ def _read_description(path: str) -> dict:
         raise ValueError(f"{path} needs a list of rows, each with a name.")
     if not isinstance(content.get("seeds", []), list):
         raise ValueError(f"{path}: seeds is a list of whole numbers, not {content['seeds']!r}.")
+    if not isinstance(content.get("overrides", []), list):
+        raise ValueError(f"{path} needs overrides as a list [KEY, VALUE, ...].")
     for row in content["rows"]:
         _require_keys(f"{path}, a row", row, {"name", "config", "opts"})
         if not isinstance(row.get("name"), str):
             raise ValueError(f"{path}: the row {row!r} needs a name.")
+        if not isinstance(row.get("opts", []), list):
+            raise ValueError(f'{path}: the row "{row["name"]}" needs opts as a list, as overrides.')
         if not row.get("config", content.get("base")):
             raise ValueError(
                 f'{path}: there is no base, so the row "{row["name"]}" needs a config.'

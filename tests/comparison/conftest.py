@@ -1,10 +1,16 @@
-import pytest
+import importlib.util
+from pathlib import Path
 
+import pytest
+import yaml
+
+from apa_det.data import generate_dataset
+
+TOOL = Path(__file__).parents[2] / "tools/compare.py"
 CONFIG = """
 MODEL:
   DEVICE: cpu
   WEIGHTS: ""
-  MASK_ON: {mask_on}
   BACKBONE: {{NAME: build_apa_resnet_fpn_backbone, FREEZE_AT: 0}}
   RESNETS:
     DEPTH: 18
@@ -20,12 +26,12 @@ MODEL:
     POST_NMS_TOPK_TRAIN: 30
     POST_NMS_TOPK_TEST: 30
   ROI_HEADS:
-    NAME: StandardROIHeads
+    NAME: APAROIHeads
     IN_FEATURES: [p2, p3, p4, p5]
     NUM_CLASSES: 4
     BATCH_SIZE_PER_IMAGE: 16
     SCORE_THRESH_TEST: 0.0
-  ROI_BOX_HEAD: {{NAME: FastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 16, POOLER_RESOLUTION: 7}}
+  ROI_BOX_HEAD: {{NAME: APAFastRCNNConvFCHead, NUM_FC: 1, FC_DIM: 16, POOLER_RESOLUTION: 7}}
 INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}}
 DATASETS:
   LVIS_FORMAT:
@@ -43,13 +49,33 @@ VERSION: 2
 @pytest.fixture(scope="session")
 def config_file(tmp_path_factory):
     """Of a tiny Faster R-CNN, with 16 training and 6 test pictures of 4 classes."""
-    from apa_det.data import generate_dataset
-
     folder = tmp_path_factory.mktemp("data")
     generate_dataset(folder, num_train=16, num_val=6, num_classes=4, image_size=64)
     path = folder / "base.yaml"
-    path.write_text(CONFIG.format(data=folder, mask_on=False))
+    path.write_text(CONFIG.format(data=folder))
     return path
+
+
+@pytest.fixture(scope="session")
+def describe(config_file, tmp_path_factory):
+    """Writes a description of rows on the tiny config, in a new folder, and returns its path."""
+
+    def write(*rows, **content):
+        content = {"base": str(config_file), "seeds": [0], "rows": list(rows), **content}
+        path = tmp_path_factory.mktemp("description") / "comparison.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def main():
+    """The command line."""
+    spec = importlib.util.spec_from_file_location("compare", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
 
 
 @pytest.fixture(autouse=True)
