@@ -95,10 +95,43 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR_BIAS_INIT = None
     # In training, its outputs are clamped to ± this. 0: they are not
     cfg.MODEL.ROI_BOX_HEAD.LOGIT_CLAMP = 0.0
-    # DropLoss, for all scores but softmax: scarce classes, those with instances in less than the
-    # threshold's share of the training pictures, get fewer negatives
+    # The loss of the class scores. For softmax: CrossEntropy, BalancedSoftmax, SeesawLoss or
+    # BalancedGroupSoftmax. For sigmoid, gumbel and apa: CrossEntropy, BalancedSoftmax, FocalLoss,
+    # DropLoss, EqualizationLoss, EqualizationLossV2 or FederatedLoss. Or one of your own in
+    # BOX_CLASS_LOSS_REGISTRY. Empty: CrossEntropy, or DropLoss with USE_DROP_LOSS, or FederatedLoss
+    # with USE_FED_LOSS
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_LOSS = ""
+    # For CrossEntropy and FocalLoss: weights of the classes. inverse or sqrt_inverse (of their
+    # frequency), effective_number, a list of one for each class, or a .json file
+    # {"class": weight, ...}. None: they are alike
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = None
+    # For effective_number: β, from 0 (all alike) to below 1 (inverse)
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS_BETA = 0.999
+    # What the frequency of a class is, for CLASS_WEIGHTS, BalancedSoftmax and BalancedGroupSoftmax:
+    # image_count, its training pictures, or instance_count. The other losses take image counts
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_COUNT = "image_count"
+    # FocalLoss: γ, and α, the weight of positives (1 − α is that of negatives). Below 0: no α
+    cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS_GAMMA = 2.0
+    cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS_ALPHA = 0.25
+    # DropLoss: scarce classes, those with instances in less than the threshold's share of the
+    # training pictures, get fewer negatives
     cfg.MODEL.ROI_BOX_HEAD.USE_DROP_LOSS = False
     cfg.MODEL.ROI_BOX_HEAD.DROP_LOSS_THRESHOLD = 0.0011
+    # EqualizationLoss: a foreground proposal gives no negative loss to classes below this share
+    cfg.MODEL.ROI_BOX_HEAD.EQUALIZATION_LOSS_THRESHOLD = 1.76e-3
+    # EqualizationLossV2: γ, μ and α, which map ratios of gradients to weights
+    cfg.MODEL.ROI_BOX_HEAD.EQUALIZATION_LOSS_V2_GAMMA = 12.0
+    cfg.MODEL.ROI_BOX_HEAD.EQUALIZATION_LOSS_V2_MU = 0.8
+    cfg.MODEL.ROI_BOX_HEAD.EQUALIZATION_LOSS_V2_ALPHA = 4.0
+    # SeesawLoss: the exponents of the mitigation and of the compensation factor
+    cfg.MODEL.ROI_BOX_HEAD.SEESAW_LOSS_P = 0.8
+    cfg.MODEL.ROI_BOX_HEAD.SEESAW_LOSS_Q = 2.0
+    # BalancedSoftmax: τ, the share of the log prior that is added to the logits in training
+    cfg.MODEL.ROI_BOX_HEAD.BALANCED_SOFTMAX_TAU = 1.0
+    # BalancedGroupSoftmax: the frequencies from which on a class is in the next group, and how many
+    # proposals of other groups are taken for each of a group's own
+    cfg.MODEL.ROI_BOX_HEAD.GROUP_SOFTMAX_BOUNDARIES = [10, 100, 1000]
+    cfg.MODEL.ROI_BOX_HEAD.GROUP_SOFTMAX_OTHERS_RATIO = 8.0
     # Calibration of the class scores, in inference alone: NorCal or LogitAdjustment, by the image
     # counts of DATASETS.TRAIN, or TauNorm, for the linear PREDICTOR. Empty: none
     cfg.MODEL.ROI_BOX_HEAD.CALIBRATION = ""

@@ -47,6 +47,7 @@ from apa_det.modeling import (
     APAMaskRCNNConvUpsampleHead,
     make_apa_resnet,
 )
+from apa_det.modeling.losses import DropLoss
 
 PICTURE, FEATURES, VECTORS = (2, 3, 32, 32), (2, 32, 8, 8), (4, 32)
 ROI = ShapeSpec(channels=32, height=8, width=8)
@@ -128,7 +129,7 @@ CALLS = [
             num_classes=5,
             class_score="apa",
             score_per_class=True,
-            drop_loss_datasets=["lvis_v1_train"],
+            class_loss=L(DropLoss)(num_classes=5, datasets=["lvis_v1_train"]),
         ),
         VECTORS,
     ),

@@ -28,8 +28,15 @@ _USELESS = re.compile(
     r"((.*\.)?fc(1000)?|linear)\.(weight|bias)|fc1000_[wb]|.*_momentum|lr|weight_order|steps"
     r"|n_averaged|(.*\.)?pixel_(mean|std)|.*anchor_generator\.cell_anchors\..*"
 )
-# What a file and a model may or may not hold.
-_OPTIONAL = ("num_batches_tracked", "fed_loss_cls_weights")
+# Buffers that a file and a model may or may not hold: evaluation makes no use of them.
+OPTIONAL_BUFFERS = (
+    "num_batches_tracked",
+    "fed_loss_cls_weights",
+    # what a class loss gathers in training
+    "class_loss.sample_counts",
+    "class_loss.positive_gradients",
+    "class_loss.negative_gradients",
+)
 # What detectron2's checkpointer takes, where it takes anything.
 _DETECTRON2S = (Layout.DETECTRON2, Layout.ZOO, None)
 # Published with shape (1,), whatever shape of one element the model has.
@@ -251,7 +258,7 @@ def _settle(layout: Layout, renamed: Renamed, expected: Expected) -> Conversion:
         shape, expected_shape = tuple(tensor.shape), None
         if target is not None and target in (expected or {}):
             expected_shape = tuple(expected[target].shape)
-        elif expected is not None and not (target or "").endswith(_OPTIONAL):
+        elif expected is not None and not (target or "").endswith(OPTIONAL_BUFFERS):
             target = None
         if target is None:
             status = "left out" if _USELESS.fullmatch(source) else "unexpected"
@@ -267,7 +274,7 @@ def _settle(layout: Layout, renamed: Renamed, expected: Expected) -> Conversion:
 def _lacking(layout: Layout, renamed: Renamed, expected: dict[str, Tensor]) -> Iterable[Account]:
     filled = {target for _, target, _ in renamed}
     for name, tensor in expected.items():
-        if name not in filled and not name.endswith(_OPTIONAL):
+        if name not in filled and not name.endswith(OPTIONAL_BUFFERS):
             needed = layout not in _EXTRAS or (
                 name.startswith(_bottom_up(expected)) and not _EXTRAS[layout].fullmatch(name)
             )

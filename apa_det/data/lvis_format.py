@@ -167,7 +167,11 @@ def _set_metadata(name: str, dataset: dict) -> None:
         thing_dataset_id_to_contiguous_id=_contiguous_ids(dataset),
         # As in detectron2's LVIS metadata, ids run from 1.
         class_image_count=[
-            {"id": i, "image_count": category["image_count"]}
+            {
+                "id": i,
+                "image_count": category["image_count"],
+                "instance_count": category["instance_count"],
+            }
             for i, category in enumerate(categories, start=1)
         ],
         class_frequency=[category["frequency"] for category in categories],

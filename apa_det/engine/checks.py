@@ -18,7 +18,8 @@ from ..data import ensure_metadata, require_dataset_files
 from ..data.sampling import require_train_sampler
 from ..evaluation import EXTRA_METRICS, load_engine, task_metrics
 from ..modeling import APAInjected, meta_architecture
-from ..modeling.calibration import CALIBRATION_REGISTRY, class_image_counts
+from ..modeling.calibration import CALIBRATION_REGISTRY
+from ..modeling.frequency import class_counts
 from .evaluation import frequency_groups, is_long_tail
 
 __all__ = [
@@ -97,7 +98,7 @@ def require_class_counts(cfg: CfgNode) -> None:
     for dataset in cfg.DATASETS.TRAIN:
         ensure_metadata(dataset)
     check_num_classes(cfg, cfg.DATASETS.TRAIN)
-    class_image_counts(cfg.DATASETS.TRAIN)
+    class_counts(cfg.DATASETS.TRAIN)
 
 
 def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..analysis import LambdaKappaPlotter
 from ..evaluation import BestCheckpointer, LambdaKappaWriter
+from ..modeling.losses import look_up_frequencies
 from .checks import warn_of_other_classes
 from .ema import build_ema
 from .evaluation import without_nan
@@ -115,6 +116,7 @@ def _build_trainer(cfg: DictConfig, model: nn.Module) -> StepTrainer:
     loader = instantiate(cfg.dataloader.train)
     train_names = dataset_names(cfg, "train")  # the loader has read them by now
     check_num_classes(cfg, train_names)
+    look_up_frequencies(model)  # says so if they are unknown
     warn_of_other_classes(train_names, dataset_names(cfg, "test"))
     on_gpu = next(model.parameters()).is_cuda
     device_ids = [comm.get_local_rank()] if on_gpu else None

@@ -9,14 +9,12 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..checkpoint import adapt, load_checkpoint
+from ..checkpoint.conversion import OPTIONAL_BUFFERS
 from .ema import averaged_state
 
 __all__ = ["StrictCheckpointer", "load_for_evaluation"]
 
 logger = logging.getLogger(__name__)
-
-# Buffers that a file need not hold: evaluation makes no use of them.
-_UNUSED = ("num_batches_tracked", "fed_loss_cls_weights")
 
 
 class StrictCheckpointer(DetectionCheckpointer):
@@ -98,7 +96,7 @@ class StrictCheckpointer(DetectionCheckpointer):
                 self._path,
                 "\n  ".join(lines + _grouped(missing)),
             )
-        unexpected = [k for k in incompatible.unexpected_keys if not k.endswith(_UNUSED)]
+        unexpected = [k for k in incompatible.unexpected_keys if not k.endswith(OPTIONAL_BUFFERS)]
         super()._log_incompatible_keys(
             incompatible._replace(missing_keys=[], incorrect_shapes=[], unexpected_keys=unexpected)
         )
@@ -107,7 +105,9 @@ class StrictCheckpointer(DetectionCheckpointer):
         """Without parameters that the file has under another name, and without unused buffers."""
         state = self.model.state_dict(keep_vars=True)
         filled = {id(state[name]) for name in state.keys() - set(missing)}
-        return [k for k in missing if id(state[k]) not in filled and not k.endswith(_UNUSED)]
+        return [
+            k for k in missing if id(state[k]) not in filled and not k.endswith(OPTIONAL_BUFFERS)
+        ]
 
     def _within_model(self, unexpected: list[str]) -> list[str]:
         """Of these names, those in a part, such as ``roi_heads.box_head``, that the model has."""
@@ -117,7 +117,7 @@ class StrictCheckpointer(DetectionCheckpointer):
             for name in unexpected
             if name.count(".") >= 2
             and ".".join(name.split(".")[:2]) in parts
-            and not name.endswith(_UNUSED)
+            and not name.endswith(OPTIONAL_BUFFERS)
         ]
 
 

@@ -27,7 +27,7 @@ from torch import nn
 from ..analysis import LambdaKappaPlotter
 from ..data import build_train_loader
 from ..evaluation import BestCheckpointer, LambdaKappaWriter, V3DetEvaluator
-from ..modeling.losses import get_scarce_classes
+from ..modeling.losses import look_up_frequencies
 from .checks import check_num_classes, require_class_counts, warn_of_other_classes
 from .ema import build_ema
 from .evaluation import SubsetTest, build_long_tail_evaluator, is_long_tail, without_nan
@@ -82,6 +82,7 @@ class Trainer(DefaultTrainer):
                 shard(self.ema.module)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        look_up_frequencies(model)  # says so if they are unknown
         if self._sharded:
             take_full_states(optimizer)
         else:
@@ -156,8 +157,6 @@ class Trainer(DefaultTrainer):
         """See :func:`apa_det.data.build_train_loader`; of as many classes as the model's."""
         loader = build_train_loader(cfg)
         check_num_classes(cfg, cfg.DATASETS.TRAIN)  # the loader has read them by now
-        if cfg.MODEL.ROI_BOX_HEAD.USE_DROP_LOSS:
-            get_scarce_classes(cfg.DATASETS.TRAIN)  # says so if they are unknown
         require_class_counts(cfg)
         warn_of_other_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         return loader

@@ -1,7 +1,7 @@
 """A box predictor whose class score is APA, its Gumbel limit, or detectron2's own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,18 @@ from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..activation import APA, apa_cross_entropy, logit_apa
+from ..activation import APA, logit_apa
 from ..layers import NormedLinear, WrappedCauchyLinear
-from .calibration import CALIBRATION_REGISTRY, Calibration, class_image_counts
-from .losses import drop_loss, get_scarce_classes, share_of_scarce_labels
+from .calibration import CALIBRATION_REGISTRY, Calibration
+from .frequency import class_counts
+from .losses import (
+    SIGMOID,
+    BoxClassLoss,
+    CrossEntropy,
+    Curve,
+    FederatedLoss,
+    build_box_class_loss,
+)
 
 __all__ = ["APAFastRCNNOutputLayers"]
 
@@ -24,12 +32,11 @@ PREDICTORS = ("linear", "normed", "wrapped_cauchy")
 
 
 class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
-    """detectron2's box predictor with a choice of class scores.
+    """detectron2's box predictor with a choice of class scores and of their loss.
 
     "softmax" and "sigmoid" are detectron2's. "apa" is η(z; λ, κ) with learned λ and κ, "gumbel" its
     limit e^(−e^(−z)) (Alexandridis et al., ECCV 2024, and "Long-tailed Instance Segmentation using
-    Gumbel Optimized Loss", ECCV 2022). These two predict no background. Their loss is
-    :func:`apa_det.activation.apa_cross_entropy`; to detectron2's federated loss and test-time
+    Gumbel Optimized Loss", ECCV 2022). These two predict no background; to detectron2's test-time
     filtering they are handed on as their log-odds, whose sigmoid they are.
     """
 
@@ -51,8 +58,10 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         predictor_weight_init: float | None = None,
         predictor_bias_init: float | None = None,
         logit_clamp: float = 0.0,
-        drop_loss_datasets: str | Sequence[str] | None = None,
-        drop_loss_threshold: float = 0.0011,
+        class_loss: BoxClassLoss | None = None,
+        use_fed_loss: bool = False,
+        get_fed_loss_cls_weights: Callable[[], Tensor] | None = None,
+        fed_loss_num_classes: int = 50,
         calibration: str = "",
         calibration_strength: float = 0.0,
         calibration_datasets: str | Sequence[str] = (),
@@ -75,11 +84,10 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             predictor_weight_init, predictor_bias_init: constants that its weights and biases start
                 from. None: weights are drawn, biases are 0 or follow ``score_prior``.
             logit_clamp: in training, what that layer predicts is clamped to ± this; 0: it is not.
-            drop_loss_datasets: for DropLoss, the registered training datasets, by whose image
-                counts classes are scarce; see :func:`apa_det.modeling.losses.get_scarce_classes`.
-                They are looked at in the first training step. None: the loss is detectron2's.
-            drop_loss_threshold: for DropLoss, the share of the pictures below which a class is
-                scarce.
+            class_loss: the loss of the class scores, one of :mod:`apa_det.modeling.losses`. None:
+                :class:`apa_det.modeling.losses.CrossEntropy`, detectron2's own for its scores.
+            use_fed_loss, get_fed_loss_cls_weights, fed_loss_num_classes: as in detectron2; they
+                stand for the class loss :class:`apa_det.modeling.losses.FederatedLoss`.
             calibration: of the scores in inference: a name in ``CALIBRATION_REGISTRY``; "": none.
             calibration_strength: its γ or τ, at least 0.
             calibration_datasets: the registered training datasets, for a calibration by their image
@@ -89,8 +97,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
 
         Raises:
             ValueError: an unknown class score, predictor or calibration, a range, prior,
-                temperature, clamp or strength out of bounds, DropLoss with softmax or with the
-                federated loss, or a calibration for linear classifiers with another.
+                temperature, clamp or strength out of bounds, a class loss for other class scores or
+                of other classes, or a calibration for linear classifiers with another.
         """
         if class_score not in CLASS_SCORES:
             raise ValueError(
@@ -108,24 +116,27 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             use_sigmoid_ce=class_score != "softmax",
             **kwargs,
         )
-        if drop_loss_datasets is not None and (class_score == "softmax" or self.use_fed_loss):
-            other = "the federated loss" if self.use_fed_loss else "the class score softmax"
-            raise ValueError(f"DropLoss does not go together with {other}.")
         self.class_score = class_score
         self.logit_clamp = logit_clamp
-        if isinstance(drop_loss_datasets, str):
-            drop_loss_datasets = [drop_loss_datasets]
-        self.drop_loss_datasets = drop_loss_datasets
-        self.drop_loss_threshold = drop_loss_threshold
-        self._scarce_classes: Tensor | None = None
+        if use_fed_loss and class_loss is not None:
+            raise ValueError("Give use_fed_loss or a class_loss, not both.")
+        if use_fed_loss:
+            class_loss = FederatedLoss(
+                num_classes,
+                get_fed_loss_cls_weights=get_fed_loss_cls_weights,
+                fed_loss_num_classes=fed_loss_num_classes,
+            )
+        self.class_loss = CrossEntropy(num_classes) if class_loss is None else class_loss
         self.calibration = _build_calibration(calibration, calibration_strength, predictor)
         if isinstance(calibration_datasets, str):
             calibration_datasets = [calibration_datasets]
         self.calibration_datasets = calibration_datasets
         self._class_counts: Tensor | None = None
+        self._check_class_loss()
 
         has_apa = self.predicts_apa
-        sizes = self.cls_score.in_features, num_classes if has_apa else num_classes + 1
+        num_outputs = num_classes if has_apa else num_classes + 1
+        sizes = self.cls_score.in_features, self.class_loss.num_outputs or num_outputs
         if predictor == "normed":
             self.cls_score = NormedLinear(
                 *sizes,
@@ -134,7 +145,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         elif predictor == "wrapped_cauchy":
             self.cls_score = WrappedCauchyLinear(*sizes)
-        elif has_apa:
+        elif sizes[1] != num_classes + 1:
             self.cls_score = nn.Linear(*sizes)
             nn.init.normal_(self.cls_score.weight, std=0.01)
             nn.init.zeros_(self.cls_score.bias)
@@ -153,6 +164,26 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             nn.init.constant_(self.cls_score.weight, predictor_weight_init)
         if predictor_bias_init is not None:
             nn.init.constant_(self.cls_score.bias, predictor_bias_init)
+
+    def _check_class_loss(self) -> None:
+        name, loss = type(self.class_loss).__name__, self.class_loss
+        if self.class_score not in loss.class_scores:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.CLASS_LOSS {name} goes with the class scores "
+                f"{', '.join(loss.class_scores)}, and MODEL.ROI_BOX_HEAD.CLASS_SCORE is "
+                f"{self.class_score}: choose another of the two."
+            )
+        if loss.num_classes != self.num_classes:
+            raise ValueError(
+                f"The class loss {name} is for {loss.num_classes} classes, and the predictor for "
+                f"{self.num_classes}."
+            )
+
+        if loss.num_outputs and self.calibration is not None:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.CALIBRATION does not go together with the CLASS_LOSS {name}, "
+                "which balances the scores itself: leave one of the two out."
+            )
 
     def _set_prior(self, score_prior: float) -> None:
         if not 0 < score_prior < 1:
@@ -174,6 +205,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: set one of them otherwise."
             )
         args = super().from_config(cfg, input_shape)
+        for name in ("use_fed_loss", "get_fed_loss_cls_weights", "fed_loss_num_classes"):
+            args.pop(name, None)
         default = "sigmoid" if args.pop("use_sigmoid_ce") else "softmax"
         return {
             **args,
@@ -189,11 +222,10 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             "predictor_weight_init": head.PREDICTOR_WEIGHT_INIT,
             "predictor_bias_init": head.PREDICTOR_BIAS_INIT,
             "logit_clamp": head.LOGIT_CLAMP,
-            "drop_loss_datasets": cfg.DATASETS.TRAIN if head.USE_DROP_LOSS else None,
-            "drop_loss_threshold": head.DROP_LOSS_THRESHOLD,
+            "class_loss": build_box_class_loss(cfg),
             "calibration": head.CALIBRATION,
             "calibration_strength": head.CALIBRATION_STRENGTH,
-            "calibration_datasets": cfg.DATASETS.TRAIN,
+            "calibration_datasets": cfg.DATASETS.TRAIN if head.CALIBRATION else (),
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,8 +234,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             x: box features of shape (N, ...).
 
         Returns:
-            Scores: logits of shape (N, K) for "gumbel" and "apa", (N, K + 1) for the others. Box
-            deltas of shape (N, 4K), or (N, 4) if class-agnostic.
+            Scores: logits of shape (N, K) for "gumbel" and "apa", (N, K + 1) for the others, or
+            what the class loss asks for. Box deltas of shape (N, 4K), or (N, 4) if class-agnostic.
         """
         scores, deltas = super().forward(x)
         if self.training and self.logit_clamp:
@@ -216,25 +248,32 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         """As in detectron2.
 
         Raises:
-            ValueError: DropLoss's classes are not as many as the predictor's, or unknown.
+            ValueError: the training datasets do not tell what the class loss needs.
         """
         logits, deltas = predictions
-        if not self.predicts_apa:
-            return super().losses(predictions, proposals)
-        if self.use_fed_loss:
-            return super().losses((self._log_odds(logits), deltas), proposals)
         gt_classes = torch.cat([p.gt_classes for p in proposals])
-        _log_classification_stats(self._log_odds(logits.detach()), gt_classes)
+        _log_classification_stats(self._with_background(logits.detach()), gt_classes)
         proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # Pictures without annotations have no gt_boxes, and no foreground to regress.
         gt_boxes = torch.cat(
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
         losses = {
-            "loss_cls": self._apa_loss(logits, gt_classes),
+            "loss_cls": self._loss_of_classes(logits, gt_classes),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _loss_of_classes(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+        if self.class_score == "softmax":
+            return self.class_loss(logits, gt_classes, None)
+        return self.class_loss(logits[:, : self.num_classes], gt_classes, self._curve(logits))
+
+    def _with_background(self, logits: Tensor) -> Tensor:
+        """Of shape (N, K + 1), the largest of which is the class that is predicted."""
+        if self.class_loss.num_outputs:
+            return self.class_loss.probabilities(logits)
+        return self._log_odds(logits) if self.predicts_apa else logits
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
@@ -245,6 +284,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             ValueError: a calibration's image counts are unknown, or of another number of classes.
         """
         logits, deltas = predictions
+        if self.class_loss.num_outputs:
+            probabilities = self.class_loss.probabilities(logits)
+            return probabilities.split([len(p) for p in proposals])
         if self.calibration is not None:
             logits = self.calibration.logits(logits, self.cls_score, self.num_classes)
         if self.predicts_apa:
@@ -257,7 +299,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _counts(self, device: torch.device) -> Tensor:
         """The image counts that a calibration goes by, looked up once."""
         if self._class_counts is None:
-            counts = class_image_counts(self.calibration_datasets)
+            counts = class_counts(self.calibration_datasets)
             if counts.shape != (self.num_classes,):
                 raise ValueError(
                     f"The calibration got the image counts of {len(counts)} classes for a "
@@ -272,45 +314,15 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def predicts_apa(self) -> bool:
         return self.class_score in ("gumbel", "apa")
 
-    def _curve(self, logits: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """λ and κ of the class score."""
-        return (0.0, 1.0) if self.class_score == "gumbel" else self.score.parameters_for(logits)
+    def _curve(self, logits: Tensor) -> Curve:
+        """λ and κ of the class score, unless it is softmax."""
+        if self.class_score == "apa":
+            return self.score.parameters_for(logits)
+        return SIGMOID if self.class_score == "sigmoid" else (0.0, 1.0)
 
     def _log_odds(self, logits: Tensor) -> Tensor:
         """Of each class's score, and 0 for the background: float32, shape (N, K + 1)."""
         return F.pad(logit_apa(logits.float(), *self._curve(logits)), (0, 1))
-
-    def _apa_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
-        arguments = {}
-        if self.drop_loss_datasets is not None:
-            scarce = self._scarce(gt_classes.device)
-            arguments = {"scarce": scarce, "share": share_of_scarce_labels(gt_classes, scarce)}
-        loss = apa_cross_entropy(logits, gt_classes, *self._curve(logits), **arguments)
-        return loss / max(len(logits), 1)
-
-    def sigmoid_cross_entropy_loss(self, pred_class_logits: Tensor, gt_classes: Tensor) -> Tensor:
-        """As in detectron2, or with DropLoss.
-
-        Raises:
-            ValueError: DropLoss's classes are not as many as the predictor's, or unknown.
-        """
-        if self.drop_loss_datasets is None or pred_class_logits.numel() == 0:
-            return super().sigmoid_cross_entropy_loss(pred_class_logits, gt_classes)
-        return drop_loss(pred_class_logits[:, :-1], gt_classes, self._scarce(gt_classes.device))
-
-    def _scarce(self, device: torch.device) -> Tensor:
-        """The classes that DropLoss spares, looked up once."""
-        if self._scarce_classes is None:
-            scarce = get_scarce_classes(self.drop_loss_datasets, self.drop_loss_threshold)
-            if scarce.shape != (self.num_classes,):
-                raise ValueError(
-                    f"DropLoss got the image counts of {len(scarce)} classes for a predictor of "
-                    f"{self.num_classes}: MODEL.ROI_HEADS.NUM_CLASSES has to be that of the "
-                    "training dataset."
-                )
-            self._scarce_classes = scarce
-        self._scarce_classes = self._scarce_classes.to(device)
-        return self._scarce_classes
 
 
 def _build_calibration(name: str, strength: float, predictor: str) -> Calibration | None:

@@ -1,10 +1,7 @@
 """Calibration of class scores after training, by how often each class was seen in it."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
-from detectron2.data import MetadataCatalog
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
@@ -14,7 +11,6 @@ __all__ = [
     "LogitAdjustment",
     "NorCal",
     "TauNorm",
-    "class_image_counts",
     "logit_adjustment",
     "nor_cal",
     "tau_norm",
@@ -147,30 +143,3 @@ class TauNorm(Calibration):
 
     def logits(self, logits: Tensor, layer: nn.Module, num_classes: int) -> Tensor:
         return tau_norm(logits, layer.weight, layer.bias, num_classes, self.strength)
-
-
-def class_image_counts(dataset_names: Sequence[str]) -> Tensor:
-    """The pictures that show each class: ``class_image_count`` of the datasets' metadata, summed.
-
-    Args:
-        dataset_names: registered datasets of the same classes, which have been read.
-
-    Returns:
-        int64, shape (K,), by contiguous id.
-
-    Raises:
-        ValueError: the metadata of a dataset lack the counts, or datasets have other classes.
-    """
-    counts = []
-    for name in dataset_names:
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("class_image_count") is None:
-            raise ValueError(
-                f"The dataset {name} does not give the image count of each class: register its "
-                "LVIS-format file with DATASETS.LVIS_FORMAT."
-            )
-        by_class = sorted(metadata.class_image_count, key=lambda c: c["id"])
-        counts.append([c["image_count"] for c in by_class])
-    if len({len(c) for c in counts}) != 1:
-        raise ValueError(f"The datasets {', '.join(dataset_names)} have different classes.")
-    return torch.tensor(counts).sum(dim=0)

@@ -2,6 +2,10 @@
 # 2024): AP 29.1, APr 21.6, APc 29.8, APf 31.9, box AP 29.1.
 # train.init_checkpoint is the authors' ImageNet checkpoint, converted by
 # tools/convert_checkpoint.py.
+from detectron2.config import LazyCall as L
+
+from apa_det.modeling.losses import DropLoss
+
 from .mask_rcnn_R_50_FPN_softmax_2x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.update(activation="aglu", gate="se")
@@ -10,7 +14,9 @@ model.roi_heads.box_predictor.update(
     predictor_weight_init=0.001,
     predictor_bias_init=-2.0,
     logit_clamp=10.0,
-    drop_loss_datasets="${dataloader.train.dataset.names}",
+    class_loss=L(DropLoss)(
+        num_classes="${..num_classes}", datasets="${dataloader.train.dataset.names}"
+    ),
     test_nms_thresh=0.3,
 )
 model.roi_heads.mask_head.update(

@@ -25,7 +25,8 @@ def test_two_processes(arguments, tmp_path):
         text=True,
         timeout=300,
     )
-    for check in ("gradients", "unused", "gathers_once", "fsdp", "fsdp_overflow"):
+    checks = "gradients", "unused", "gathers_once", "fsdp", "fsdp_overflow", "class_losses"
+    for check in checks:
         assert done.stdout.count(f"check_{check}: ok") == 2, done.stdout + done.stderr
     # the last one ends the job: an unused parameter, for which the other process would wait
     assert done.returncode == 1

@@ -27,6 +27,7 @@ from apa_det.engine.parallel import (
 )
 from apa_det.engine.step import StepTrainer
 from apa_det.evaluation import LongTailEvaluator
+from apa_det.modeling.losses import SIGMOID, EqualizationLossV2, SeesawLoss
 
 
 def share(data):
@@ -271,6 +272,24 @@ def check_fsdp_overflow(arguments):
         assert torch.equal(parameter.full_tensor(), before[name]), name
 
 
+def check_class_losses(arguments):
+    """What they gather of two processes, one of them without proposals, is that of one process."""
+    torch.manual_seed(0)
+    logits, gt_classes = torch.randn(8, 5), torch.tensor([0, 1, 4, 2, 0, 4, 4, 3])
+    for loss in (SeesawLoss(4), EqualizationLossV2(4)):
+        whole = copy.deepcopy(loss)
+        columns = slice(None if isinstance(loss, SeesawLoss) else -1)
+        for size in (4, 8, 2):  # of the main process
+            ours = slice(size) if comm.is_main_process() else slice(size, None)
+            loss(logits[ours, columns], gt_classes[ours], SIGMOID)
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.setattr(comm, "get_world_size", lambda: 1)
+                whole(logits[:, columns], gt_classes, SIGMOID)
+        assert_in_sync(loss)
+        for name, buffer in whole.named_buffers():
+            torch.testing.assert_close(loss.get_buffer(name), buffer, rtol=1e-6, atol=0)
+
+
 def main(args):
     torch.set_num_threads(1)
 
@@ -292,6 +311,7 @@ CHECKS = (
     check_gathers_once,
     check_fsdp,
     check_fsdp_overflow,
+    check_class_losses,
 )
 
 if __name__ == "__main__":

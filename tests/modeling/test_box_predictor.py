@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from apa_det import add_apa_config
 from apa_det.layers import normed_linear, wrapped_cauchy_linear
 from apa_det.modeling import APAFastRCNNOutputLayers
+from apa_det.modeling.losses import DropLoss
 
 K = 5
 SHAPE = ShapeSpec(channels=16)
@@ -242,9 +243,8 @@ def set_image_counts(name, counts):
 def test_drop_loss(score):
     """The labels are not scarce: classes that are get no gradient but from the draws, of which
     none is kept, as the share of scarce labels is 0."""
-    predictor = make(
-        class_score=score, drop_loss_datasets="drop_loss_data", drop_loss_threshold=0.5
-    )
+    loss = DropLoss(K, datasets="drop_loss_data", threshold=0.5)
+    predictor = make(class_score=score, class_loss=loss)
     set_image_counts("drop_loss_data", [9, 1, 9, 1, 9])
     for _ in range(2):
         predictor.zero_grad()
@@ -261,7 +261,7 @@ def test_drop_loss(score):
 
 def test_drop_loss_of_other_classes():
     set_image_counts("drop_loss_four", [1] * 4)
-    predictor = make(class_score="gumbel", drop_loss_datasets=["drop_loss_four"])
+    predictor = make(class_score="gumbel", class_loss=DropLoss(K, datasets=["drop_loss_four"]))
     with EventStorage(), pytest.raises(ValueError, match="4 classes for a predictor of 5"):
         predictor.losses(predictor(torch.randn(2, 16)), make_proposals([0, 5]))
 
@@ -287,7 +287,8 @@ def test_from_config():
     MetadataCatalog.get("box_predictor_data").set(class_image_count=counts, num_images=100)
     with EventStorage():
         predictor.losses(predictor(torch.randn(2, 16)), make_proposals([0, 80]))
-    assert predictor._scarce_classes.tolist() == [True] * 49 + [False] * 31
+    scarce = predictor.class_loss.of_classes(torch.device("cpu"))
+    assert scarce.tolist() == [True] * 49 + [False] * 31
 
 
 @pytest.mark.parametrize(
@@ -300,7 +301,7 @@ def test_from_config():
         (dict(PREDICTOR="cosine"), "Unknown predictor 'cosine'.*wrapped_cauchy"),
         (dict(PREDICTOR="normed", PREDICTOR_TEMPERATURE=0.0), "above 0"),
         (dict(LOGIT_CLAMP=-1.0), "at least 0"),
-        (dict(USE_DROP_LOSS=True), "does not go together with the class score softmax"),
+        (dict(USE_DROP_LOSS=True), "DropLoss goes with .* sigmoid, gumbel, apa, and .* is softmax"),
     ],
 )
 def test_errors(head, message):

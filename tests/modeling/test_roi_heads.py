@@ -3,6 +3,7 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -100,13 +101,13 @@ def test_awkward_pictures(cascade):
 
 @pytest.mark.parametrize("cascade", [False, True])
 @pytest.mark.parametrize("score", ["gumbel", "apa"])
-def test_federated_loss_needs_no_other_key(cascade, score, monkeypatch):
-    from detectron2.modeling.roi_heads import fast_rcnn
-
+def test_federated_loss_needs_no_other_key(cascade, score):
     cfg = make_cfg(cascade, score=score)
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
     cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES = 2
-    monkeypatch.setattr(fast_rcnn, "get_fed_loss_cls_weights", lambda **_: torch.ones(3))
+    cfg.DATASETS.TRAIN = ("roi_heads_counts",)
+    counts = [{"id": i, "image_count": 1} for i in range(3)]
+    MetadataCatalog.get("roi_heads_counts").set(class_image_count=counts)
     model = build_model(cfg)
     with EventStorage():
         losses = model([picture(2)])

@@ -1,22 +1,16 @@
 """DropLoss against a slow re-statement and hand-worked cases, and GOL where it is hardest."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
 
 from apa_det import logit_apa
-from apa_det.modeling import losses
-from apa_det.modeling.losses import drop_loss, drop_loss_weights, get_scarce_classes
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from apa_det.modeling.losses import drop_loss, drop_loss_weights
 
 
 def fix_draws(monkeypatch, draws):
-    monkeypatch.setattr(losses.torch, "rand", lambda *size, **_: draws.clone().view(size))
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: draws.clone().view(size))
 
 
 def restated_weights(gt_classes, scarce, draws):
@@ -134,41 +128,3 @@ def test_any_logit(lambda_, value):
     loss = drop_loss(logit_apa(z, lambda_, 1.0), gt_classes, scarce)
     loss.backward()
     assert loss.isfinite() and z.grad.isfinite().all()
-
-
-def set_counts(name, counts, **metadata):
-    MetadataCatalog.get(name).set(
-        class_image_count=[{"id": i, "image_count": c} for i, c in counts], **metadata
-    )
-
-
-def test_scarce_classes():
-    set_counts("losses_a", [(2, 110), (1, 109), (3, 5000)], num_images=100_000)
-    set_counts("losses_b", [(1, 2), (2, 0), (3, 0)], num_images=1_000)
-    assert get_scarce_classes(["losses_a"], 0.0011).tolist() == [True, False, False]
-    assert get_scarce_classes(["losses_a"], 0.05).tolist() == [True, True, False]
-    both = get_scarce_classes(["losses_a", "losses_b"], 111 / 101_000)
-    assert both.tolist() == [False, True, False]
-
-
-def test_scarce_classes_of_lvis():
-    """109 pictures or fewer: all rare and common classes, and a few frequent ones."""
-    file = SHARED / "lvis" / "lvis_v1_train_cat_info.json"
-    if not file.is_file():
-        pytest.skip(f"needs {file}")
-    categories = sorted(json.loads(file.read_text()), key=lambda c: c["id"])
-    scarce = get_scarce_classes(("lvis_v1_train",))
-    assert scarce.tolist() == [c["image_count"] <= 109 for c in categories]
-    frequencies = [c["frequency"] for c, s in zip(categories, scarce, strict=True) if s]
-    assert [frequencies.count(f) for f in "rcf"] == [337, 461, 17]
-
-
-def test_scarce_classes_errors():
-    with pytest.raises(ValueError, match="coco_2017_train does not give.*LVIS_FORMAT"):
-        get_scarce_classes(["coco_2017_train"])
-    set_counts("losses_no_total", [(1, 2)])
-    with pytest.raises(ValueError, match="losses_no_total does not give"):
-        get_scarce_classes(["losses_no_total"])
-    set_counts("losses_c", [(1, 2)], num_images=10)
-    with pytest.raises(ValueError, match="different classes"):
-        get_scarce_classes(["lvis_v1_train", "losses_c"])

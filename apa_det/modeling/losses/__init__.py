@@ -1,0 +1,73 @@
+"""Losses of the box classifier, most of them for data with a long tail: one family per file."""
+
+from .balanced_softmax import BalancedSoftmax, log_prior_ratios
+from .base import (
+    BINARY_SCORES,
+    BOX_CLASS_LOSS_REGISTRY,
+    SIGMOID,
+    BoxClassLoss,
+    Curve,
+    FrequencyLoss,
+    build_box_class_loss,
+    log_odds,
+    look_up_frequencies,
+)
+from .class_weights import (
+    WeightedLoss,
+    effective_number_weights,
+    inverse_weights,
+    read_class_weights,
+)
+from .cross_entropy import CrossEntropy, binary_cross_entropy, softmax_cross_entropy
+from .drop import DropLoss, drop_loss, drop_loss_weights, share_of_scarce_labels
+from .equalization import (
+    EqualizationLoss,
+    EqualizationLossV2,
+    equalization_loss_v2,
+    equalization_weights,
+    gradients_by_class,
+)
+from .federated import FederatedLoss, federated_classes
+from .focal import FocalLoss, focal_loss
+from .grouped_softmax import BalancedGroupSoftmax, group_softmax_loss, group_softmax_probabilities
+from .seesaw import SeesawLoss, seesaw_factors, seesaw_loss
+
+__all__ = [
+    "BINARY_SCORES",
+    "BOX_CLASS_LOSS_REGISTRY",
+    "BalancedGroupSoftmax",
+    "BalancedSoftmax",
+    "BoxClassLoss",
+    "CrossEntropy",
+    "Curve",
+    "DropLoss",
+    "EqualizationLoss",
+    "EqualizationLossV2",
+    "FederatedLoss",
+    "FocalLoss",
+    "FrequencyLoss",
+    "SIGMOID",
+    "SeesawLoss",
+    "WeightedLoss",
+    "binary_cross_entropy",
+    "build_box_class_loss",
+    "drop_loss",
+    "drop_loss_weights",
+    "effective_number_weights",
+    "equalization_loss_v2",
+    "equalization_weights",
+    "federated_classes",
+    "focal_loss",
+    "gradients_by_class",
+    "group_softmax_loss",
+    "group_softmax_probabilities",
+    "inverse_weights",
+    "log_odds",
+    "log_prior_ratios",
+    "look_up_frequencies",
+    "read_class_weights",
+    "seesaw_factors",
+    "seesaw_loss",
+    "share_of_scarce_labels",
+    "softmax_cross_entropy",
+]

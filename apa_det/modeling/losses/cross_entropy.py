@@ -1,0 +1,71 @@
+"""The class scores' own cross-entropies, with weights of the classes if wished."""
+
+import torch.nn.functional as F
+from detectron2.layers import cross_entropy
+from torch import Tensor
+
+from ...activation import apa_cross_entropy
+from .base import BINARY_SCORES, BOX_CLASS_LOSS_REGISTRY, SIGMOID, Curve, log_odds, one_hot
+from .class_weights import WeightedLoss
+
+__all__ = ["CrossEntropy", "binary_cross_entropy", "softmax_cross_entropy"]
+
+
+def softmax_cross_entropy(
+    logits: Tensor, gt_classes: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of the softmax, by the number of proposals.
+
+    Args:
+        logits: shape (N, K + 1), the background last.
+        gt_classes: shape (N,), K for the background.
+        weights: shape (N,), of each proposal's loss; None: 1.
+
+    Returns:
+        A scalar; 0 without proposals.
+    """
+    if weights is None:
+        return cross_entropy(logits, gt_classes)
+    losses = F.cross_entropy(logits, gt_classes, reduction="none")
+    return (losses * weights).sum() / max(len(logits), 1)
+
+
+def binary_cross_entropy(
+    log_odds: Tensor, gt_classes: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy, summed over classes, by the number of proposals.
+
+    With ``weights`` it is Cui et al.'s class-balanced sigmoid cross-entropy, where the weight of a
+    proposal's class multiplies its losses for all classes.
+
+    Args:
+        log_odds: shape (N, K), the log-odds of each class's score.
+        gt_classes: shape (N,), K for the background.
+        weights: shape (N,), of each proposal's loss; None: 1.
+
+    Returns:
+        A scalar; 0 without proposals.
+    """
+    targets = one_hot(gt_classes, log_odds.shape[1]).to(log_odds.dtype)
+    weights = None if weights is None else weights[:, None].to(log_odds.dtype)
+    loss = F.binary_cross_entropy_with_logits(log_odds, targets, weights, reduction="sum")
+    return loss / max(len(log_odds), 1)
+
+
+@BOX_CLASS_LOSS_REGISTRY.register()
+class CrossEntropy(WeightedLoss):
+    """:func:`softmax_cross_entropy`, or :func:`binary_cross_entropy` of the other class scores.
+
+    Without weights, the loss of Gumbel and APA scores is one pass over their logits
+    (:func:`apa_det.activation.apa_cross_entropy`). Class scores: softmax, sigmoid, gumbel, apa.
+    """
+
+    class_scores = ("softmax", *BINARY_SCORES)
+
+    def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve | None) -> Tensor:
+        weights = self.weights_of(gt_classes)
+        if curve is None:
+            return softmax_cross_entropy(logits, gt_classes, weights)
+        if weights is None and curve is not SIGMOID:
+            return apa_cross_entropy(logits, gt_classes, *curve) / max(len(logits), 1)
+        return binary_cross_entropy(log_odds(logits, curve), gt_classes, weights)

@@ -1,0 +1,104 @@
+"""DropLoss: fewer negatives for scarce classes. With Gumbel scores it is GOL + DropLoss."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from ...activation import apa_cross_entropy
+from ..frequency import get_scarce_classes
+from .base import BOX_CLASS_LOSS_REGISTRY, SIGMOID, Curve, FrequencyLoss, one_hot
+
+__all__ = ["DropLoss", "drop_loss", "drop_loss_weights", "share_of_scarce_labels"]
+
+
+def drop_loss(log_odds: Tensor, gt_classes: Tensor, scarce: Tensor) -> Tensor:
+    """Binary cross-entropy over classes with DropLoss's weights, by the number of proposals.
+
+    Of the log-odds of Gumbel scores it is "GOL + DropLoss": "Long-tailed Instance Segmentation
+    using Gumbel Optimized Loss" (Alexandridis et al., ECCV 2022) with :func:`drop_loss_weights`.
+
+    Args:
+        log_odds: shape (N, K), the log-odds of each class's score; see
+            :func:`apa_det.logit_apa`.
+        gt_classes: shape (N,), K for the background.
+        scarce: boolean, shape (K,).
+
+    Returns:
+        A scalar; 0 without proposals.
+    """
+    targets = one_hot(gt_classes, log_odds.shape[1]).to(log_odds.dtype)
+    weights = drop_loss_weights(gt_classes, scarce)
+    loss = F.binary_cross_entropy_with_logits(log_odds, targets, weights, reduction="sum")
+    return loss / max(len(log_odds), 1)
+
+
+def drop_loss_weights(gt_classes: Tensor, scarce: Tensor) -> Tensor:
+    """Which losses DropLoss keeps ("DropLoss for Long-Tail Instance Segmentation", AAAI 2021).
+
+    A foreground proposal gives no negative loss to scarce classes. That of a background proposal to
+    a scarce class is dropped where a uniform draw, one for each, exceeds the share of scarce labels
+    among the foreground proposals; without foreground proposals none is dropped.
+
+    Args:
+        gt_classes: shape (N,), K for the background.
+        scarce: boolean, shape (K,).
+
+    Returns:
+        Shape (N, K), float32: 1 where the loss is kept, 0 where it is dropped.
+    """
+    n, k = len(gt_classes), len(scarce)
+    share = share_of_scarce_labels(gt_classes, scarce)
+    drawn = torch.rand(n, k, device=gt_classes.device) > share
+    dropped = scarce & ~one_hot(gt_classes, k) & ((gt_classes < k)[:, None] | drawn)
+    return (~dropped).float()
+
+
+def share_of_scarce_labels(gt_classes: Tensor, scarce: Tensor) -> Tensor:
+    """Of the foreground proposals, those of scarce classes: a scalar, 1 without any foreground.
+
+    Arguments as for :func:`drop_loss_weights`.
+    """
+    num_foreground = (gt_classes < len(scarce)).sum()
+    num_scarce = F.pad(scarce, (0, 1))[gt_classes].sum()
+    return torch.where(num_foreground > 0, num_scarce / num_foreground.clamp(min=1), 1.0)
+
+
+@BOX_CLASS_LOSS_REGISTRY.register()
+class DropLoss(FrequencyLoss):
+    """:func:`drop_loss`, in one pass over the logits of Gumbel and APA scores.
+
+    Class scores: sigmoid, gumbel, apa.
+    """
+
+    @configurable
+    def __init__(
+        self, num_classes: int, *, datasets: str | Sequence[str], threshold: float = 0.0011
+    ):
+        """
+        Args:
+            num_classes: K, the number of foreground classes.
+            datasets: the registered training datasets, by whose image counts classes are scarce;
+                see :func:`apa_det.modeling.frequency.get_scarce_classes`.
+            threshold: the share of the pictures below which a class is scarce.
+        """
+        super().__init__(num_classes, datasets)
+        self.threshold = threshold
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        threshold = cfg.MODEL.ROI_BOX_HEAD.DROP_LOSS_THRESHOLD
+        return {**super().from_config(cfg), "threshold": threshold}
+
+    def from_datasets(self) -> Tensor:
+        return get_scarce_classes(self.datasets, self.threshold)
+
+    def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
+        scarce = self.of_classes(gt_classes.device)
+        if curve is SIGMOID:
+            return drop_loss(logits, gt_classes, scarce)
+        share = share_of_scarce_labels(gt_classes, scarce)
+        loss = apa_cross_entropy(logits, gt_classes, *curve, scarce=scarce, share=share)
+        return loss / max(len(logits), 1)

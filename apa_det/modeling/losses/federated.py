@@ -1,0 +1,95 @@
+"""The federated loss: of a few classes at a time."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from ..frequency import class_counts
+from .base import BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss, log_odds
+
+__all__ = ["FederatedLoss", "federated_classes"]
+
+
+def federated_classes(gt_classes: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    """The labels, and classes drawn by their weights until there are ``num_classes``.
+
+    Args:
+        gt_classes: int64, shape (N,), K for the background, which counts as one of the classes, as
+            in detectron2.
+        weights: shape (K,), at least 0: where it is 0, a class is not drawn.
+        num_classes: more if there are more labels, fewer if the weights allow no more.
+
+    Returns:
+        int64: the classes, without the background.
+    """
+    labels = torch.unique(gt_classes)
+    weights = F.pad(weights.float(), (0, 1))
+    weights[labels] = 0
+    num_drawn = min(num_classes - len(labels), int((weights > 0).sum()))
+    if num_drawn > 0:
+        labels = torch.cat([labels, torch.multinomial(weights, num_drawn)])
+    return labels[labels < len(weights) - 1]
+
+
+@BOX_CLASS_LOSS_REGISTRY.register()
+class FederatedLoss(FrequencyLoss):
+    """detectron2's federated loss: binary cross-entropy of :func:`federated_classes`.
+
+    "Probabilistic two-stage detection" (Zhou et al., 2021), for datasets that say of a few classes
+    for each picture whether they are there. Class scores: sigmoid, gumbel, apa.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        get_fed_loss_cls_weights: Callable[[], Tensor],
+        fed_loss_num_classes: int = 50,
+    ):
+        """
+        Args:
+            num_classes: K, the number of foreground classes.
+            get_fed_loss_cls_weights: gives the weights, of shape (K,), that classes are drawn by.
+                It is called when the training datasets have been read.
+            fed_loss_num_classes: as ``num_classes`` of :func:`federated_classes`.
+        """
+        super().__init__(num_classes)
+        self.get_fed_loss_cls_weights = get_fed_loss_cls_weights
+        self.fed_loss_num_classes = fed_loss_num_classes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        head, datasets = cfg.MODEL.ROI_BOX_HEAD, cfg.DATASETS.TRAIN
+        return {
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "get_fed_loss_cls_weights": partial(
+                _frequency_weights, datasets, head.FED_LOSS_FREQ_WEIGHT_POWER
+            ),
+            "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
+        }
+
+    def from_datasets(self) -> Tensor:
+        return self.get_fed_loss_cls_weights()
+
+    def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
+        weights = self.of_classes(logits.device)
+        classes = federated_classes(gt_classes, weights, self.fed_loss_num_classes)
+        chosen = log_odds(logits[:, classes], _of(curve, classes))
+        targets = (gt_classes[:, None] == classes).to(chosen.dtype)
+        loss = F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum")
+        return loss / max(len(logits), 1)
+
+
+def _frequency_weights(datasets: Sequence[str], power: float) -> Tensor:
+    return class_counts(datasets).float() ** power
+
+
+def _of(curve: Curve, classes: Tensor) -> Curve:
+    """The λ and κ of some classes."""
+    per_class = isinstance(curve[0], Tensor) and curve[0].numel() > 1
+    return tuple(value[:, classes] for value in curve) if per_class else curve

@@ -1,0 +1,114 @@
+"""Seesaw loss: negatives of rarer classes weigh less, and those of false predictions more."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from .base import BOX_CLASS_LOSS_REGISTRY, BoxClassLoss, Curve, sum_over_processes
+
+__all__ = ["SeesawLoss", "seesaw_factors", "seesaw_loss"]
+
+
+def seesaw_loss(
+    logits: Tensor,
+    gt_classes: Tensor,
+    counts: Tensor,
+    p: float = 0.8,
+    q: float = 2.0,
+    min_score: float = 0.01,
+) -> Tensor:
+    """Seesaw loss of a softmax over classes and background, by the number of proposals.
+
+    −log of e^{z_i} / (e^{z_i} + Σ_{j≠i} S_ij e^{z_j}) for the class i of a proposal ("Seesaw Loss
+    for Long-Tailed Instance Segmentation", Wang et al., CVPR 2021, equations 5 to 8), with the
+    factors S of :func:`seesaw_factors`. p = q = 0 is the cross-entropy of the softmax.
+
+    Args:
+        logits: shape (N, K + 1), the background last.
+        gt_classes: shape (N,), K for the background.
+        counts: shape (K,), the samples of each class so far.
+        p, q, min_score: as for :func:`seesaw_factors`.
+
+    Returns:
+        A scalar; 0 without proposals.
+    """
+    factors = seesaw_factors(logits.detach(), gt_classes, counts, p, q, min_score)
+    loss = F.cross_entropy(logits + factors, gt_classes, reduction="sum")
+    return loss / max(len(logits), 1)
+
+
+def seesaw_factors(
+    logits: Tensor,
+    gt_classes: Tensor,
+    counts: Tensor,
+    p: float = 0.8,
+    q: float = 2.0,
+    min_score: float = 0.01,
+) -> Tensor:
+    """log S_ij for the class i of each proposal, where S_ij = M_ij C_ij.
+
+    The mitigation factor M_ij is (N_j / N_i)^p where class j has had fewer samples than i, else 1.
+    The compensation factor C_ij is (σ_j / σ_i)^q where its score σ_j, of the plain softmax, is
+    above σ_i, else 1. The paper's factors are between classes; the background, which is no matter
+    of the long tail, keeps the factor 1 against every class, and every class against it.
+
+    Args:
+        logits: shape (N, K + 1), the background last.
+        gt_classes: shape (N,), K for the background.
+        counts: shape (K,), the samples N of each class so far. One without any counts as 1.
+        p, q: the exponents, at least 0.
+        min_score: σ_i is taken for at least this, as the authors do.
+
+    Returns:
+        Shape (N, K + 1), at least float32.
+    """
+    num_classes = len(counts)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    factors = torch.zeros_like(logits, dtype=dtype)
+    rows = (gt_classes < num_classes).nonzero()[:, 0]
+    labels, z = gt_classes[rows], logits[rows].to(dtype)
+    log_n = counts.clamp(min=1).to(dtype).log()
+    # log σ is z less the logsumexp, which the ratio of two scores does not need.
+    own = torch.maximum(z.gather(1, labels[:, None]), z.logsumexp(1, True) + math.log(min_score))
+    compensation = (z[:, :-1] - own).clamp_(min=0).mul_(q)
+    mitigation = (log_n[labels][:, None] - log_n).clamp_(min=0)
+    factors[rows, :-1] = compensation.sub_(mitigation, alpha=p)
+    return factors
+
+
+@BOX_CLASS_LOSS_REGISTRY.register()
+class SeesawLoss(BoxClassLoss):
+    """:func:`seesaw_loss`, which counts the foreground proposals of each class as it trains.
+
+    All processes count together, and checkpoints hold the counts. Class scores: softmax.
+    """
+
+    class_scores = ("softmax",)
+
+    @configurable
+    def __init__(self, num_classes: int, *, p: float = 0.8, q: float = 2.0):
+        """
+        Args:
+            num_classes: K, the number of foreground classes.
+            p, q: as for :func:`seesaw_factors`.
+        """
+        super().__init__(num_classes)
+        if p < 0 or q < 0:
+            raise ValueError(f"The exponents of Seesaw loss are at least 0, not {p} and {q}.")
+        self.p = p
+        self.q = q
+        self.register_buffer("sample_counts", torch.zeros(num_classes, dtype=torch.int64))
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        head = cfg.MODEL.ROI_BOX_HEAD
+        return {**super().from_config(cfg), "p": head.SEESAW_LOSS_P, "q": head.SEESAW_LOSS_Q}
+
+    def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve | None = None) -> Tensor:
+        if self.training:
+            counts = torch.bincount(gt_classes, minlength=self.num_classes + 1)[:-1]
+            self.sample_counts += sum_over_processes(counts)
+        return seesaw_loss(logits, gt_classes, self.sample_counts, self.p, self.q)
