@@ -23,8 +23,8 @@ class ReproducibleLoader:
 
     Attributes:
         skip: batches to leave out at the start, those that a resumed training has seen.
-        digest: of the pictures so far, those left out included: which they were, in which order,
-            and where their objects are after augmentation. Empty before the first.
+        digest: of the pictures given so far: which they are, in which order, and where their
+            objects are after augmentation. A resumed training sets it to what it was.
     """
 
     def __init__(self, build: Callable[[], Iterable[list[dict]]], seed: int):
@@ -34,7 +34,7 @@ class ReproducibleLoader:
             seed: of its random numbers.
         """
         self.skip = 0
-        self._digest = None
+        self.digest = ""
         outside = _state()
         seed_all_rng(seed)
         self._inside = _state()
@@ -43,26 +43,18 @@ class ReproducibleLoader:
             self._loader = build()
 
     def __iter__(self) -> Iterator[list[dict]]:
-        self._digest = hashlib.sha256()
         with self._own_random_numbers():
             batches = iter(self._loader)
         for _ in trange(self.skip, desc="Batches already seen", disable=not self.skip):
             self._next(batches)
         while True:
-            yield self._next(batches)
-
-    @property
-    def digest(self) -> str:
-        return self._digest.hexdigest() if self._digest else ""
+            batch = self._next(batches)
+            self.digest = _digest(self.digest, batch)
+            yield batch
 
     def _next(self, batches: Iterator[list[dict]]) -> list[dict]:
         with self._own_random_numbers():
-            batch = next(batches)
-        for picture in batch:
-            self._digest.update(f"{picture['image_id']} {tuple(picture['image'].shape)}".encode())
-            if "instances" in picture:
-                self._digest.update(picture["instances"].gt_boxes.tensor.numpy().tobytes())
-        return batch
+            return next(batches)
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
@@ -73,6 +65,15 @@ class ReproducibleLoader:
         finally:
             self._inside = _state()
             _set_state(outside)
+
+
+def _digest(before: str, batch: list[dict]) -> str:
+    digest = hashlib.sha256(before.encode())
+    for picture in batch:
+        digest.update(f"{picture['image_id']} {tuple(picture['image'].shape)}".encode())
+        if "instances" in picture:
+            digest.update(picture["instances"].gt_boxes.tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _state() -> tuple:

@@ -35,9 +35,10 @@ def format_tables(results: Results) -> str:
     """Markdown: a table for each task, one of the costs, the notes, and what the rows change."""
     first = results.plan.rows[0].name
     parts = [
-        f"Mean ± standard deviation over the seeds {_listed(results.plan.seeds)}; Δ is the "
+        f"Mean ± standard deviation over {_listed(results.plan.seeds)}; Δ is the "
         f"difference to {first}, with the 95 % interval of {results.num_resamples:,} bootstrap "
-        f"resamples of the {results.num_pictures:,} test pictures and of the seeds."
+        f"resamples of the {results.num_pictures:,} test pictures and of the seeds. An iteration's "
+        "time is the median, without the reading of pictures; memory is the most in training."
     ]
     parts += [_task_table(results, task) for task in results.tasks]
     parts.append(_cost_table(results))
@@ -177,7 +178,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def _listed(seeds: list[int]) -> str:
-    return ", ".join(map(str, seeds))
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _markdown(lines: list[list[str]], headers: list[str]) -> str:

@@ -1,6 +1,7 @@
 """One run of a comparison, trained and evaluated in this process, with what it costs."""
 
 import gzip
+import hashlib
 import logging
 import os
 import platform
@@ -10,6 +11,7 @@ import sys
 import time
 from argparse import Namespace
 from contextlib import suppress
+from pathlib import Path
 
 import detectron2
 import numpy as np
@@ -110,7 +112,6 @@ class ReproducibleTrainer(Trainer):
 
     Attributes:
         costs: what its iterations cost.
-        pictures: the loader.
     """
 
     def build_hooks(self) -> list[HookBase]:
@@ -119,8 +120,18 @@ class ReproducibleTrainer(Trainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        self.pictures = self._trainer.data_loader
         self.pictures.skip = self.start_iter
+
+    @property
+    def pictures(self) -> ReproducibleLoader:
+        return self._trainer.data_loader
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "pictures": self.pictures.digest}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.pictures.digest = state["pictures"]
 
     def metrics(self) -> dict[str, float]:
         """Those of the last evaluation, such as "bbox/AP"."""
@@ -154,10 +165,19 @@ def _compress(source: str, target: str) -> None:
     os.remove(source)
 
 
+def _code_digest() -> str:
+    """Of the package's files: a checkout that changes keeps its version."""
+    root = Path(apa_det.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def _versions(device: str) -> dict[str, str]:
     cuda = device.startswith("cuda")
     return {
-        "apa_det": apa_det.__version__,
+        "apa_det": f"{apa_det.__version__}, code {_code_digest()}",
         "detectron2": detectron2.__version__,
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -40,6 +40,10 @@ def test_a_run_that_is_resumed_sees_the_same_pictures(describe, tmp_path, whole)
     checkpoint = torch.load(Path(run.folder) / "model_final.pth", weights_only=False)
     assert len(checkpoint["trainer"]["hooks"]["CostMeter"]["seconds"]) == 4
 
+    Path(run.result_file).unlink()  # as if it had been stopped while it was evaluated
+    train_run(run.folder)
+    assert read_json(run.result_file) == resumed
+
 
 def test_what_a_run_keeps(whole):
     assert whole["metrics"].keys() >= {"bbox/AP", "bbox/AP50", "bbox/APr", "bbox/APc", "bbox/APf"}
