@@ -52,10 +52,12 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.APA.INJECT = CN()
     # The meta-architecture of the model
     cfg.MODEL.APA.INJECT.META_ARCHITECTURE = "GeneralizedRCNN"
-    # Patterns of the names of activations, such as "backbone.*" or "roi_heads.box_head.*"
+    # Patterns of the names of activations, such as "backbone.*" or "roi_heads.box_head.*", and of
+    # those to leave out, such as "!backbone.top_block.*"
     cfg.MODEL.APA.INJECT.NAMES = ["*"]
     # AGLU takes the place of relu, leaky_relu, relu6, elu, celu, selu, gelu, silu, mish and
-    # hardswish, and APA that of sigmoid and hardsigmoid modules. Empty: all of them
+    # hardswish, and APA that of sigmoid (modules) and hardsigmoid. Empty: all of them. Calls of
+    # torch.sigmoid, which may be gates or scores, only by their own name, functional_sigmoid
     cfg.MODEL.APA.INJECT.TYPES = []
     # replaced: λ and κ start where they come closest to what was there, so that trained weights go
     # on working. Empty: they start from LAMBDA_RANGE and KAPPA_RANGE, those of APA from

@@ -8,11 +8,13 @@ from functools import cache
 
 from torch import nn
 
+from .kinds import KINDS
 from .source import Found, Method, methods_of
 
 __all__ = ["Call", "Site", "calls_of", "iterates_over_itself"]
 
 Site = tuple[str, int]  # the method that a call is in, and its place among that one's calls
+Key = tuple[str | None, str | None, str]  # what is called: attribute, or kind and options
 
 _ITERATORS = ("children", "named_children", "_modules")
 
@@ -22,8 +24,9 @@ class Call:
     """A call of an activation in the source of a class.
 
     Attributes:
-        name: that of the module to be called instead: ``act``, or ``act1``, ``act2``, … in a class
-            with several; ``relu1``, ``relu2``, … for several calls of ``self.relu``.
+        name: that of the module to be called instead: ``act`` (``gate`` for a sigmoid), or
+            ``act1``, ``act2``, … in a class with several; ``relu1``, ``relu2``, … for several calls
+            of ``self.relu``.
         sites: where it is. They are several where only one of them runs, as in the branches of an
             ``if``: then the first calls of all branches are one, and so on.
         kind: its name in ``KINDS``.
@@ -51,18 +54,19 @@ def calls_of(cls: type[nn.Module]) -> tuple[Call, ...]:
     references = Counter(name for method in methods.values() for name in method.references())
     walk = _Walk(methods)
     walk.method("forward", {})
-    called = Counter(key[0] for key, _ in walk.calls)
+    called = Counter((key[0], _name(key)) for key, _ in walk.calls)
     sites = Counter(key[0] for (key, _), found in walk.calls.items() for _ in found)
     numbers = Counter()
     calls = []
-    for ((attribute, *_), _), found in walk.calls.items():
-        if attribute and (called[attribute] == 1 or sites[attribute] < references[attribute]):
+    for (key, _), found in walk.calls.items():
+        attribute, name = key[0], _name(key)
+        is_only = called[attribute, name] == 1
+        if attribute and (is_only or sites[attribute] < references[attribute]):
             continue
-        base = attribute or "act"
-        numbers[base] += 1
+        numbers[name] += 1
         calls.append(
             Call(
-                base if called[attribute] == 1 else f"{base}{numbers[base]}",
+                name if is_only else f"{name}{numbers[name]}",
                 tuple(site for site, _ in found),
                 *(found[0][1].kind, found[0][1].called, found[0][1].function, attribute),
             )
@@ -78,6 +82,11 @@ def iterates_over_itself(cls: type[nn.Module]) -> bool:
     )
 
 
+def _name(key: Key) -> str:
+    attribute, kind, _ = key
+    return attribute or ("gate" if KINDS[kind].gate else "act")
+
+
 class _Walk:
     """Goes through methods as they run, and finds the calls that are one.
 
@@ -88,7 +97,7 @@ class _Walk:
     def __init__(self, methods: dict[str, Method]):
         self._methods = methods
         self._entered: set[str] = set()
-        self.calls: dict[tuple, list[tuple[Site, Found]]] = {}
+        self.calls: dict[tuple[Key, int], list[tuple[Site, Found]]] = {}
 
     def method(self, name: str, counts: dict) -> dict:
         """Go through a method, and return the counts of calls up to its end."""

@@ -85,7 +85,7 @@ def find_channels(model: nn.Module, places: Sequence[Place], example: object) ->
     recorders = [_Recorder(place, features) for place in places]
     training = {module: module.training for module in model.modules()}
     hook = register_module_forward_hook(note)
-    put(places, recorders, torch.device("cpu"))
+    put(places, recorders, torch.empty(0))
     try:
         with torch.no_grad(), torch.random.fork_rng():
             model.eval()(*(example if isinstance(example, tuple) else (example,)))

@@ -29,15 +29,16 @@ class Kind:
         closest: λ and κ, and the largest distance for |z| ≤ 10: that of GELU's usual approximation,
             and least distances for the others. None: none are close.
         gate: whether APA takes its place, and not AGLU.
+        default: whether it is replaced where no types are named.
     """
 
-    module: type[nn.Module]
+    module: type[nn.Module] | None
     functions: tuple[Callable, ...]
     closest: tuple[float, float, float] | None = None
     gate: bool = False
+    default: bool = True
 
 
-# A sigmoid that is called as a function is a score more often than a gate: it has no functions.
 KINDS: dict[str, Kind] = {
     "relu": Kind(
         nn.ReLU, (F.relu, F.relu_, torch.relu, torch.relu_), (1.0, RELU_KAPPA, 0.279 / RELU_KAPPA)
@@ -52,12 +53,20 @@ KINDS: dict[str, Kind] = {
     "mish": Kind(nn.Mish, (F.mish,), (2.2025, 1.8958, 0.017)),
     "hardswish": Kind(nn.Hardswish, (F.hardswish,)),
     "sigmoid": Kind(nn.Sigmoid, (), (1.0, 1.0, 1e-6), gate=True),
-    "hardsigmoid": Kind(nn.Hardsigmoid, (), (1.0, 0.9413, 0.057), gate=True),
+    # Called as a function, a sigmoid is a score more often than a gate.
+    "functional_sigmoid": Kind(
+        None,
+        (F.sigmoid, torch.sigmoid, torch.sigmoid_),
+        (1.0, 1.0, 1e-6),
+        gate=True,
+        default=False,
+    ),
+    "hardsigmoid": Kind(nn.Hardsigmoid, (F.hardsigmoid,), (1.0, 0.9413, 0.057), gate=True),
 }
 
 _KIND_OF_FUNCTION = {f: name for name, kind in KINDS.items() for f in kind.functions}
 _KIND_OF_CLASS = {
-    **{name.replace("_", ""): name for name in KINDS},
+    **{name.replace("_", ""): name for name, kind in KINDS.items() if kind.module},
     "swish": "silu",
     "memoryefficientswish": "silu",
     "gelutanh": "gelu",
@@ -108,6 +117,6 @@ def closest(kind: str | None, function: Function | None, name: str) -> tuple[flo
                 return lambda_, kappa
     described = function if isinstance(function, nn.Module) else kind
     raise ValueError(
-        f'like="replaced": no λ and κ come close to {described} at {name}. Leave it out by names '
-        "or types, or start from ranges."
+        f'like="replaced": no λ and κ come close to {described} at {name}. Leave it out by types, '
+        f'or by names ("!{name}"), or start from ranges.'
     )

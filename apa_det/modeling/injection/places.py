@@ -5,14 +5,34 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from ...activation import APA
-from .calls import Call, calls_of
+from .calls import Call, calls_of, iterates_over_itself
 from .kinds import KINDS, kind_of_function, kind_of_module
 from .source import Chosen, calling_modules
 
-__all__ = ["Place", "find_places", "injected_names", "put", "put_back", "set_attribute"]
+__all__ = [
+    "Place",
+    "find_places",
+    "has_hooks",
+    "injected_names",
+    "obstacle",
+    "put",
+    "put_back",
+    "set_attribute",
+]
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
 
 
 @dataclass(frozen=True)
@@ -85,12 +105,39 @@ def _calls_left(owner: nn.Module) -> list[Call]:
     ]
 
 
-def put(places: Sequence[Place], modules: Iterable[nn.Module], device: torch.device) -> None:
+def obstacle(place: Place) -> str | None:
+    """Why a place cannot take a module; None: it can."""
+    owner = place.owner
+    kind = type(owner).__name__
+    if place.call is not None and isinstance(owner, fx.GraphModule):
+        return f"the {kind} is a traced graph. Inject before the model is traced"
+    if place.call is not None and iterates_over_itself(_original_class(owner)):
+        return f"the {kind} goes through its children, and would take it for one of them"
+    for name, value in vars(owner).items():
+        if name in ("_modules", "_apa_replaced") or not isinstance(value, list | tuple | dict):
+            continue
+        held = value.values() if isinstance(value, dict) else value
+        if isinstance(place.old, nn.Module) and any(item is place.old for item in held):
+            return f"the {kind} also holds what is there in its {name}, and may call that"
+    return None
+
+
+def has_hooks(module: object) -> bool:
+    """Whether something is called where a module runs."""
+    return isinstance(module, nn.Module) and any(vars(module)[name] for name in _HOOKS)
+
+
+def put(places: Sequence[Place], modules: Iterable[nn.Module], like: Tensor) -> None:
     """Put a module in each place, and keep in its owner what was there.
 
-    The modules go to the device of the owner's parameters, or to ``device`` if it has none.
+    A module takes on the hooks of the one that was there, its owner's mode, and the device and the
+    dtype of the owner's parameters, or those of ``like`` if it has none.
     """
     calls = defaultdict(list)
+    for place in places:
+        if place.call is not None:
+            calls[place.owner] += [(*site, place.attribute) for site in place.call.sites]
+    classes = {o: _class_with(o, [*_calls_done(o), *its_calls]) for o, its_calls in calls.items()}
     for place, module in zip(places, modules, strict=True):
         owner, name = place.owner, place.attribute
         replaced = vars(owner).setdefault("_apa_replaced", {})
@@ -99,11 +146,13 @@ def put(places: Sequence[Place], modules: Iterable[nn.Module], device: torch.dev
             vars(owner).pop(name, None)
         else:
             replaced[name] = None  # the class knows
-            calls[owner] += [(*site, name) for site in place.call.sites]
-        module.to(next((p.device for p in owner.parameters()), device)).train(owner.training)
+        if has_hooks(place.old):  # shared, so that what registered them can remove them
+            vars(module).update({hooks: vars(place.old)[hooks] for hooks in _HOOKS})
+        floats = (p for p in owner.parameters() if p.is_floating_point())
+        module.to(next(floats, like)).train(owner.training)
         owner._modules[name] = module
-    for owner, its_calls in calls.items():
-        _set_calls(owner, [*_calls_done(owner), *its_calls])
+    for owner, cls in classes.items():
+        owner.__class__ = cls
 
 
 def set_attribute(owner: nn.Module, name: str, value: object) -> None:
@@ -120,15 +169,16 @@ def put_back(owner: nn.Module, names: Iterable[str]) -> None:
         old = replaced.pop(name)
         if isinstance(old, nn.Module):
             new = owner._modules[name]
-            device = next((p.device for p in new.parameters()), None)
-            owner._modules[name] = old.to(device).train(new.training)
+            like = next(new.parameters(), None)
+            owner._modules[name] = (old if like is None else old.to(like)).train(new.training)
             continue
         owner._modules.pop(name, None)
         if old is not None:
             vars(owner)[name] = old
     if not replaced:
         del vars(owner)["_apa_replaced"]
-    _set_calls(owner, [call for call in _calls_done(owner) if call[-1] not in names])
+    left = [call for call in _calls_done(owner) if call[-1] not in names]
+    owner.__class__ = _class_with(owner, left)
 
 
 def injected_names(owner: nn.Module) -> list[str]:
@@ -144,6 +194,6 @@ def _calls_done(owner: nn.Module) -> Chosen:
     return getattr(type(owner), "_apa_calls", ())
 
 
-def _set_calls(owner: nn.Module, calls: list[tuple[str, int, str]]) -> None:
+def _class_with(owner: nn.Module, calls: list[tuple[str, int, str]]) -> type[nn.Module]:
     original = _original_class(owner)
-    owner.__class__ = calling_modules(original, tuple(sorted(calls))) if calls else original
+    return calling_modules(original, tuple(sorted(calls))) if calls else original

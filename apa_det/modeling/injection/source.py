@@ -8,6 +8,7 @@ plain Python: what copies, saves, traces, scripts or compiles a module does so a
 import __future__
 
 import ast
+import builtins
 import copy
 import inspect
 import linecache
@@ -19,7 +20,7 @@ from functools import cache, reduce
 from itertools import count
 from types import FunctionType, ModuleType
 
-import torch.nn.functional as F
+import torch
 from torch import nn
 
 from .kinds import KINDS, kind_of_function
@@ -28,7 +29,12 @@ __all__ = ["Chosen", "Found", "Method", "calling_modules", "methods_of"]
 
 logger = logging.getLogger(__name__)
 
-_TENSOR_METHODS = {"relu": "relu", "relu_": "relu"}  # name to kind
+_TENSOR_METHODS = {
+    "relu": torch.relu,
+    "relu_": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "sigmoid_": torch.sigmoid,
+}
 _FUTURE_FLAGS = reduce(
     int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
@@ -111,7 +117,7 @@ class Method:
         parents: its calls by ``super()``: the names of methods, and what they are here.
 
     Raises:
-        OSError, SyntaxError: there is no source.
+        OSError, SyntaxError: there is no source that could be run anew.
     """
 
     def __init__(self, name: str, owner: type, function: FunctionType, is_static: bool):
@@ -120,10 +126,13 @@ class Method:
         self.parents: dict[str, str] = {}
         self._function = inspect.unwrap(function)
         self._is_static = is_static
-        self._self = "self" if is_static else self._function.__code__.co_varnames[0]
+        code = self._function.__code__
+        self._self = "self" if is_static else (*code.co_varnames[: code.co_argcount], None)[0]
         self.tree = ast.parse(textwrap.dedent(inspect.getsource(self._function))).body[0]
-        if not isinstance(self.tree, ast.FunctionDef):
-            raise OSError(f"{self._function.__qualname__} is not defined by def.")
+        if not isinstance(self.tree, ast.FunctionDef) or self._self is None:
+            raise OSError(f"{self._function.__qualname__} is no def with an argument self.")
+        if not is_static and not all(map(self._knows, self.tree.decorator_list)):
+            raise OSError(f"A decorator of {self._function.__qualname__} is local.")
         self.calls = self._find_calls(self.tree)
 
     def references(self) -> Iterator[str]:
@@ -160,11 +169,14 @@ class Method:
         # Their values come from the method: names may mean something else where it is made anew.
         tree.args.defaults = [ast.Constant(None) for _ in tree.args.defaults]
         tree.args.kw_defaults = [d and ast.Constant(None) for d in tree.args.kw_defaults]
+        tree.returns = self._if_known(tree.returns)
+        for argument in ast.walk(tree.args):
+            if isinstance(argument, ast.arg):
+                argument.annotation = self._if_known(argument.annotation)
         method = self._compile(tree)
         function = inspect.unwrap(method)
-        function.__defaults__ = self._function.__defaults__
-        function.__kwdefaults__ = self._function.__kwdefaults__
-        function.__qualname__ = self._function.__qualname__
+        for attribute in ("__defaults__", "__kwdefaults__", "__annotations__", "__qualname__"):
+            setattr(function, attribute, getattr(self._function, attribute))
         return method
 
     def _find_calls(self, tree: ast.FunctionDef) -> list[Found]:
@@ -187,9 +199,10 @@ class Method:
             written = ast.unparse(ast.Tuple([*arguments[1:], *options.values()], ast.Load()))
             return Found(node, arguments[0], kind, function, with_options, written, None)
         if isinstance(called, ast.Attribute) and not arguments and not options:
-            kind = _TENSOR_METHODS.get(called.attr)
-            if kind is not None and self._resolve(called.value) is None:
-                return Found(node, called.value, kind, F.relu, F.relu, "()", None)
+            function = _TENSOR_METHODS.get(called.attr)
+            if function is not None and self._resolve(called.value) is None:
+                kind = kind_of_function(function)
+                return Found(node, called.value, kind, function, function, "()", None)
         return None
 
     def _is_self(self, node: ast.expr) -> bool:
@@ -205,6 +218,14 @@ class Method:
             module = self._resolve(node.value)
             return getattr(module, node.attr, None) if isinstance(module, ModuleType) else None
         return None
+
+    def _knows(self, node: ast.expr) -> bool:
+        """Whether all names in it mean something outside of the class, and of what it is in."""
+        known = {*self._cells(), *self._function.__globals__, *vars(builtins)}
+        return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} <= known
+
+    def _if_known(self, annotation: ast.expr | None) -> ast.expr | None:
+        return annotation if annotation is not None and self._knows(annotation) else None
 
     def _cells(self) -> dict[str, object]:
         names, cells = self._function.__code__.co_freevars, self._function.__closure__ or ()
@@ -308,11 +329,11 @@ def _is_torchs(function: FunctionType) -> bool:
 
 
 def _warn_of_hidden_calls(function: FunctionType) -> None:
-    called = {f.__name__ for kind in KINDS.values() for f in kind.functions}
+    called = {f.__name__ for kind in KINDS.values() if kind.default for f in kind.functions}
     called &= {*function.__code__.co_names}
     if called:
         logger.warning(
-            "The source of %s cannot be read: its calls of %s stay as they are.",
+            "The source of %s cannot be written anew: its calls of %s stay as they are.",
             *(function.__qualname__, ", ".join(sorted(called))),
         )
 
