@@ -8,25 +8,31 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
+from detectron2.utils.registry import locate
 from matplotlib.figure import Figure
+from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
-from ..evaluation import Detections, GroundTruth, LongTailEvaluator, evaluate
+from ..data import ensure_metadata
+from ..evaluation import Detections, FrequencyGroups, GroundTruth, LongTailEvaluator, evaluate
 from ..evaluation.comparison import format_number
 from ..evaluation.predictions import detections_from_instances
 from ..evaluation.report.style import DPI, GREY, INK, grid, group_colour
 from ..modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
 from .evaluation import frequency_groups, subset_loader
+from .lazy import load_lazy
+from .lazy_setup import box_predictors, dataset_names
 from .loading import load_for_evaluation
 
-__all__ = ["STRENGTHS", "CalibrationFit", "calibrate", "fit_calibration"]
+__all__ = ["STRENGTHS", "CalibrationFit", "calibrate", "calibrate_lazy", "fit_calibration"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,19 +118,67 @@ def calibrate(
     """
     if cfg.MODEL.LOAD_PROPOSALS:
         raise ValueError(
-            "MODEL.LOAD_PROPOSALS True: a calibration is fitted on proposals of an RPN."
+            "A calibration is fitted on an RPN's proposals: MODEL.LOAD_PROPOSALS False."
         )
-    name = cfg.DATASETS.TRAIN[0]
-    evaluator = LongTailEvaluator(
-        name, groups=frequency_groups(cfg), subset=num_pictures, subset_only=True
-    )
+    cfg = cfg.clone()
+    cfg.defrost()
+    head, name = cfg.MODEL.ROI_BOX_HEAD, cfg.DATASETS.TRAIN[0]
+    head.CALIBRATION, head.CALIBRATION_STRENGTH = method, 1.0
+    evaluator = _evaluator(name, num_pictures, frequency_groups(cfg))
     model = build_model(cfg)
     load_for_evaluation(cfg, model)
     loader = subset_loader(cfg, name, evaluator.subset.image_ids)
-    logger.info("Fitting %s on %d pictures of %s", method, len(loader.dataset), name)
     return fit_calibration(
         model, loader, evaluator.subset, evaluator.category_ids, method, strengths
     )
+
+
+def calibrate_lazy(
+    cfg: DictConfig,
+    method: str,
+    num_pictures: int = 500,
+    strengths: Sequence[float] = STRENGTHS,
+) -> CalibrationFit:
+    """As :func:`calibrate`, of a LazyConfig: of ``train.init_checkpoint``, on pictures of the first
+    dataset of ``dataloader.train``, read as those of ``dataloader.test``.
+
+    Args:
+        cfg: the config, as :func:`apa_det.engine.setup_lazy` gives it. Its box predictors get the
+            calibration.
+        method, num_pictures, strengths: as for :func:`calibrate`.
+    """
+    names = dataset_names(cfg, "train")
+    if not names:
+        raise ValueError(
+            "A calibration is fitted on dataloader.train.dataset.names: name one there."
+        )
+    for predictor in (OmegaConf.select(cfg, key) for key in box_predictors(cfg)):
+        target = predictor._target_
+        if issubclass(
+            locate(target) if isinstance(target, str) else target, APAFastRCNNOutputLayers
+        ):
+            predictor.update(
+                calibration=method, calibration_strength=1.0, calibration_datasets=names
+            )
+    evaluator = _evaluator(names[0], num_pictures, None)
+    for name in names:
+        ensure_metadata(name)
+    model = load_lazy(cfg)
+    chosen = set(evaluator.subset.image_ids.tolist())
+    records = get_detection_dataset_dicts(names[0], filter_empty=False)
+    loader = build_detection_test_loader(
+        [record for record in records if record["image_id"] in chosen],
+        mapper=instantiate(cfg.dataloader.test.mapper),
+        num_workers=cfg.dataloader.test.get("num_workers", 0),
+    )
+    return fit_calibration(
+        model, loader, evaluator.subset, evaluator.category_ids, method, strengths
+    )
+
+
+def _evaluator(name: str, num_pictures: int, groups: FrequencyGroups | None) -> LongTailEvaluator:
+    logger.info("Choosing %d pictures of %s", num_pictures, name)
+    return LongTailEvaluator(name, groups=groups, subset=num_pictures, subset_only=True)
 
 
 def fit_calibration(
@@ -142,8 +196,9 @@ def fit_calibration(
     and averaged.
 
     Args:
-        model: a detector whose boxes :class:`APAFastRCNNOutputLayers` predicts, on any device. It
-            is left with the calibration that it came with, in eval mode.
+        model: a detector whose boxes :class:`APAFastRCNNOutputLayers` predicts, on any device, with
+            its ``calibration_datasets``. It is left with the calibration that it came with, in eval
+            mode.
         loader: a detectron2 test loader of the pictures.
         truth: the ground truth of these pictures.
         category_ids: (K,) the dataset's category id of each class of the model.
@@ -151,7 +206,7 @@ def fit_calibration(
         strengths: at least 0 each.
 
     Raises:
-        ValueError: the model has no such predictor, or the calibration is not for it.
+        ValueError: the model has no such predictor, or lacks the datasets.
     """
     predictors = [m for m in model.modules() if isinstance(m, APAFastRCNNOutputLayers)]
     if not predictors:
@@ -160,6 +215,11 @@ def fit_calibration(
             "APACascadeROIHeads."
         )
     calibrations = [CALIBRATION_REGISTRY.get(method)(strength) for strength in strengths]
+    if calibrations[0].needs_counts and not all(p.calibration_datasets for p in predictors):
+        raise ValueError(
+            f"{method} goes by the image counts of the training set: give the box predictors "
+            "calibration_datasets."
+        )
     found: list[list[Detections]] = [[] for _ in strengths]
     before = [predictor.calibration for predictor in predictors]
     model.eval()

@@ -23,7 +23,7 @@ from .parallel import broadcast
 from .preemption import PreemptionHook, ending_at_once
 from .step import StepTrainer
 
-__all__ = ["evaluate_lazy", "train_lazy"]
+__all__ = ["evaluate_lazy", "load_lazy", "train_lazy"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,16 @@ def evaluate_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
     Raises:
         ValueError: the file lacks a parameter of the model, or has it in another shape.
     """
+    model = load_lazy(cfg, resume=resume)
+    return _test(cfg, model, instantiate(cfg.dataloader.evaluator))
+
+
+def load_lazy(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
+    """The model, filled with what :func:`evaluate_lazy` evaluates."""
     model = instantiate(cfg.model).to(cfg.train.device)
     checkpointer = StrictCheckpointer(model, cfg.train.output_dir, averaged=_uses_ema(cfg))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    return _test(cfg, model, instantiate(cfg.dataloader.evaluator))
+    return model
 
 
 def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:

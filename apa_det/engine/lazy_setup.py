@@ -31,8 +31,6 @@ _PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _MODELS = ("model", "model.model")  # the second within L(apa_det.modeling.injected)
 _NUM_CLASSES_KEYS = [f"{m}.{key}num_classes" for m in _MODELS for key in ("roi_heads.", "")]
 
-_PREDICTORS = ("model.roi_heads.box_predictor", "model.roi_heads.box_predictors[0]")
-
 
 def setup_lazy(args: argparse.Namespace) -> DictConfig:
     """Read a LazyConfig, register the datasets it brings, check it, and set up the job.
@@ -116,6 +114,18 @@ def dataset_names(cfg: DictConfig, split: str) -> list[str]:
     return [names] if isinstance(names, str) else list(names or ())
 
 
+def box_predictors(cfg: DictConfig) -> list[str]:
+    """The keys of the box predictors: one, those of a cascade, or none."""
+    keys = []
+    for model in _MODELS:
+        heads = f"{model}.roi_heads"
+        number = len(OmegaConf.select(cfg, f"{heads}.box_predictors") or ())
+        keys += [f"{heads}.box_predictors.{i}" for i in range(number)]
+        if OmegaConf.select(cfg, f"{heads}.box_predictor") is not None:
+            keys.append(f"{heads}.box_predictor")
+    return keys
+
+
 def _require_key(cfg: DictConfig, option: str) -> None:
     """Raise a ValueError for an override of what is not there: a slip that would do nothing."""
     key, node = option.partition("=")[0], cfg
@@ -157,8 +167,9 @@ def _check_datasets(cfg: DictConfig, eval_only: bool) -> None:
     check_num_classes(cfg, [n for n in train if MetadataCatalog.get(n).get("thing_classes")])
     if train and OmegaConf.select(cfg, "model.roi_heads.box_predictor.use_fed_loss"):
         ensure_metadata(train[0])  # building the model needs its class_image_count
-    for predictor in _PREDICTORS:
-        for name in OmegaConf.select(cfg, f"{predictor}.calibration_datasets") or ():
+    for key in box_predictors(cfg):
+        names = OmegaConf.select(cfg, f"{key}.calibration_datasets") or ()
+        for name in [names] if isinstance(names, str) else names:
             ensure_metadata(name)  # the first inference needs its class_image_count
 
 

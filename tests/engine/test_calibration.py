@@ -1,20 +1,24 @@
 """The fit of a calibration: each row is what evaluation gives with that strength in the config."""
 
 import importlib.util
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 
 from apa_det.engine import setup
 from apa_det.engine.calibration import CalibrationFit, calibrate, fit_calibration
 from apa_det.engine.evaluation import subset_loader
+from apa_det.engine.lazy_setup import box_predictors, read_lazy_config
 from apa_det.evaluation import LongTailEvaluator
 
-TOOL = Path(__file__).parents[2] / "tools/calibrate.py"
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools/calibrate.py"
 NAMES = {
     False: ("MODEL.ROI_HEADS.NAME", "APAROIHeads"),
     True: (
@@ -70,14 +74,19 @@ def test_rows_are_what_evaluation_gives(arguments, checkpoint, method, score, ca
 
 
 def test_the_model_is_left_as_it_came(arguments, checkpoint):
-    cfg = setup(arguments(*checkpoint(), eval_only=True))
+    options = (*checkpoint(), CALIBRATION[0], "NorCal", CALIBRATION[1], 0.3)
+    cfg = setup(arguments(*options, eval_only=True))
     model = build_model(cfg)
+    predictor, before = model.roi_heads.box_predictor, model.roi_heads.box_predictor.calibration
     evaluator = LongTailEvaluator("engine_train", subset=2, subset_only=True)
     loader = subset_loader(cfg, "engine_train", evaluator.subset.image_ids)
     fit = (loader, evaluator.subset, evaluator.category_ids, "NorCal", (0.5,))
     fit_calibration(model, *fit)
-    assert model.roi_heads.mask_on and model.roi_heads.box_predictor.calibration is None
-    assert "predict_probs" not in vars(model.roi_heads.box_predictor)
+    assert model.roi_heads.mask_on and predictor.calibration is before and before.strength == 0.3
+    assert "predict_probs" not in vars(predictor)
+    predictor.calibration_datasets = ()
+    with pytest.raises(ValueError, match="give the box predictors calibration_datasets"):
+        fit_calibration(model, *fit)
     model.roi_heads.box_predictor = torch.nn.Identity()
     with pytest.raises(ValueError, match="no APAFastRCNNOutputLayers to calibrate"):
         fit_calibration(model, *fit)
@@ -116,6 +125,54 @@ def test_tool(arguments, checkpoint, output, tool, capsys):
         head = yaml.safe_load(chosen.read_text())["MODEL"]["ROI_BOX_HEAD"]
         assert head["CALIBRATION"] == "LogitAdjustment"
         assert f"CALIBRATION_STRENGTH {head['CALIBRATION_STRENGTH']}" in printed
+
+
+def test_lazy_config(data, output, tool, capsys):
+    """The same model as by yaml gives the same numbers."""
+    options = [
+        f"train.output_dir={output}",
+        f"train.init_checkpoint={output}/weights.pth",
+        f"dataloader.lvis_format=[[lazy_train, {data}/train.json, {data}]]",
+        *("dataloader.train.dataset.names=lazy_train", "dataloader.test.dataset.names=lazy_train"),
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+        "model.roi_heads.num_classes=4",
+    ]
+    config = str(ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA")
+    lazy = read_lazy_config(Namespace(config_file=f"{config}.py", opts=options))
+    torch.manual_seed(0)
+    output.mkdir()
+    weights = instantiate(lazy.model).state_dict()
+    weights["roi_heads.box_predictor.cls_score.weight"].normal_(std=0.3)
+    torch.save({"model": weights, "__author__": "apa_det"}, output / "weights.pth")
+    flags = ["--method", "NorCal", "--num-images", "4", "--strengths", "1"]
+    assert tool.main(["--config-file", f"{config}.py", *flags, *options]) == 0
+    by_lazy = capsys.readouterr().out
+    options = [
+        *("OUTPUT_DIR", str(output), "MODEL.WEIGHTS", f"{output}/weights.pth"),
+        *("DATASETS.TRAIN", "('lazy_train',)", "DATASETS.TEST", "('lazy_train',)"),
+        *("DATASETS.LVIS_FORMAT", f"[['lazy_train', '{data}/train.json', '{data}']]"),
+        *("INPUT.MIN_SIZE_TEST", "64", "MODEL.ROI_HEADS.NUM_CLASSES", "4"),
+        *("TEST.DETECTIONS_PER_IMAGE", "100"),
+    ]
+    assert tool.main(["--config-file", f"{config}.yaml", *flags, *options]) == 0
+    by_yaml = capsys.readouterr().out
+    assert "detections a picture" in by_yaml
+    assert table(by_lazy) == table(by_yaml)
+
+
+def table(printed):
+    start = printed.index("NorCal  ")
+    return printed[start : printed.index("\n\n", start)]
+
+
+def test_overrides_of_a_lazy_cascade():
+    config = ROOT / "configs/V3Det-Detection/cascade_rcnn_SE_R_50_FPN_AGLU_2x.py"
+    arguments = Namespace(config_file=str(config), opts=[])
+    keys = box_predictors(read_lazy_config(arguments))
+    assert len(keys) == 3
+    arguments.opts = [f"{key}.calibration_strength=0.5" for key in keys]
+    predictors = read_lazy_config(arguments).model.roi_heads.box_predictors
+    assert [predictor.calibration_strength for predictor in predictors] == [0.5] * 3
 
 
 def test_tool_refuses_in_one_line(arguments, checkpoint, tool, capsys):
