@@ -1,7 +1,7 @@
-from .analyze import Analysis, Layer, analyze
 from .course import LambdaKappaPlotter, draw_course, read_course
 from .distributions import GeneralizedLogistic, fit
 from .inputs import ACTIVATION, CLASS_SCORE, GATE, InputSample, InputSampler, eta_parameters
+from .layers import Analysis, Layer, analyze
 from .write import write_analysis
 
 __all__ = [

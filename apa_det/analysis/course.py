@@ -10,13 +10,14 @@ from detectron2.utils.file_io import PathManager
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm
+from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..activation import AGLU, APA
-from ..evaluation.report.style import DPI, GREY, INK, grid
+from ..evaluation.report.style import DPI, INK, grid
 from .figures import place
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
 
@@ -25,6 +26,7 @@ __all__ = ["LambdaKappaPlotter", "draw_course", "read_course"]
 _KEY = re.compile(r"apa/(?P<layer>.+?)/(?P<symbol>lambda|kappa)(/mean)?")
 _SYMBOLS = {"lambda": "λ", "kappa": "κ"}
 _TITLES = {ACTIVATION: "activations", GATE: "gates", CLASS_SCORE: "class score"}
+_MANY = 24
 
 Course = dict[str, dict[str, list[tuple[int, float]]]]
 
@@ -72,7 +74,8 @@ def read_course(metrics_file: str | os.PathLike) -> Course:
 def draw_course(
     course: Course, path: str | os.PathLike, kinds: Mapping[str, str] | None = None
 ) -> None:
-    """Draw λ and κ of every layer over the iterations, coloured by depth.
+    """Draw λ and κ of every layer over the iterations, coloured by depth, activations and gates
+    apart; where they are many, the mean of each part of the network is bold.
 
     Args:
         course: as :func:`read_course` gives it.
@@ -92,26 +95,23 @@ def draw_course(
         kinds = {name: _kind_by_name(name) for name in course}
     names = [name for name in kinds if name in course]
     columns = [kind for kind in _TITLES if any(kinds[name] == kind for name in names)]
+    colours = _colours(names)
     figure = Figure(figsize=(1.6 + 4.6 * len(columns), 7), layout="constrained")
     axes = figure.subplots(2, len(columns), sharex=True, squeeze=False)
-    colours = colormaps["viridis"].resampled(len(names))
     for row, symbol in zip(axes, _SYMBOLS, strict=True):
         for axis, kind in zip(row, columns, strict=True):
-            for depth, name in enumerate(names):
-                if kinds[name] == kind:
-                    points = course[name][symbol]
-                    marker = "o" if len(points) == 1 else ""
-                    axis.plot(
-                        *zip(*points, strict=True), color=colours(depth), marker=marker, lw=1.4
-                    )
+            layers = {n: course[n][symbol] for n in names if kinds[n] == kind}
+            _draw_layers(axis, layers, colours)
             grid(axis)
             if symbol == "lambda":
                 axis.set_title(_TITLES[kind])
                 _mark_limits(axis)
             else:
                 axis.set_xlabel("iteration")
+                axis.xaxis.set_major_locator(MaxNLocator(4))
+                axis.xaxis.set_major_formatter("{x:,.0f}")
         row[0].set_ylabel(_SYMBOLS[symbol], fontsize=14)
-    _depth_bar(figure, axes, names, colours)
+    _depth_bar(figure, axes, colours)
     with PathManager.open(str(path), "wb") as file:
         figure.savefig(file, format="png", dpi=DPI)
 
@@ -168,9 +168,40 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(p != "stem", int(p) if p.isdecimal() else -1, p) for p in parts]
 
 
+def _colours(names: list[str]) -> dict[str, tuple]:
+    """The colour of each layer, by its depth."""
+    return {
+        name: colormaps["viridis"](0.92 * i / max(len(names) - 1, 1))  # the last ones are too light
+        for i, name in enumerate(names)
+    }
+
+
+def _draw_layers(
+    axis: Axes, layers: dict[str, list[tuple[int, float]]], colours: dict[str, tuple]
+) -> None:
+    """A line for each layer; where they are many, thin ones, and the mean of each part bold."""
+    many = len(layers) > _MANY
+    places: dict[str, list[str]] = {}
+    for name, points in layers.items():
+        style = {"linewidth": 0.6, "alpha": 0.4} if many else {"linewidth": 1.5}
+        _draw_line(axis, points, colours[name], **style)
+        places.setdefault(place(name), []).append(name)
+    for names in places.values() if many else ():
+        values: dict[int, list[float]] = {}
+        for iteration, value in (point for name in names for point in layers[name]):
+            values.setdefault(iteration, []).append(value)
+        means = [(iteration, sum(v) / len(v)) for iteration, v in sorted(values.items())]
+        _draw_line(axis, means, colours[names[len(names) // 2]], linewidth=2.6)
+
+
+def _draw_line(axis: Axes, points: list[tuple[int, float]], colour: tuple, **style) -> None:
+    marker = "o" if len(points) == 1 else ""
+    axis.plot(*zip(*points, strict=True), color=colour, marker=marker, **style)
+
+
 def _mark_limits(axis: Axes) -> None:
     for y, text in ((1, "λ = 1: logistic"), (0, "λ → 0: Gumbel")):
-        axis.axhline(y, color=GREY, linewidth=1, linestyle=":")
+        axis.axhline(y, color=INK, linewidth=1, linestyle=":")
         axis.annotate(
             text,
             (1, y),
@@ -180,19 +211,21 @@ def _mark_limits(axis: Axes) -> None:
             color=INK,
             ha="right",
             fontsize=8,
+            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
         )
 
 
-def _depth_bar(figure: Figure, axes, names: list[str], colours) -> None:
+def _depth_bar(figure: Figure, axes, colours: dict[str, tuple]) -> None:
     """The colours by depth, with the part of the network that each is of."""
-    edges = range(len(names) + 1)
-    bar = figure.colorbar(
-        ScalarMappable(BoundaryNorm(edges, len(names)), colours), ax=axes, aspect=40, pad=0.01
+    number = len(colours)
+    mappable = ScalarMappable(
+        BoundaryNorm(range(number + 1), number), ListedColormap(list(colours.values()))
     )
-    firsts = {}
-    for depth, name in enumerate(names):
-        firsts.setdefault(place(name), []).append(depth)
-    middles = [sum(depths) / len(depths) + 0.5 for depths in firsts.values()]
-    bar.set_ticks(middles, labels=list(firsts))
+    bar = figure.colorbar(mappable, ax=axes, aspect=40, pad=0.01)
+    depths: dict[str, list[int]] = {}
+    for depth, name in enumerate(colours):
+        depths.setdefault(place(name), []).append(depth)
+    bar.set_ticks([sum(d) / len(d) + 0.5 for d in depths.values()], labels=list(depths))
+    bar.minorticks_off()
     bar.ax.invert_yaxis()
     bar.ax.tick_params(length=0)

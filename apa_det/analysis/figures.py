@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..evaluation.report.style import GREY, INK, grid, group_colour, label
-from .analyze import Analysis, Layer
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
+from .layers import Analysis, Layer
 
 __all__ = ["distributions", "place", "short_name", "summary"]
 
@@ -37,7 +37,7 @@ def place(name: str) -> str:
 
 def distributions(analysis: Analysis, kind: str) -> Figure | None:
     """What goes into each layer of a kind: its histogram with both fits, and η beside the share of
-    the numbers that are smaller.
+    the numbers that are smaller. Where κ < 0 it is −z that is drawn, with which η rises.
 
     None: there is no layer of the kind.
     """
@@ -97,6 +97,8 @@ def _draw_distribution(axis: Axes, analysis: Analysis, layer: Layer) -> None:
         stage = title.removeprefix("box_predictor").replace(".", "stage ")
         parts = (stage, analysis.groups.labels[inputs.group], _classes(layer))
         title = ", ".join(part for part in parts if part)
+    if inputs.mirrored:
+        title += ", −z"
     axis.set_title(label(title), fontsize=9)
     if layer.logistic is None:
         axis.text(0.5, 0.5, _why_not(layer), transform=axis.transAxes, ha="center", color=GREY)

@@ -90,6 +90,11 @@ class InputSample:
         self._keys = np.empty(0)
         self._size, self._rng, self._largest_key = size, rng, 1.0
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether the sign of all numbers was changed."""
+        return self.eta is not None and bool((self.eta[1] < 0).all())
+
     def add(self, z: Tensor, channels: Tensor | None = None) -> None:
         """
         Args:

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 from ..evaluation.report.style import DPI
-from .analyze import Analysis
 from .figures import distributions, summary
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
+from .layers import Analysis
 
 __all__ = ["write_analysis"]
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from detectron2.engine import SimpleTrainer, hooks
 from detectron2.utils.events import JSONWriter
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import nn
 
 from apa_det import AGLU, APA
 from apa_det.analysis import LambdaKappaPlotter, draw_course, read_course
-from apa_det.analysis.course import _kind_by_name
+from apa_det.analysis.course import _draw_layers, _kind_by_name
 from apa_det.evaluation import LambdaKappaWriter
 
 
@@ -114,3 +115,14 @@ def test_a_model_without_apa(tmp_path):
             return {"loss": data.mean().requires_grad_()}
 
     assert train(tmp_path, 0, 2, period=1, model=Plain()) == [False, False]
+
+
+def test_many_layers(tmp_path):
+    """Thin lines, and the mean of each part: of the layers that were there at an iteration."""
+    values = {f"res{2 + i // 15}.{i}.act1": [(0, i), (9, i)] for i in range(30)}
+    values["res2.0.act1"] = [(0, 15.0)]
+    axis = Figure().subplots()
+    _draw_layers(axis, values, dict.fromkeys(values, (0, 0, 0)))
+    bold = [line.get_xydata().tolist() for line in axis.lines if line.get_linewidth() > 1]
+    assert len(axis.lines) == 32
+    assert bold == [[[0, 8.0], [9, 7.5]], [[0, 22.0], [9, 22.0]]]

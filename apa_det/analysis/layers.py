@@ -1,5 +1,6 @@
 """The analysis of a model: which distribution what goes into its layers is of."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from .distributions import GeneralizedLogistic, fit
 from .inputs import InputSample, InputSampler
 
 __all__ = ["Analysis", "Layer", "analyze"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Layer:
     def advantage_of_gumbel(self) -> tuple[float, float]:
         """How much greater the log-likelihood of the Gumbel fit is than that of the logistic fit,
         in nats per sample, and its standard error (Vuong, "Likelihood Ratio Tests for Model
-        Selection and Non-Nested Hypotheses", 1989); below 0 the logistic fits better. NaN: the
-        inputs are all alike."""
+        Selection and Non-Nested Hypotheses", 1989), as of independent numbers; below 0 the logistic
+        fits better. NaN: the inputs are all alike."""
         if self.gumbel is None:
             return math.nan, math.nan
         values = self.inputs.values.astype(np.float64)
@@ -141,7 +144,7 @@ class Analysis:
             "sample": len(values),
             "mean": values.mean() if len(values) else math.nan,
             "std": values.std() if len(values) else math.nan,
-            "mirrored": bool((kappa < 0).all()),
+            "mirrored": inputs.mirrored,
         }
         for name, parameter in (("lambda", lambda_), ("kappa", kappa)):
             row[name] = parameter.mean()
@@ -184,6 +187,8 @@ def analyze(
     """
     sampler = InputSampler(model, sample_size, seed)
     with_scores = category_groups is not None and has_class_scores(model)
+    if category_groups is not None and not with_scores:
+        logger.warning("The class scores are left out: %s has no RoI heads.", type(model).__name__)
     modes, num_pictures = {m: m.training for m in model.modules()}, 0
     model.eval()
     try:
