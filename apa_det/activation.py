@@ -99,8 +99,8 @@ def aglu(
 
 def affine_aglu(
     x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    scale: Tensor | float,
+    shift: Tensor | float,
     residual: Tensor | None,
     lambda_: Tensor | float,
     kappa: Tensor | float,
@@ -114,7 +114,8 @@ def affine_aglu(
 
     Args:
         x: a floating-point tensor of shape (N, C, ...).
-        scale, shift: tensors that broadcast with ``x``, such as (1, C, 1, 1) or (N, C, 1, 1).
+        scale, shift: numbers, or tensors that broadcast with ``x``, such as (1, C, 1, 1) or
+            (N, C, 1, 1).
         residual: a tensor of the shape of ``x``, or None.
         lambda_, kappa, backend: as for :func:`apa`.
 

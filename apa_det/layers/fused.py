@@ -1,4 +1,6 @@
-"""Norm, gate, shortcut and AGLU in one pass, wherever the norm runs on stored statistics."""
+"""Norm, gate, shortcut and AGLU in one pass, wherever a norm runs on stored statistics."""
+
+from collections.abc import Sequence
 
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
@@ -10,7 +12,13 @@ from .norm import EvalBatchNorm2d, scale_and_shift
 __all__ = ["conv_norm_aglu", "fuses", "norm_gate_shortcut_aglu"]
 
 
-def fuses(conv: nn.Module, activation: nn.Module, gate: nn.Module | None = None) -> bool:
+def fuses(
+    conv: nn.Module,
+    activation: nn.Module,
+    gate: nn.Module | None = None,
+    *,
+    shortcut: bool = False,
+) -> bool:
     """Whether what follows a convolution can run in one pass, in its present mode.
 
     Modules that somebody watches through hooks are run one by one.
@@ -19,14 +27,17 @@ def fuses(conv: nn.Module, activation: nn.Module, gate: nn.Module | None = None)
         conv: a convolution of detectron2, whose ``norm`` and ``activation`` are attributes.
         activation: what comes last.
         gate: what comes after the norm.
+        shortcut: whether a shortcut is added before the activation. If so, there is something to
+            fuse without a norm too, such as one that :func:`apa_det.fuse` has folded.
     """
+    norm = getattr(conv, "norm", None)
     return (
         isinstance(conv, nn.Conv2d)
         and getattr(conv, "activation", None) is None
         and type(activation) is AGLU
         and (gate is None or type(gate) is SEGate)
-        and _runs_on_stored_statistics(getattr(conv, "norm", None))
-        and not any(_has_hooks(m) for m in (conv, conv.norm, activation, gate) if m is not None)
+        and (shortcut if norm is None else _runs_on_stored_statistics(norm))
+        and not any(_has_hooks(m) for m in (conv, norm, activation, gate) if m is not None)
     )
 
 
@@ -58,12 +69,14 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in names)
 
 
-def _runs_on_stored_statistics(norm: nn.Module | None) -> bool:
+def _runs_on_stored_statistics(norm: nn.Module) -> bool:
     if isinstance(norm, (EvalBatchNorm2d, FrozenBatchNorm2d)):
         return True
     is_batch_norm = isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
     return is_batch_norm and not norm.training and norm.track_running_stats
 
 
-def _scale_and_shift(norm: nn.Module) -> list[Tensor]:
+def _scale_and_shift(norm: nn.Module | None) -> Sequence[Tensor | float]:
+    if norm is None:
+        return 1.0, 0.0
     return [t[None, :, None, None] for t in scale_and_shift(norm)]

@@ -50,7 +50,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Returns:
         The copy. Its parameters take no gradient, and their names are those of the model without
-        the norms: load checkpoints into the model before it is fused.
+        the norms: load checkpoints into the model before it is fused. On a CPU, its convolutions are
+        faster still after ``.to(memory_format=torch.channels_last)``.
 
     Raises:
         ValueError: the model, or a part of it, is in training mode.

@@ -59,14 +59,15 @@ def test_conv_norm_aglu(norm):
     assert_same(run(lambda x: conv_norm_aglu(x, *parts), parts, x), expected)
 
 
+@pytest.mark.parametrize("norm", [EvalBatchNorm2d, ""])
 @pytest.mark.parametrize("top_share", [None, 0.5, 1.0])
-def test_norm_gate_shortcut_aglu(top_share):
+def test_norm_gate_shortcut_aglu(top_share, norm):
     gate = top_share and SEGate(6, reduction=2, dropout=0.0, top_share=top_share)
-    parts = nn.ModuleDict({"conv": conv(EvalBatchNorm2d), "act": AGLU()})
+    parts = nn.ModuleDict({"conv": conv(norm), "act": AGLU()})
     if gate:
         parts["gate"] = gate
     x, shortcut = torch.randn(2, 4, 9, 8), torch.randn(2, 6, 9, 8)
-    assert fuses(parts["conv"], parts["act"], gate)
+    assert fuses(parts["conv"], parts["act"], gate, shortcut=True)
 
     def apart(x):
         out = parts["conv"](x)
@@ -82,6 +83,8 @@ def test_when_it_fuses():
     assert not fuses(conv("GN", 32), AGLU())
     assert not fuses(conv(EvalBatchNorm2d), nn.ReLU())
     assert not fuses(Conv2d(4, 6, 3), AGLU())
+    assert fuses(Conv2d(4, 6, 3), AGLU(), shortcut=True)
+    assert not fuses(conv("GN", 32), AGLU(), shortcut=True)
     assert not fuses(Conv2d(4, 6, 3, norm=EvalBatchNorm2d(6), activation=torch.relu), AGLU())
     assert not fuses(conv(EvalBatchNorm2d), AGLU(), CBAMGate(6))
     batch_norm = conv("BN")
