@@ -77,7 +77,7 @@ def test_carafe(measured):
     check_rows(rows, "deconvolution")
 
 
-@pytest.mark.parametrize("options", [["step"], ["inference", "--amp"]])
+@pytest.mark.parametrize("options", [["step"], ["inference", "--amp", "--detections", "4"]])
 def test_models(measured, monkeypatch, options):
     monkeypatch.syspath_prepend(TOOLS)
     import model_benchmark
@@ -96,6 +96,8 @@ def test_models(measured, monkeypatch, options):
     check_rows(rows, model_benchmark.REFERENCE)
     if options[0] == "step":
         assert rows["APA"]["peak_mb"] > 3 * 4 * 40  # weights, gradients and momentum
+    else:
+        assert list(rows)[3:] == [*model_benchmark.FUSED, model_benchmark.CHANNELS_LAST]
 
 
 def test_evaluation_benchmark(tmp_path):

@@ -27,6 +27,7 @@ from evaluation_benchmark import memory
 from layer_benchmark import SEBottleneckBlock
 from shared_benchmark import DTYPES, add_common_arguments, interleaved, report
 from torch import nn
+from tqdm import tqdm
 
 import apa_det
 from apa_det.layers import norm_from_name
@@ -55,14 +56,25 @@ MODELS = {
     "ReLU, no gates (detectron2)": DETECTRON2,
     "APA": APA,
 }
-FUSED = "APA, apa_det.fuse"
+FUSED = {f"{name}, apa_det.fuse": name for name in (REFERENCE, "APA")}
+CHANNELS_LAST = "APA, apa_det.fuse, channels_last"
+CPU_SIZE = {"step": (192, 256), "inference": (320, 512)}
 
 
 def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
+    height, width = CPU_SIZE[task]
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="800 1333; 320 512 on the CPU"
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help=f"of the pictures (default 800 1333; on the CPU {height} {width})",
     )
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, help="pictures (default 2; on the CPU 1)")
+    if task == "inference":
+        parser.add_argument(
+            "--detections", type=int, help="in each picture (default 300; on the CPU 20)"
+        )
     parser.add_argument("--amp", action="store_true", help="float16 on CUDA, bfloat16 on the CPU")
     add_common_arguments(parser, dtype=False)
     parser.set_defaults(run=main, task=task)
@@ -70,18 +82,22 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
 
 def main(args: argparse.Namespace) -> None:
     is_cuda = args.device.startswith("cuda")
-    args.size = args.size or ((800, 1333) if is_cuda else (320, 512))
+    args.size = args.size or ((800, 1333) if is_cuda else CPU_SIZE[args.task])
+    args.batch = args.batch or (2 if is_cuda else 1)
     names = list(MODELS)
-    if args.task == "inference" and hasattr(apa_det, "fuse"):
-        names.append(FUSED)
-    results = {name: {"peak_mb": peak_of_process(name, args)} for name in names}
+    what = "Training step"
+    if args.task == "inference":
+        args.detections = args.detections or (300 if is_cuda else 20)
+        names += [*FUSED, CHANNELS_LAST]
+        what = f"Inference with {args.detections} detections a picture"
+    memory = tqdm(names, desc="memory of each model", delay=2)
+    results = {name: {"peak_mb": peak_of_process(name, args)} for name in memory}
     runs = {name: prepare(name, args) for name in names}
     for name, seconds in interleaved(runs, args.repeats, torch.device(args.device)).items():
         results[name]["seconds"] = seconds
-    what = "Training step" if args.task == "step" else "Inference"
     precision = f"AMP in {amp_dtype(args)}" if args.amp else "float32"
     title = (
-        f"{what} of SE-R50-FPN Mask R-CNN, {args.batch} pictures of {args.size[0]}×{args.size[1]}, "
+        f"{what}, SE-R50-FPN Mask R-CNN, batch of {args.batch}, {args.size[0]}×{args.size[1]}, "
         f"1,203 classes, {precision}"
     )
     kind = "torch.cuda.max_memory_allocated" if is_cuda else "resident memory, less imports,"
@@ -117,7 +133,8 @@ def prepare(name: str, args: argparse.Namespace) -> Callable[[], object]:
     cfg = get_cfg()
     apa_det.add_apa_config(cfg)
     cfg.merge_from_file(str(CONFIG))
-    cfg.merge_from_list(MODELS["APA" if name == FUSED else name])
+    unfused = "APA" if name == CHANNELS_LAST else FUSED.get(name, name)
+    cfg.merge_from_list(MODELS[unfused])
     cfg.merge_from_list(
         [
             *("MODEL.DEVICE", args.device),
@@ -126,12 +143,18 @@ def prepare(name: str, args: argparse.Namespace) -> Callable[[], object]:
             *("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.9),
         ]
     )
+    if args.task == "inference":
+        cfg.TEST.DETECTIONS_PER_IMAGE = args.detections
     model = build_model(cfg)
     for name_, module in model.named_modules():
         if name_.endswith("conv3.norm"):  # untrained blocks must not add up beyond float16
             nn.init.constant_(module.weight, 0.1)
+    if name != unfused:
+        model = apa_det.fuse(model.eval())
+    if name == CHANNELS_LAST:
+        model = model.to(memory_format=torch.channels_last)
     task = TrainingStep if args.task == "step" else Inference
-    run = task(apa_det.fuse(model.eval()) if name == FUSED else model, pictures(args), args)
+    run = task(model, pictures(args), args)
 
     def run_seeded() -> None:
         torch.manual_seed(0)

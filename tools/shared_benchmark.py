@@ -17,6 +17,7 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHORTEST = 0.05  # seconds; what takes less is run several times for one measurement
@@ -89,7 +90,7 @@ def interleaved(runs: dict[str, Callable], repeats: int, device: torch.device) -
         run()
     numbers = {name: math.ceil(SHORTEST / timed(run, 1)) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    for _ in tqdm(range(repeats), desc="repeats", delay=2):
         for name, run in runs.items():
             seconds[name].append(timed(run, numbers[name]))
     return {name: statistics.median(times) for name, times in seconds.items()}

@@ -21,6 +21,7 @@ from detectron2.modeling.backbone.resnet import (
     DeformBottleneckBlock,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..layers import (
     activation_from_config,
@@ -99,6 +100,13 @@ class _GatedBlock(CNNBlockBase):
     def _add_gate(self, gate: Gate, fuse: bool) -> None:
         self.gate = get_gate(gate, self.out_channels)
         self.fuse = fuse
+        self.recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / stride, W / stride)."""
+        if not torch.jit.is_scripting() and self.recompute and x.requires_grad:
+            return checkpoint(self._block, x, use_reentrant=False, preserve_rng_state=False)
+        return self._block(x)
 
     def _start(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting() and self.fuse and fuses(self.conv1, self.act1):
@@ -106,7 +114,13 @@ class _GatedBlock(CNNBlockBase):
         return self.act1(self.conv1(x))
 
     def freeze(self) -> "CNNBlockBase":
+        """No parameter trains, and there is no dropout.
+
+        The gradient goes on to the AGLU of the stem. What it takes for that is computed again in
+        the backward pass, which is cheaper than to keep it at such a size.
+        """
         super().freeze()
+        self.recompute = True
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -140,11 +154,14 @@ class _GatedBottleneck(_GatedBlock):
         self.act3 = get_activation(activation, out_channels)
         self._add_gate(gate, fuse)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / stride, W / stride)."""
+    def _block(self, x: Tensor) -> Tensor:
         out = self._middle(self._start(x))
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv3, self.act3, self.gate):
+        if (
+            not torch.jit.is_scripting()
+            and self.fuse
+            and fuses(self.conv3, self.act3, self.gate, shortcut=True)
+        ):
             return norm_gate_shortcut_aglu(out, self.conv3, self.gate, shortcut, self.act3)
         out = self.conv3(out)
         if self.gate is not None:
@@ -185,11 +202,14 @@ class APABasicBlock(_GatedBlock, BasicBlock):
         self.act2 = get_activation(activation, out_channels)
         self._add_gate(gate, fuse)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / stride, W / stride)."""
+    def _block(self, x: Tensor) -> Tensor:
         out = self._start(x)
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv2, self.act2, self.gate):
+        if (
+            not torch.jit.is_scripting()
+            and self.fuse
+            and fuses(self.conv2, self.act2, self.gate, shortcut=True)
+        ):
             return norm_gate_shortcut_aglu(out, self.conv2, self.gate, shortcut, self.act2)
         out = self.conv2(out)
         if self.gate is not None:

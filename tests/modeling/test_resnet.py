@@ -172,6 +172,39 @@ def test_published_freezing():
     assert not no_gradient
 
 
+def test_frozen_blocks_keep_little_and_give_the_same_gradients():
+    model = randomize(build_backbone(published(), IMAGE).train())
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    x = torch.randn(1, 3, 64, 64)
+
+    def gradients_and_kept():
+        sizes = {}
+
+        def note(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            out = model(x)["res5"]
+        out.square().mean().backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        return gradients, sum(sizes.values())
+
+    gradients, kept = gradients_and_kept()
+    for block in model.res2:
+        block.recompute = False
+    expected, kept_without = gradients_and_kept()
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name])
+    # Of each block its input, for the maps within it: 64, 64, 256, and the shortcut of the first
+    pixels = 16 * 16 * 4
+    assert kept_without - kept > (3 * (64 + 64 + 256) + 256 - 64) * pixels
+
+
 def test_eval_batch_norm_is_batch_norm_in_eval():
     norm, reference = EvalBatchNorm2d(5), nn.BatchNorm2d(5).eval()
     randomize(reference)
