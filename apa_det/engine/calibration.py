@@ -90,7 +90,7 @@ class CalibrationFit:
         axis.axvline(self.best, color=GREY, linestyle="--", linewidth=1)
         axis.set_xlabel(f"strength of {self.method}")
         axis.set_ylabel("box AP on training pictures, %")
-        axis.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside right upper")
         grid(axis)
         figure.savefig(path, dpi=DPI)
 
