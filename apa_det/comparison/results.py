@@ -66,18 +66,24 @@ class Results:
         """The mean of the metric over seeds."""
         return _mean(list(self.values(row, task, metric).values()))
 
-    def costs(self, row: str, key: str) -> float:
-        """The mean of ``seconds_per_iteration`` or ``peak_memory_mb`` over seeds."""
-        return _mean([result[key] for result in self.results[row].values()])
-
-    def missing(self) -> list[Run]:
-        return [run for run in self.plan.runs if run.seed not in self.results[run.row]]
+    def costs(self, row: str, key: str) -> list[float]:
+        """The ``seconds_per_iteration`` or ``peak_memory_mb`` of each seed."""
+        return [result[key] for result in self.results[row].values()]
 
     def notes(self) -> list[str]:
         """What a reader of the table has to know."""
-        notes = [f"Missing: {run.row}, seed {run.seed}." for run in self.missing()]
-        if len(self.plan.seeds) == 1:
-            notes.append("One seed: the intervals do not hold what another seed would change.")
+        missing = []
+        for row in self.plan.rows:
+            seeds = [str(s) for s in self.plan.seeds if s not in self.results[row.name]]
+            missing += [f"{row.name} (seed {', '.join(seeds)})"] if seeds else []
+        notes = [f"Missing: {'; '.join(missing)}."] if missing else []
+        first, *others = [row.name for row in self.plan.rows]
+        once = [n for n in others if len(self.results[first].keys() & self.results[n].keys()) == 1]
+        if once:
+            which = "all rows" if once == others else ", ".join(once)
+            notes.append(
+                f"One seed: the intervals of {which} do not hold what another seed would change."
+            )
         notes += self._other_pictures()
         versions = [r["versions"] for results in self.results.values() for r in results.values()]
         for key in versions[0] if versions else ():
@@ -108,7 +114,9 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
     The intervals are percentiles of paired bootstrap resamples. Each draws the pictures of the test
     set with replacement, the same for all rows, and computes AP anew; and it draws n - 1 of the n
     seeds with replacement, which gives their mean the variance of a mean of n (McCarthy and
-    Snowden, "The bootstrap and finite population sampling", 1985).
+    Snowden, "The bootstrap and finite population sampling", 1985). As both are drawn, what varies
+    from picture to picture and from seed to seed alike counts more than once: the intervals are
+    rather too wide than too narrow (Owen, "The pigeonhole bootstrap", 2007).
 
     Args:
         plan: checked.

@@ -15,6 +15,7 @@ from .results import Difference, Results
 __all__ = ["TASKS", "format_difference", "format_tables", "write_tables"]
 
 TASKS = {"bbox": "boxes", "segm": "masks"}
+_COSTS = {"seconds_per_iteration": 1000, "peak_memory_mb": 1}  # with the factor in the table
 
 
 def write_tables(results: Results, output_dir: str) -> str:
@@ -68,22 +69,30 @@ def _cost_table(results: Results) -> str:
     lines = []
     for row in results.plan.rows:
         cells = []
-        for key, factor in (("seconds_per_iteration", 1000), ("peak_memory_mb", 1)):
-            value, reference = results.costs(row.name, key), results.costs(first, key)
-            cells += [_number(factor * value, 0), _number(value / reference, 2)]
+        for key, factor in _COSTS.items():
+            values = [factor * value for value in results.costs(row.name, key)]
+            ratio = _mean(values) / factor / _mean(results.costs(first, key))
+            cells += [_mean_and_spread(values, 0), _number(ratio, 2)]
         done = f"{len(results.results[row.name])} of {len(results.plan.seeds)}"
         lines.append([row.name, *cells, done])
     return _markdown(lines, headers)
 
 
 def _changes(results: Results) -> str:
-    lines = []
-    for name, keys in results.plan.differences().items():
-        changed = [f"{key} {own!r} (not {theirs!r})" for key, (theirs, own) in keys.items()]
-        lines.append(f"- {name}: {', '.join(changed) or 'nothing'}")
-    if not lines:
+    """The keys that rows set, at the first row with its own values of all of them."""
+    changes = results.plan.differences()
+    if not changes:
         return ""
-    return "\n".join([f"What the rows change in {results.plan.rows[0].name}:", "", *lines])
+    first: dict[str, object] = {}
+    for keys in changes.values():
+        first.update({key: theirs for key, (theirs, _) in keys.items()})
+    rows = {results.plan.rows[0].name: first}
+    rows |= {name: {key: own for key, (_, own) in keys.items()} for name, keys in changes.items()}
+    lines = []
+    for name, keys in rows.items():
+        listed = ", ".join(f"`{key} {value}`" for key, value in keys.items())
+        lines.append(f"- {name}: {listed or 'nothing'}")
+    return "\n".join(["What the rows change in the first one, and what that has:", "", *lines])
 
 
 def _content(results: Results) -> dict:
@@ -101,7 +110,7 @@ def _content(results: Results) -> dict:
                     "seeds": {str(seed): value for seed, value in values.items()},
                     "difference": asdict(of_row[task][metric]) if of_row else None,
                 }
-        costs = {k: results.costs(row.name, k) for k in ("seconds_per_iteration", "peak_memory_mb")}
+        costs = {key: _mean(results.costs(row.name, key)) for key in _COSTS}
         runs = {str(seed): result for seed, result in results.results[row.name].items()}
         rows.append({"name": row.name, **tasks, **costs, "runs": runs})
     return {
@@ -132,7 +141,7 @@ def _csv(results: Results) -> str:
                 seeds = [values.get(seed, math.nan) for seed in results.plan.seeds]
                 cells = [*cells, len(numbers), *seeds]
                 writer.writerow([row.name, task, metric, *map(_plain, cells)])
-        for key in ("seconds_per_iteration", "peak_memory_mb"):
+        for key in _COSTS:
             by_seed = {seed: result[key] for seed, result in results.results[row.name].items()}
             numbers = list(by_seed.values())
             cells = [_mean(numbers), _spread(numbers), *[math.nan] * 3, len(numbers)]
@@ -154,9 +163,10 @@ def _spread(values: list[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def _mean_and_spread(values: list[float]) -> str:
+def _mean_and_spread(values: list[float], digits: int = 1) -> str:
     spread = _spread(values)
-    return _number(_mean(values), 1) + ("" if math.isnan(spread) else f" ± {spread:.1f}")
+    text = _number(_mean(values), digits)
+    return text if math.isnan(spread) else f"{text} ± {_number(spread, digits)}"
 
 
 def format_difference(difference: Difference) -> str:

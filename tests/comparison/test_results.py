@@ -121,7 +121,7 @@ def test_what_is_not_done_is_said_and_left_out(make_plan, tmp_path):
     assert len(found.values("second", "bbox", "AP")) == 2
     assert found.differences["second"]["bbox"]["AP"].mean == pytest.approx(0)  # of seeds 0 and 2
     assert math.isnan(found.differences["third"]["bbox"]["AP"].mean)
-    assert "Missing: second, seed 1." in found.notes()
+    assert "Missing: second (seed 1); third (seed 0, 1, 2)." in found.notes()
     text = write_tables(found, str(tmp_path))
     assert "2 of 3" in text and "0 of 3" in text
     write_figure(found, str(tmp_path))
@@ -167,7 +167,7 @@ def test_tables_files_and_figure(make_plan, tmp_path):
     assert f"{mean:.1f} ± {spread:.1f}" in text
     difference = found.differences["second"]["bbox"]["AP"]
     assert f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]" in text
-    assert "170 |    1.89 |               850 |    1.89 |" in text  # (0.8 + 0.9) / (0.4 + 0.5)
+    assert "170 ± 14 |    1.89 |          850 ± 71 |    1.89 |" in text  # of 0.8 and 0.9; 0.4, 0.5
 
     row = read_json(tmp_path / "results.json")["rows"][1]
     assert row["bbox"]["AP"]["seeds"] == {"0": values[0], "1": values[1]}

@@ -102,7 +102,7 @@ def test_the_tool(describe, tmp_path, main, capfd):
     captured = capfd.readouterr()
     assert "broken, seed 0 failed with exit code 1" in captured.err
     assert "NoSuchHead" in captured.err
-    assert "Missing: broken, seed 0." in captured.out
+    assert "Missing: broken (seed 0)." in captured.out
     run = tmp_path / "out/runs/first/seed0"
     written = (run / "result.json").stat().st_mtime_ns
     assert (run / "predictions.json.gz").is_file() and (tmp_path / "out/comparison.png").is_file()
@@ -112,7 +112,7 @@ def test_the_tool(describe, tmp_path, main, capfd):
     assert main([added, "--output", folder, "--resamples", "10"]) == 0
     out = capfd.readouterr().out
     assert "did not train on the same" not in out
-    assert "- second: MODEL.APA.ACTIVATION 'aglu' (not 'relu')" in out
+    assert "- first: `MODEL.APA.ACTIVATION relu`\n- second: `MODEL.APA.ACTIVATION aglu`" in out
     assert (run / "result.json").stat().st_mtime_ns == written
 
     assert main([describe({"name": "first"}), "--output", folder, "--opts", "SEED"]) == 2
