@@ -12,14 +12,19 @@ from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from ..engine import StrictCheckpointer, load_for_evaluation, read_config
-from ..engine.checks import require_weights
+from ..engine import load_for_evaluation, read_config
+from ..engine.checks import require_class_counts, require_weights
 from ..engine.evaluation import frequency_groups
-from ..engine.lazy_setup import dataset_names, is_lazy_config, read_lazy_config
+from ..engine.lazy import load_lazy
+from ..engine.lazy_setup import (
+    dataset_names,
+    is_lazy_config,
+    read_calibration_datasets,
+    read_lazy_config,
+)
 from ..engine.setup import available_device, register_datasets
 from .classes import ClassInfo, class_info, class_thresholds
 
@@ -112,7 +117,8 @@ def _from_config(args: Namespace, thresholds: str) -> Predictor:
     register_datasets(cfg.DATASETS.LVIS_FORMAT, "DATASETS.LVIS_FORMAT")
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
     _require_weights(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
-    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False  # which needs the training set
+    require_class_counts(cfg)
+    cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False  # detectron2's needs the training set
     model = build_model(cfg).eval()
     classes = class_info(
         [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN],
@@ -129,11 +135,10 @@ def _from_config(args: Namespace, thresholds: str) -> Predictor:
 def _from_lazy_config(args: Namespace, thresholds: str) -> Predictor:
     cfg = read_lazy_config(args)
     register_datasets(cfg.dataloader.get("lvis_format", ()), "dataloader.lvis_format")
-    device = available_device(cfg.train.device, "train.device")
+    cfg.train.device = available_device(cfg.train.device, "train.device")
     _require_weights(cfg.train.init_checkpoint, "train.init_checkpoint")
-    if OmegaConf.select(cfg, "model.roi_heads.box_predictor.use_fed_loss"):
-        cfg.model.roi_heads.box_predictor.use_fed_loss = False
-    model = instantiate(cfg.model).to(device).eval()
+    read_calibration_datasets(cfg)
+    model = load_lazy(cfg).eval()
     evaluator = cfg.dataloader.get("evaluator") or {}
     classes = class_info(
         [*dataset_names(cfg, "test"), *dataset_names(cfg, "train")],
@@ -142,8 +147,6 @@ def _from_lazy_config(args: Namespace, thresholds: str) -> Predictor:
         evaluator.get("count_from"),
     )
     least = class_thresholds(thresholds, classes)
-    averaged = bool(OmegaConf.select(cfg, "train.ema.enabled"))
-    StrictCheckpointer(model, averaged=averaged).load(cfg.train.init_checkpoint)
     mapper = instantiate(cfg.dataloader.test.mapper)
     return Predictor(model, mapper.augmentations, mapper.image_format, classes, least)
 

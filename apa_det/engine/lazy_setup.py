@@ -23,7 +23,13 @@ from .checks import (
 )
 from .setup import available_device, register_datasets
 
-__all__ = ["check_num_classes", "is_lazy_config", "read_lazy_config", "setup_lazy"]
+__all__ = [
+    "check_num_classes",
+    "is_lazy_config",
+    "read_calibration_datasets",
+    "read_lazy_config",
+    "setup_lazy",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +132,18 @@ def box_predictors(cfg: DictConfig) -> list[str]:
     return keys
 
 
+def read_calibration_datasets(cfg: DictConfig) -> None:
+    """Read the datasets whose ``class_image_count`` a calibration needs in the first inference.
+
+    Raises:
+        FileNotFoundError, ValueError: one is missing or broken.
+    """
+    for key in box_predictors(cfg):
+        names = OmegaConf.select(cfg, f"{key}.calibration_datasets") or ()
+        for name in [names] if isinstance(names, str) else names:
+            ensure_metadata(name)
+
+
 def _require_key(cfg: DictConfig, option: str) -> None:
     """Raise a ValueError for an override of what is not there: a slip that would do nothing."""
     key, node = option.partition("=")[0], cfg
@@ -167,10 +185,7 @@ def _check_datasets(cfg: DictConfig, eval_only: bool) -> None:
     check_num_classes(cfg, [n for n in train if MetadataCatalog.get(n).get("thing_classes")])
     if train and OmegaConf.select(cfg, "model.roi_heads.box_predictor.use_fed_loss"):
         ensure_metadata(train[0])  # building the model needs its class_image_count
-    for key in box_predictors(cfg):
-        names = OmegaConf.select(cfg, f"{key}.calibration_datasets") or ()
-        for name in [names] if isinstance(names, str) else names:
-            ensure_metadata(name)  # the first inference needs its class_image_count
+    read_calibration_datasets(cfg)
 
 
 def _check_training(cfg: DictConfig) -> None:

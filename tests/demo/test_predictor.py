@@ -5,6 +5,7 @@ import pytest
 import torch
 from detectron2.data.transforms import AugmentationList
 from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
@@ -40,6 +41,18 @@ def test_lazy_config(detector):
     check_same(ours(image), theirs(image))
     assert ours.classes.names == theirs.classes.names
     assert ours.classes.group_indices.tolist() == theirs.classes.group_indices.tolist()
+
+
+def test_needs_no_training_set(detector, tmp_path):
+    """Of a model trained with the federated loss, whose training set is not there."""
+    heads = ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE", True)
+    weights = str(tmp_path / "model.pth")
+    opts = [*detector.opts, *heads, "MODEL.WEIGHTS", weights]
+    state = build_model(detector.config(*opts)).state_dict()
+    state["roi_heads.box_predictor.fed_loss_cls_weights"] = torch.ones(4)
+    torch.save({"model": state}, weights)
+    opts += ["MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True, "DATASETS.TRAIN", ("nowhere",)]
+    assert build_predictor(detector.yaml, opts, "0.5").classes.groups.names == ("r", "c", "f")
 
 
 class FourScores(nn.Module):
