@@ -50,7 +50,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Returns:
         The copy. Its parameters take no gradient, and their names are those of the model without
-        the norms: load checkpoints into the model before it is fused. On a CPU, its convolutions are
+        the norms: load checkpoints into the model before it is fused. On a CPU, convolutions are
         faster still after ``.to(memory_format=torch.channels_last)``.
 
     Raises:
