@@ -62,7 +62,7 @@ def test_activation(measured, monkeypatch, capsys, dtype):
 def test_class_loss(measured):
     rows = measured("class-loss", "--proposals", "32", "--classes", "20")["rows"]
     check_rows(rows, "detectron2's sigmoid cross-entropy")
-    assert len(rows) == 5
+    assert {"GOL + DropLoss", "FocalLoss, gumbel", "SeesawLoss, softmax"} <= rows.keys()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,12 +1,14 @@
 """The activation and the class loss against their rivals, forward and backward."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.layers import ShapeSpec, cross_entropy
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from shared_benchmark import (
@@ -19,9 +21,10 @@ from shared_benchmark import (
 )
 from torch import Tensor
 
-from apa_det import aglu
+from apa_det import add_apa_config, aglu
 from apa_det.activation import apa_cross_entropy
 from apa_det.kernels.ops import BACKENDS
+from apa_det.modeling.losses import BOX_CLASS_LOSS_REGISTRY, SIGMOID, BoxClassLoss
 
 EAGER_FORMULA, COMPILED_FORMULA = "formula, eager PyTorch", "formula, torch.compile"
 COPY = "copy of the same bytes"
@@ -80,7 +83,8 @@ def benchmark_class_loss(args: argparse.Namespace) -> None:
     logits = torch.randn(args.proposals, num_classes + 1, dtype=DTYPES[args.dtype], **place) - 4
     ours = logits[:, :-1].contiguous().requires_grad_()
     logits.requires_grad_()
-    gt_classes = torch.randint(num_classes, (args.proposals,), **place)
+    gt_classes = torch.randint(num_classes, (64,), **place).repeat(args.proposals // 64 + 1)
+    gt_classes = gt_classes[: args.proposals]  # of a few classes at a time
     gt_classes[args.proposals // 4 :] = num_classes  # as many as are sampled of each picture
     scarce = torch.arange(num_classes, device=args.device) >= num_classes // 3
     share = torch.tensor(0.1, **place)
@@ -101,6 +105,9 @@ def benchmark_class_loss(args: argparse.Namespace) -> None:
         "detectron2's sigmoid cross-entropy": both_ways(
             [logits], predictor.sigmoid_cross_entropy_loss, logits, gt_classes
         ),
+        "detectron2's softmax cross-entropy": both_ways(
+            [logits], cross_entropy, logits, gt_classes
+        ),
         "Gumbel": both_ways([ours], apa_cross_entropy, *gumbel),
         "APA, per class": both_ways(
             [ours, *parameters], apa_cross_entropy, ours, gt_classes, *parameters
@@ -110,5 +117,29 @@ def benchmark_class_loss(args: argparse.Namespace) -> None:
             [ours], apa_cross_entropy, *gumbel, **drop, backend="eager"
         ),
     }
+    for name, loss in _registered_losses(num_classes):
+        loss.to(args.device)
+        for score, curve in (("softmax", None), ("sigmoid", SIGMOID), ("gumbel", (0.0, 1.0))):
+            if score not in loss.class_scores:
+                continue
+            outputs = ours if curve else logits
+            if loss.num_outputs:
+                outputs = torch.randn(args.proposals, loss.num_outputs, **place).requires_grad_()
+            runs[f"{name}, {score}"] = both_ways([outputs], loss, outputs, gt_classes, curve)
     title = f"Class loss, forward and backward of {tuple(ours.shape)} {args.dtype}"
-    report(title, measure(runs, args), [next(iter(runs))], args, tensor_memory(args.device))
+    references = [name for name in runs if name.startswith("detectron2's")]
+    report(title, measure(runs, args), references, args, tensor_memory(args.device))
+
+
+def _registered_losses(num_classes: int) -> Iterator[tuple[str, BoxClassLoss]]:
+    """Every loss of the registry with its default settings, for classes with a long tail."""
+    cfg = get_cfg()
+    add_apa_config(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    cfg.DATASETS.TRAIN = ("class_loss_benchmark",)
+    MetadataCatalog.get("class_loss_benchmark").set(
+        class_image_count=[{"id": i, "image_count": 2000 // i} for i in range(1, num_classes + 1)],
+        num_images=100_000,
+    )
+    for name, loss in BOX_CLASS_LOSS_REGISTRY:
+        yield name, loss(cfg)

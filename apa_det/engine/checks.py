@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from torch import nn
 
 from ..config import add_apa_config
 from ..data import ensure_metadata, require_dataset_files
@@ -20,12 +21,14 @@ from ..evaluation import EXTRA_METRICS, load_engine, task_metrics
 from ..modeling import APAInjected, meta_architecture
 from ..modeling.calibration import CALIBRATION_REGISTRY
 from ..modeling.frequency import class_counts
+from ..modeling.losses import BoxClassLoss
 from .evaluation import frequency_groups, is_long_tail
 
 __all__ = [
     "check_config",
     "check_num_classes",
     "require_class_counts",
+    "require_class_loss",
     "require_equal_parts",
     "require_no_nccl_for_cpu",
     "require_num_classes",
@@ -99,6 +102,18 @@ def require_class_counts(cfg: CfgNode) -> None:
         ensure_metadata(dataset)
     check_num_classes(cfg, cfg.DATASETS.TRAIN)
     class_counts(cfg.DATASETS.TRAIN)
+
+
+def require_class_loss(cfg: CfgNode, model: nn.Module) -> None:
+    """Raise a ValueError where the config names a class loss, and the model has none."""
+    head = cfg.MODEL.ROI_BOX_HEAD
+    keys = ("CLASS_LOSS", "CLASS_WEIGHTS", "USE_DROP_LOSS")
+    key = next((key for key in keys if head[key]), None)
+    if key is not None and not any(isinstance(m, BoxClassLoss) for m in model.modules()):
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.{key} has no effect in this model: set MODEL.ROI_HEADS.NAME to "
+            "APAROIHeads or APACascadeROIHeads, or leave the key out."
+        )
 
 
 def check_num_classes(cfg: CfgNode, dataset_names: Sequence[str]) -> None:

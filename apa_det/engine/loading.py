@@ -96,6 +96,12 @@ class StrictCheckpointer(DetectionCheckpointer):
                 self._path,
                 "\n  ".join(lines + _grouped(missing)),
             )
+        gathered = [k for k in incompatible.missing_keys if ".class_loss." in k]
+        if gathered:
+            logger.info(
+                "%s does not hold what the class loss gathers in training, which starts anew: %s",
+                *(self._path, ", ".join(_grouped(gathered))),
+            )
         unexpected = [k for k in incompatible.unexpected_keys if not k.endswith(OPTIONAL_BUFFERS)]
         super()._log_incompatible_keys(
             incompatible._replace(missing_keys=[], incorrect_shapes=[], unexpected_keys=unexpected)

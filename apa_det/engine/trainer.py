@@ -28,7 +28,12 @@ from ..analysis import LambdaKappaPlotter
 from ..data import build_train_loader
 from ..evaluation import BestCheckpointer, LambdaKappaWriter, V3DetEvaluator
 from ..modeling.losses import look_up_frequencies
-from .checks import check_num_classes, require_class_counts, warn_of_other_classes
+from .checks import (
+    check_num_classes,
+    require_class_counts,
+    require_class_loss,
+    warn_of_other_classes,
+)
 from .ema import build_ema
 from .evaluation import SubsetTest, build_long_tail_evaluator, is_long_tail, without_nan
 from .loading import StrictCheckpointer
@@ -72,6 +77,7 @@ class Trainer(DefaultTrainer):
                 setup_logger(name=name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
+        require_class_loss(cfg, model)
         self._device = next(model.parameters()).device
         self.ema = build_ema(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         self._sharded = cfg.SOLVER.FSDP and comm.get_world_size() > 1

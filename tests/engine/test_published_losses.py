@@ -44,3 +44,15 @@ def test_image_counts_unknown(arguments):
     with pytest.raises(ValueError, match="no_counts does not give"):
         Trainer(cfg)
     DatasetCatalog.remove("no_counts")
+
+
+@pytest.mark.parametrize(
+    "key,value",
+    [("CLASS_LOSS", "SeesawLoss"), ("CLASS_WEIGHTS", "inverse"), ("USE_DROP_LOSS", True)],
+)
+def test_loss_without_effect(arguments, key, value):
+    """detectron2's own heads know none of it."""
+    cfg = setup(arguments(f"MODEL.ROI_BOX_HEAD.{key}", value))
+    assert cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads"
+    with pytest.raises(ValueError, match=f"BOX_HEAD.{key} has no effect .*NAME to APAROIHeads"):
+        Trainer(cfg)

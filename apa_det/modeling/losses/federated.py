@@ -79,7 +79,7 @@ class FederatedLoss(FrequencyLoss):
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
         weights = self.of_classes(logits.device)
         classes = federated_classes(gt_classes, weights, self.fed_loss_num_classes)
-        chosen = log_odds(logits[:, classes], _of(curve, classes))
+        chosen = log_odds(logits.index_select(1, classes), _of(curve, classes))
         targets = (gt_classes[:, None] == classes).to(chosen.dtype)
         loss = F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum")
         return loss / max(len(logits), 1)

@@ -23,7 +23,7 @@ def seesaw_loss(
     """Seesaw loss of a softmax over classes and background, by the number of proposals.
 
     −log of e^{z_i} / (e^{z_i} + Σ_{j≠i} S_ij e^{z_j}) for the class i of a proposal ("Seesaw Loss
-    for Long-Tailed Instance Segmentation", Wang et al., CVPR 2021, equations 5 to 8), with the
+    for Long-Tailed Instance Segmentation", Wang et al., CVPR 2021, section 3.1), with the
     factors S of :func:`seesaw_factors`. p = q = 0 is the cross-entropy of the softmax.
 
     Args:

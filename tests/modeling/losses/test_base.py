@@ -250,7 +250,7 @@ class Model(nn.Module):
 @pytest.mark.parametrize(
     "loss,score", [("SeesawLoss", "softmax"), ("EqualizationLossV2", "gumbel")]
 )
-def test_checkpoints_of_what_a_loss_gathers(build, tmp_path, loss, score):
+def test_checkpoints_of_what_a_loss_gathers(build, tmp_path, caplog, loss, score):
     """It is saved, averaged models have it, and files without it are fine, in both directions."""
     plain, trained, resumed = (
         Model(build(CLASS_SCORE=score, CLASS_LOSS=name)) for name in ("", loss, loss)
@@ -271,7 +271,9 @@ def test_checkpoints_of_what_a_loss_gathers(build, tmp_path, loss, score):
     for name, buffer in resumed.roi_heads.box_predictor.class_loss.named_buffers():
         assert torch.equal(buffer, gathered[name])
     fresh = Model(build(CLASS_SCORE=score, CLASS_LOSS=loss))
-    StrictCheckpointer(fresh).load(str(tmp_path / "plain.pth"))
+    with caplog.at_level("INFO"):
+        StrictCheckpointer(fresh).load(str(tmp_path / "plain.pth"))
+    assert "plain.pth does not hold what the class loss gathers in training" in caplog.text
     assert not any(buffer.any() for buffer in fresh.roi_heads.box_predictor.class_loss.buffers())
     StrictCheckpointer(plain).load(str(tmp_path / "trained.pth"))
 
