@@ -53,6 +53,11 @@ def final_metrics(output):
     return {k: v for k, v in last.items() if k.startswith(("bbox/", "segm/"))}
 
 
+def detections(output):
+    found = json.loads((output / "inference/lvis_instances_results.json").read_text())
+    return sorted(found, key=json.dumps)
+
+
 def wait(process, timeout=240):
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out[-8000:] + err[-8000:]
@@ -129,25 +134,38 @@ def test_preempted_and_resumed_on_two_machines(start, arguments, output):
     assert trainer.start_iter == done + 3
 
 
-def test_torchrun_and_two_machines_by_detectron2s_flags(start, arguments, output):
-    train_net = (TRAIN_NET, "--config-file", arguments().config_file, "--resume")
-    period = ("SOLVER.CHECKPOINT_PERIOD", 2)
+def test_preempted_under_torchrun(start, arguments, output):
     launched = start(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *train_net),
-        *(*period, "SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", 1),
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2),
+        *(TRAIN_NET, "--config-file", arguments().config_file, "--resume"),
+        *("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", 1),
     )
     _, checkpoint, _ = preempt(launched, output)  # torchrun has an exit status of its own
-    done = int(checkpoint.stem.removeprefix("model_")) + 1
     assert "World size: 2" in (output / "log.txt").read_text()
+    trainer = Trainer(setup(arguments(resume=True)))
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == int(checkpoint.stem.removeprefix("model_")) + 1
 
+
+def test_two_machines_by_detectron2s_flags_evaluate_as_one(start, arguments, output):
+    save = ("TEST.DETECTIONS_PER_IMAGE", 100, "TEST.SAVE_PREDICTIONS", True)
     address = ("--num-machines", 2, "--dist-url", f"tcp://127.0.0.1:{free_port()}")
     machines = [
-        start(*train_net, *address, "--machine-rank", rank, *period, "SOLVER.MAX_ITER", done + 2)
+        start(
+            *(TRAIN_NET, "--config-file", arguments().config_file, *address),
+            *("--machine-rank", rank, *save, "TEST.BEST_METRIC", "segm/AP"),
+        )
         for rank in range(2)
     ]
     for machine in machines:
         code, text = wait(machine)
         assert code == 0, text
-    assert final_metrics(output)
-    log = (output / "log.txt").read_text()
-    assert f"Starting training from iteration {done}" in log and log.count("World size: 2") == 2
+    assert "World size: 2" in (output / "log.txt").read_text()
+    weights = ("MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output / "one")
+    cfg = setup(arguments(*weights, *save, eval_only=True))
+    model = Trainer.build_model(cfg)
+    load_for_evaluation(cfg, model)
+    assert without_nan(Trainer.test(cfg, model)) == final_metrics(output)
+    assert any(value > 0 for value in final_metrics(output).values())
+    assert detections(output / "one") == detections(output)
+    assert (output / "model_best.pth").exists()
