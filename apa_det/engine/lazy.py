@@ -20,7 +20,7 @@ from .lazy_setup import check_num_classes, dataset_names
 from .loading import StrictCheckpointer
 from .optimizer import clip_gradients
 from .parallel import broadcast
-from .preemption import PreemptionHook, ending_at_once
+from .preemption import PreemptionHook
 from .step import StepTrainer
 
 __all__ = ["evaluate_lazy", "load_lazy", "train_lazy"]
@@ -76,18 +76,19 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
     def evaluate() -> dict[str, float]:
         # Processes train with batch norm statistics of their own. Checkpoints hold the main one's.
         broadcast(tested.buffers())
-        with ending_at_once():
+        with preemption.saving_at_once():
             results.update(_test(cfg, tested, evaluator))
         return without_nan(results)
 
     checkpointer = StrictCheckpointer(model, train.output_dir, trainer=trainer)
+    preemption = PreemptionHook(checkpointer, next(model.parameters()).device)
     main = comm.is_main_process()
     built = [hooks.IterationTimer()]
     if ema is not None:
         checkpointer.add_checkpointable("ema", ema)
         built.append(hooks.CallbackHook(after_step=lambda _: ema.update_parameters(model)))
     built.append(hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)))
-    built.append(PreemptionHook(checkpointer, next(model.parameters()).device))
+    built.append(preemption)
     if main:
         built.append(hooks.PeriodicCheckpointer(checkpointer, **train.checkpointer))
     if evaluator is not None:

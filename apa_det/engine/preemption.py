@@ -14,7 +14,9 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-__all__ = ["PreemptionHook", "ending_at_once"]
+from .parallel import ShardedCheckpointer
+
+__all__ = ["PreemptionHook"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ class PreemptionHook(HookBase):
 
     All processes stop after the same iteration, whichever of them the signal reached. The last
     iteration is followed by the end of training, as always. Place the hook after ``LRScheduler``
-    and before ``PeriodicCheckpointer``, in every process.
+    and before ``PeriodicCheckpointer``, in every process, and evaluate in :meth:`saving_at_once`.
     """
 
     def __init__(self, checkpointer: Checkpointer, device: torch.device):
@@ -35,9 +37,9 @@ class PreemptionHook(HookBase):
         """
         self._checkpointer = checkpointer
         self._device = device
+        self._signalled = False
 
     def before_train(self) -> None:
-        self._signalled = False
         self._previous = _set_handler(self._note)
 
     def _note(self, *_) -> None:
@@ -46,13 +48,40 @@ class PreemptionHook(HookBase):
     def after_step(self) -> None:
         if self.trainer.iter == self.trainer.start_iter:
             _shield_data_workers()
-        iteration = self.trainer.iter
-        if iteration + 1 == self.trainer.max_iter or not self._any_signalled():
+        if self._is_last_iteration() or not self._any_signalled():
             return
-        logger.warning("SIGTERM: saving a checkpoint. The same command with --resume goes on.")
-        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        self._save()
         comm.synchronize()
         sys.exit(128 + signal.SIGTERM)
+
+    @contextmanager
+    def saving_at_once(self) -> Iterator[None]:
+        """Within, SIGTERM saves a checkpoint and ends the process at once.
+
+        For evaluation, after an iteration and its hooks, which takes longer than a scheduler waits.
+        Of sharded models nothing is saved, as that takes all processes.
+        """
+        previous = _set_handler(self._end)
+        try:
+            if self._signalled and not self._is_last_iteration():
+                self._end()
+            yield
+        finally:
+            _set_handler(previous)
+
+    def _end(self, *_) -> None:
+        _set_handler(signal.SIG_IGN)  # another one comes if other processes end first
+        if not (self._is_last_iteration() or isinstance(self._checkpointer, ShardedCheckpointer)):
+            self._save()
+        sys.exit(128 + signal.SIGTERM)
+
+    def _save(self) -> None:
+        iteration = self.trainer.iter
+        logger.warning("SIGTERM: saving a checkpoint. The same command with --resume goes on.")
+        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+
+    def _is_last_iteration(self) -> bool:
+        return self.trainer.iter + 1 >= self.trainer.max_iter
 
     def _any_signalled(self) -> bool:
         if comm.get_world_size() == 1:
@@ -75,16 +104,6 @@ def _shield_data_workers() -> None:
         if process.daemon:
             with suppress(OSError):  # it has ended, or was not forked
                 os.setpgid(process.pid, process.pid)
-
-
-@contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Within, SIGTERM ends the process at once: for what takes longer than a scheduler waits."""
-    previous = _set_handler(signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        _set_handler(previous)
 
 
 def _set_handler(handler):

@@ -46,7 +46,7 @@ from .parallel import (
     shard,
     take_full_states,
 )
-from .preemption import PreemptionHook, ending_at_once
+from .preemption import PreemptionHook
 from .step import StepTrainer
 
 __all__ = ["Trainer"]
@@ -208,7 +208,8 @@ class Trainer(DefaultTrainer):
         built = []
         for hook in super().build_hooks():
             if isinstance(hook, hooks.LRScheduler):
-                built += [hook, PreemptionHook(self.checkpointer, self._device)]
+                self._preemption = PreemptionHook(self.checkpointer, self._device)
+                built += [hook, self._preemption]
             elif isinstance(hook, hooks.EvalHook):
                 if self._sharded and not comm.is_main_process():  # all give their parts
                     period = cfg.SOLVER.CHECKPOINT_PERIOD
@@ -245,7 +246,7 @@ class Trainer(DefaultTrainer):
             self._tested.to(self._device)
         # Processes train with batch norm statistics of their own. Checkpoints hold the main one's.
         broadcast(self._tested.buffers())
-        with ending_at_once():
+        with self._preemption.saving_at_once():
             yield self._tested
         if self._sharded:
             self._tested.cpu()

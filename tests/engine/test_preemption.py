@@ -50,17 +50,31 @@ def test_a_checkpoint_before_the_end(train, output, period):
 
 
 def test_the_last_iteration_ends_as_always(train, output, monkeypatch):
-    evaluated_under = []
+    monkeypatch.setattr(Trainer, "test", staticmethod(lambda cfg, model: {}))
+    train("TEST.EVAL_PERIOD", 2, kill_in=3)
+    assert (output / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize("evaluation, last", [(1, "model_0000001.pth"), (2, "model_final.pth")])
+def test_evaluation_ends_at_once(train, output, monkeypatch, evaluation, last):
+    """After a checkpoint: it takes longer than a scheduler waits."""
+    before, evaluations = signal.getsignal(signal.SIGTERM), []
 
     def test(cfg, model):
-        evaluated_under.append(signal.getsignal(signal.SIGTERM))
+        evaluations.append(model)
+        if len(evaluations) == evaluation:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("The evaluation went on.")
         return {}
 
     monkeypatch.setattr(Trainer, "test", staticmethod(test))
-    train("TEST.EVAL_PERIOD", 2, kill_in=3)
-    assert (output / "model_final.pth").exists()
-    # evaluation takes longer than a scheduler waits: there SIGTERM ends the process
-    assert evaluated_under == [signal.SIG_DFL, signal.SIG_DFL]
+    with pytest.raises(SystemExit) as exit_:
+        train("TEST.EVAL_PERIOD", 2, kill_in=None)
+    assert exit_.value.code == 143
+    assert [path.name for path in output.glob("*.pth")] == [last]
+    signal.signal(signal.SIGTERM, before)
+    train("TEST.EVAL_PERIOD", 2, resume=True)
+    assert len(evaluations) == evaluation + 1
 
 
 def test_data_workers_are_out_of_reach(train):
