@@ -81,6 +81,21 @@ def test_leaky_relu_of_little_slope_is_close():
     inject(nn.Sequential(nn.LeakyReLU()), like="replaced")
 
 
+def test_ranges_close_to_relu():
+    """Of the configs: near enough for trained weights, and far enough to learn."""
+    gradients = []
+    for kappa in (20.0, 300.0):
+        model, z = nn.Sequential(nn.ReLU()), torch.linspace(-10, 10, 20001)
+        expected = model(z)
+        inject(model, lambda_range=(1, 1), kappa_range=(kappa, kappa))
+        assert 0.27 / kappa < (model(z) - expected).abs().max() < 0.28 / kappa
+        model(z).sum().backward()
+        gradients.append((model[0].kappa_param.grad.item(), model[0].lambda_param.grad.item()))
+    (kappa_20, lambda_20), (kappa_300, lambda_300) = gradients
+    assert kappa_20 / kappa_300 == pytest.approx(15**3, rel=0.01)
+    assert lambda_20 / lambda_300 == pytest.approx(15**2, rel=0.01)
+
+
 def test_published_ranges():
     model = nn.Sequential(*(nn.ReLU() for _ in range(200)), *(nn.Sigmoid() for _ in range(200)))
     inject(model)
