@@ -1,4 +1,4 @@
-"""What goes into the class score of RoI heads: of proposals that are matched with ground truth."""
+"""What goes into class scores: of proposals or anchors that are matched with ground truth."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -6,22 +6,25 @@ from functools import partial
 
 import numpy as np
 import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from .inputs import CLASS_SCORE, InputSampler, eta_parameters
 
-__all__ = ["has_class_scores", "sample_class_scores"]
+__all__ = ["has_roi_class_scores", "sample_dense_class_scores", "sample_roi_class_scores"]
+
+_BACKGROUND = 512  # anchors of a batch
 
 
-def has_class_scores(model: nn.Module) -> bool:
-    """Whether a model has RoI heads whose class scores :func:`sample_class_scores` takes."""
+def has_roi_class_scores(model: nn.Module) -> bool:
+    """Whether a model has RoI heads whose class scores :func:`sample_roi_class_scores` takes."""
     heads = getattr(model, "roi_heads", None)
     return hasattr(heads, "label_and_sample_proposals") and hasattr(heads, "box_predictor")
 
 
-def sample_class_scores(
+def sample_roi_class_scores(
     heads: nn.Module,
     inputs: tuple[ImageList, dict[str, Tensor], list[Instances]],
     targets: Sequence[Instances],
@@ -51,7 +54,8 @@ def sample_class_scores(
 
     def sample(name: str, predictor: nn.Module, predictions, labelled: list[Instances]) -> dict:
         gt_classes = torch.cat([p.gt_classes for p in labelled])
-        _add(name, predictor, predictions[0], gt_classes, category_groups, sampler)
+        score = name, *_score(predictor)
+        _add(score, predictions[0], gt_classes, category_groups, sampler)
         return {}
 
     with ExitStack() as stack:
@@ -64,15 +68,47 @@ def sample_class_scores(
         heads(images, features, proposals, targets)
 
 
+def sample_dense_class_scores(
+    model: DenseDetector, batch: list[dict], category_groups: np.ndarray, sampler: InputSampler
+) -> None:
+    """:func:`sample_roi_class_scores` of RetinaNet and FCOS, whose class scores are sigmoids.
+
+    The anchors, or points, are matched with ground truth as in training. Those of objects are taken
+    all, and some of the background.
+
+    Args:
+        model: the detector, in evaluation mode; its layers stay in it.
+        batch: pictures with ``instances``.
+        category_groups, sampler: as there.
+    """
+
+    def sample(anchors, logits: list[Tensor], gt_labels: list[Tensor], *_) -> dict:
+        logits, gt_labels = torch.cat(logits, dim=1).flatten(0, 1), torch.cat(gt_labels)
+        background = (gt_labels == model.num_classes).nonzero()[:, 0]
+        some = torch.randperm(len(background))[:_BACKGROUND].to(background.device)
+        objects = ((gt_labels >= 0) & (gt_labels < model.num_classes)).nonzero()[:, 0]
+        rows = torch.cat([objects, background[some]])
+        score = "head.cls_score", "sigmoid", (np.ones(1), np.ones(1))
+        _add(score, logits[rows], gt_labels[rows], category_groups, sampler)
+        return {}
+
+    with EventStorage(), _replaced(model, "training", True), _replaced(model, "losses", sample):
+        model(batch)
+
+
 def _add(
-    name: str,
-    predictor: nn.Module,
+    score: tuple[str, str, tuple[np.ndarray, np.ndarray] | None],
     logits: Tensor,
     gt_classes: Tensor,
     category_groups: np.ndarray,
     sampler: InputSampler,
 ) -> None:
-    layer, eta = _score(predictor)
+    """Add logits of shape (N, K), or (N, K + 1) with the background, to the samples of a score.
+
+    Args:
+        score: the layer's name, the name of the class score, and its λ and κ.
+    """
+    name, layer, eta = score
     groups = torch.from_numpy(category_groups).to(gt_classes.device)
     logits = logits[:, : len(groups)]
     own = torch.nn.functional.one_hot(gt_classes, len(groups) + 1)[:, :-1].bool()

@@ -94,9 +94,10 @@ def _draw_distribution(axis: Axes, analysis: Analysis, layer: Layer) -> None:
     inputs = layer.inputs
     title = short_name(inputs.name)
     if inputs.group is not None:
-        stage = title.removeprefix("box_predictor").replace(".", "stage ")
-        parts = (stage, analysis.groups.labels[inputs.group], _classes(layer))
-        title = ", ".join(part for part in parts if part)
+        stage = title.rpartition(".")[2]
+        title = f"{analysis.groups.labels[inputs.group]}, {_classes(layer)}"
+        if stage.isdecimal():  # of a cascade
+            title = f"stage {stage}, {title}"
     if inputs.mirrored:
         title += ", −z"
     axis.set_title(label(title), fontsize=9)
@@ -290,7 +291,7 @@ def _draw_scores(axes: np.ndarray, analysis: Analysis) -> None:
         means = "mean " if len(eta[0]) > 1 else ""
         curve = f"\nand its η (dashed, right axis): {means}λ = {lambda_:.3g}, κ = {kappa:.3g}"
     axes[0].figure.suptitle(
-        f"What goes into the class score of proposals{curve}", fontsize=10.5, ha="left", x=0.04
+        f"What goes into the class score{curve}", fontsize=10.5, ha="left", x=0.04
     )
 
 

@@ -7,12 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
 from ..evaluation import FrequencyGroups
-from .class_scores import has_class_scores, sample_class_scores
+from .class_scores import (
+    has_roi_class_scores,
+    sample_dense_class_scores,
+    sample_roi_class_scores,
+)
 from .distributions import GeneralizedLogistic, fit
 from .inputs import InputSample, InputSampler
 
@@ -179,16 +184,16 @@ def analyze(
         model: a detectron2 model, or any module that takes the loader's batches. It runs in
             evaluation mode, and is left in the mode that it was in.
         loader: batches of pictures. Those with ``instances`` (``gt_boxes``, ``gt_classes``) show
-            the class scores of a model with RoI heads too.
+            the class scores too, of models with RoI heads, RetinaNet and FCOS.
         groups: the frequency groups, for the class scores.
         category_groups: (K,) each class's place in ``groups.names``; -1: no group.
         sample_size: the numbers that are kept of what goes into each layer, at most.
         seed: of the choice of numbers and proposals.
     """
     sampler = InputSampler(model, sample_size, seed)
-    with_scores = category_groups is not None and has_class_scores(model)
-    if category_groups is not None and not with_scores:
-        logger.warning("The class scores are left out: %s has no RoI heads.", type(model).__name__)
+    has_rois, is_dense = has_roi_class_scores(model), isinstance(model, DenseDetector)
+    if category_groups is not None and not (has_rois or is_dense):
+        logger.warning("The class scores of %s are left out.", type(model).__name__)
     modes, num_pictures = {m: m.training for m in model.modules()}, 0
     model.eval()
     try:
@@ -197,9 +202,14 @@ def analyze(
             for batch in tqdm(loader, desc="pictures", unit="batch"):
                 num_pictures += len(batch)
                 inputs = _run(model, batch, sampler)
-                if with_scores and all("instances" in picture for picture in batch):
+                if category_groups is None or not all("instances" in x for x in batch):
+                    continue
+                if has_rois:
                     targets = [picture["instances"] for picture in batch]
-                    sample_class_scores(model.roi_heads, inputs, targets, category_groups, sampler)
+                    heads = model.roi_heads
+                    sample_roi_class_scores(heads, inputs, targets, category_groups, sampler)
+                elif is_dense:
+                    sample_dense_class_scores(model, batch, category_groups, sampler)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -211,7 +221,7 @@ def _run(model: nn.Module, batch: list[dict], sampler: InputSampler) -> tuple | 
     """Run the model; returns what its RoI heads were called with, but the targets."""
     seen = []
     handle = None
-    if has_class_scores(model):
+    if has_roi_class_scores(model):
         handle = model.roi_heads.register_forward_pre_hook(lambda _, args: seen.append(args[:3]))
     try:
         with sampler.watching():

@@ -10,7 +10,11 @@ from detectron2.utils.events import EventStorage
 
 from apa_det import add_apa_config
 from apa_det.analysis import CLASS_SCORE, InputSampler
-from apa_det.analysis.class_scores import has_class_scores, sample_class_scores
+from apa_det.analysis.class_scores import (
+    has_roi_class_scores,
+    sample_dense_class_scores,
+    sample_roi_class_scores,
+)
 
 GROUPS = np.array([0, 1, 1, -1])  # of 4 classes
 
@@ -54,7 +58,7 @@ def sampled(model, targets):
         model([{"image": torch.randint(256, (3, 64, 64)).float()} for _ in targets])
         handle.remove()
         torch.manual_seed(1)
-        sample_class_scores(model.roi_heads, seen[0], targets, GROUPS, sampler)
+        sample_roi_class_scores(model.roi_heads, seen[0], targets, GROUPS, sampler)
     return sampler.samples, seen[0]
 
 
@@ -70,7 +74,7 @@ def sampled(model, targets):
 def test_standard_heads(score, eta):
     model = make_model("MODEL.ROI_BOX_HEAD.CLASS_SCORE", score)
     heads = model.roi_heads
-    assert has_class_scores(model)
+    assert has_roi_class_scores(model)
     samples, (_, features, proposals) = sampled(model, [make_target()])
     with torch.no_grad(), EventStorage():
         torch.manual_seed(1)
@@ -118,3 +122,40 @@ def test_pictures_without_objects():
     empty = Instances((64, 64), gt_boxes=Boxes(torch.empty(0, 4)), gt_classes=torch.empty(0).long())
     samples, _ = sampled(make_model(), [empty])
     assert [s.seen > 0 for s in samples] == [not s.own_class for s in samples]
+
+
+def test_dense():
+    """RetinaNet: those of objects all, and 512 of the background, as its own labels say."""
+    model = make_model(
+        *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 4),
+        *("MODEL.BACKBONE.NAME", "build_apa_retinanet_resnet_fpn_backbone"),
+        *("MODEL.FPN.IN_FEATURES", ["res3", "res4", "res5"], "MODEL.RETINANET.NUM_CONVS", 1),
+        *("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4", "res5"]),
+        *("MODEL.RETINANET.PRIOR_PROB", 0.3),
+    )
+    torch.nn.init.normal_(model.head.cls_score.weight, std=0.1)
+    batch = [{"image": torch.randint(256, (3, 64, 64)).float(), "instances": make_target()}]
+    sampler = InputSampler(model)
+    with torch.no_grad():
+        sample_dense_class_scores(model, batch, GROUPS, sampler)
+        features = model.backbone(model.preprocess_image(batch).tensor)
+        features = [features[f] for f in model.head_in_features]
+        (labels,), _ = model.label_anchors(model.anchor_generator(features), [make_target()])
+        logits = torch.cat(
+            [
+                x.view(1, -1, 4, *x.shape[2:]).permute(0, 3, 4, 1, 2).reshape(-1, 4)
+                for x in model.head(features)[0]
+            ]
+        )
+    found = {(s.group, s.own_class): s for s in sampler.samples}
+    for group, classes in ((0, [0]), (1, [1, 2])):
+        expected = torch.cat([logits[labels == k, k] for k in classes])
+        assert len(expected) > 0
+        sample = found[group, True]
+        np.testing.assert_allclose(np.sort(sample.values), expected.sort().values, rtol=1e-4)
+        objects = ((labels >= 0) & (labels < 4)).sum().item()
+        background = min(512, (labels == 4).sum().item())
+        others = len(classes) * (objects + background) - len(expected)
+        assert found[group, False].seen == others
+        assert sample.layer == "sigmoid" and sample.eta[0] == 1
+    assert not model.training and "losses" not in vars(model)
