@@ -116,7 +116,7 @@ def _draw_distribution(axis: Axes, analysis: Analysis, layer: Layer) -> None:
     axis.text(
         0.03,
         0.96,
-        f"{text}\n\n{len(inputs.values):,}\nnumbers",
+        f"{text}\n\nn = {len(inputs.values):,}",
         transform=axis.transAxes,
         va="top",
         fontsize=7.5,
@@ -258,7 +258,7 @@ def _draw_scores(axes: np.ndarray, analysis: Analysis) -> None:
         for layer in pair:
             own = layer.inputs.own_class
             colour = group_colour(group) if own else _HISTOGRAM
-            numbers = f"{len(layer.inputs.values):,} numbers"
+            numbers = f"n = {len(layer.inputs.values):,}"
             lines.append((f"{_classes(layer)}: {numbers}, {_verdict(layer)}", own))
             if layer.logistic is not None:
                 _draw_histogram(axis, layer, colour, alpha=0.65 if own else 1.0)
