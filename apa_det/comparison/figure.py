@@ -58,15 +58,15 @@ def _draw_panel(axis: Axes, results: Results, task: str, metric: str) -> None:
         beneath = [y + 0.22] * len(values)
         axis.scatter(values, beneath, s=18, color=colour, alpha=0.6, linewidths=0)
         axis.scatter([mean], [y], s=55, color=colour, marker="D", zorder=3)
-        difference = results.differences.get(row.name, {}).get(task, {}).get(metric)
-        if difference is None or math.isnan(difference.mean):
+        difference = results.differences.get((row.name, task, metric))
+        if difference is None or math.isnan(difference.difference):
             continue
         axis.plot(
             [first + difference.low, first + difference.high], [y, y], color=colour, linewidth=1.5
         )
         axis.annotate(
             format_difference(difference),
-            (first + difference.mean, y),
+            (first + difference.difference, y),
             xytext=(0, 7),
             textcoords="offset points",
             ha="center",

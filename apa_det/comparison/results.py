@@ -27,9 +27,12 @@ _TOLERANCE = 1e-6  # between AP in percent as evaluated, and as computed anew
 class Difference:
     """Of a row to the first one, over the seeds that both have."""
 
-    mean: float
+    difference: float
     low: float  # of the bootstrap interval of 95 %
     high: float
+
+
+UNDEFINED = Difference(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Results:
     results: dict[str, dict[int, dict]]
     tasks: tuple[str, ...]
     metrics: tuple[str, ...]
-    differences: dict[str, dict[str, dict[str, Difference]]]
+    differences: dict[tuple[str, str, str], Difference]
     num_pictures: int
     num_resamples: int
 
@@ -155,7 +158,7 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
     found = Results(plan, results, tasks, metrics, {}, len(truth.image_ids), num_resamples)
     for row, task, metric in _compared(found):
         difference = _difference(found, resampled, row, task, metric, seed)
-        found.differences.setdefault(row, {}).setdefault(task, {})[metric] = difference
+        found.differences[row, task, metric] = difference
     return found
 
 
@@ -185,7 +188,7 @@ def _difference(
         s for s in found.plan.seeds if (first, s, task) in resampled and (row, s, task) in resampled
     ]
     if not seeds:
-        return Difference(math.nan, math.nan, math.nan)
+        return UNDEFINED
     theirs, own = (found.values(name, task, metric) for name in (first, row))
     mean = _mean([own[s] - theirs[s] for s in seeds])
     each = np.stack(

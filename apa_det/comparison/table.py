@@ -4,13 +4,14 @@ import csv
 import io
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
 from tabulate import tabulate
 
 from ..data.json_files import write_json
-from .results import Difference, Results
+from .results import UNDEFINED, Difference, Results
 
 __all__ = ["TASKS", "format_difference", "format_tables", "write_tables"]
 
@@ -57,8 +58,8 @@ def _task_table(results: Results, task: str) -> str:
         cells = []
         for metric in results.metrics:
             cells.append(_mean_and_spread(list(results.values(row.name, task, metric).values())))
-            of_row = results.differences.get(row.name)
-            cells.append(format_difference(of_row[task][metric]) if of_row else "")
+            difference = results.differences.get((row.name, task, metric))
+            cells.append("" if difference is None else format_difference(difference))
         lines.append([row.name, *cells])
     return _markdown(lines, headers)
 
@@ -96,25 +97,9 @@ def _changes(results: Results) -> str:
 
 
 def _content(results: Results) -> dict:
-    rows = []
-    for row in results.plan.rows:
-        tasks = {}
-        for task in results.tasks:
-            tasks[task] = {}
-            for metric in results.metrics:
-                values = results.values(row.name, task, metric)
-                of_row = results.differences.get(row.name)
-                tasks[task][metric] = {
-                    "mean": _mean(list(values.values())),
-                    "std": _spread(list(values.values())),
-                    "seeds": {str(seed): value for seed, value in values.items()},
-                    "difference": asdict(of_row[task][metric]) if of_row else None,
-                }
-        costs = {key: _mean(results.costs(row.name, key)) for key in _COSTS}
-        runs = {str(seed): result for seed, result in results.results[row.name].items()}
-        rows.append({"name": row.name, **tasks, **costs, "runs": runs})
     return {
-        "rows": rows,
+        "numbers": list(_records(results)),
+        "runs": results.results,
         "seeds": results.plan.seeds,
         "pictures": results.num_pictures,
         "resamples": results.num_resamples,
@@ -125,33 +110,37 @@ def _content(results: Results) -> dict:
 
 def _csv(results: Results) -> str:
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        ["row", "task", "metric", "mean", "std", "difference", "low", "high", "seeds"]
-        + [f"seed{seed}" for seed in results.plan.seeds]
-    )
+    writer = None
+    for record in _records(results):
+        of_seeds = record.pop("seeds")
+        record |= {f"seed{seed}": of_seeds.get(seed, math.nan) for seed in results.plan.seeds}
+        if writer is None:
+            writer = csv.DictWriter(file, record, lineterminator="\n")
+            writer.writeheader()
+        writer.writerow({key: "" if value != value else value for key, value in record.items()})
+    return file.getvalue()
+
+
+def _records(results: Results) -> Iterator[dict]:
+    """For each row and number: mean, std, the difference with its interval, and all seeds."""
     for row in results.plan.rows:
         for task in results.tasks:
             for metric in results.metrics:
                 values = results.values(row.name, task, metric)
-                numbers = list(values.values())
-                of_row = results.differences.get(row.name)
-                difference = of_row[task][metric] if of_row else Difference(*[math.nan] * 3)
-                cells = [_mean(numbers), _spread(numbers), *asdict(difference).values()]
-                seeds = [values.get(seed, math.nan) for seed in results.plan.seeds]
-                cells = [*cells, len(numbers), *seeds]
-                writer.writerow([row.name, task, metric, *map(_plain, cells)])
+                yield {
+                    **_record(row.name, task, metric, values),
+                    **asdict(results.differences.get((row.name, task, metric), UNDEFINED)),
+                    "seeds": values,
+                }
         for key in _COSTS:
-            by_seed = {seed: result[key] for seed, result in results.results[row.name].items()}
-            numbers = list(by_seed.values())
-            cells = [_mean(numbers), _spread(numbers), *[math.nan] * 3, len(numbers)]
-            cells += [by_seed.get(seed, math.nan) for seed in results.plan.seeds]
-            writer.writerow([row.name, "", key, *map(_plain, cells)])
-    return file.getvalue()
+            values = {seed: result[key] for seed, result in results.results[row.name].items()}
+            yield {**_record(row.name, "", key, values), **asdict(UNDEFINED), "seeds": values}
 
 
-def _plain(value: float) -> str | float:
-    return "" if math.isnan(value) else value
+def _record(row: str, task: str, metric: str, values: dict[int, float]) -> dict:
+    numbers = list(values.values())
+    mean, std = _mean(numbers), _spread(numbers)
+    return {"row": row, "task": task, "metric": metric, "mean": mean, "std": std}
 
 
 def _mean(values: list[float]) -> float:
@@ -171,9 +160,9 @@ def _mean_and_spread(values: list[float], digits: int = 1) -> str:
 
 def format_difference(difference: Difference) -> str:
     """ "+1.2 [+0.3, +2.1]"; "–" where undefined."""
-    if math.isnan(difference.mean):
+    if math.isnan(difference.difference):
         return "–"
-    text = _signed(difference.mean)
+    text = _signed(difference.difference)
     if math.isnan(difference.low):
         return text
     return f"{text} [{_signed(difference.low)}, {_signed(difference.high)}]"

@@ -66,11 +66,11 @@ def test_a_row_that_finds_the_same_differs_by_nothing(make_plan):
     found = gather(plan, 50)
     assert found.tasks == ("bbox",) and found.metrics == METRICS
     for metric in METRICS:
-        difference = found.differences["second"]["bbox"][metric]
+        difference = found.differences["second", "bbox", metric]
         values = found.values("first", "bbox", metric)
         assert values == pytest.approx(found.values("second", "bbox", metric), nan_ok=True)
         expected = 0.0 if np.isfinite(list(values.values())).all() else math.nan
-        assert difference.mean == pytest.approx(expected, nan_ok=True)
+        assert difference.difference == pytest.approx(expected, nan_ok=True)
         interval = [difference.low, difference.high]
         assert interval == pytest.approx([expected] * 2, abs=1e-12, nan_ok=True)
 
@@ -80,10 +80,10 @@ def test_a_row_that_finds_more_is_better(make_plan):
     for run in plan.runs:
         make_up(run, {"first": 0.3, "second": 0.95}[run.row])
     found = gather(plan, 200)
-    difference = found.differences["second"]["bbox"]["AP"]
+    difference = found.differences["second", "bbox", "AP"]
     means = [found.mean(name, "bbox", "AP") for name in ("first", "second")]
-    assert difference.mean == pytest.approx(means[1] - means[0])
-    assert 0 < difference.low < difference.mean < difference.high
+    assert difference.difference == pytest.approx(means[1] - means[0])
+    assert 0 < difference.low < difference.difference < difference.high
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 2)])
@@ -100,7 +100,7 @@ def test_without_pictures_to_draw_the_interval_is_that_of_the_seeds(make_plan, m
     first, second = (found.values(name, "bbox", "AP") for name in ("first", "second"))
     each = [second[seed] - first[seed] for seed in seeds]
     means = [np.mean(c) for c in combinations_with_replacement(each, len(seeds) - 1)]
-    difference = found.differences["second"]["bbox"]["AP"]
+    difference = found.differences["second", "bbox", "AP"]
     assert difference.low == pytest.approx(min(means))
     assert difference.high == pytest.approx(max(means))
 
@@ -119,8 +119,10 @@ def test_what_is_not_done_is_said_and_left_out(make_plan, tmp_path):
             make_up(run, 0.4 + 0.2 * run.seed)
     found = gather(plan, 20)
     assert len(found.values("second", "bbox", "AP")) == 2
-    assert found.differences["second"]["bbox"]["AP"].mean == pytest.approx(0)  # of seeds 0 and 2
-    assert math.isnan(found.differences["third"]["bbox"]["AP"].mean)
+    assert found.differences["second", "bbox", "AP"].difference == pytest.approx(
+        0
+    )  # of seeds 0 and 2
+    assert math.isnan(found.differences["third", "bbox", "AP"].difference)
     assert "Missing: second (seed 1); third (seed 0, 1, 2)." in found.notes()
     text = write_tables(found, str(tmp_path))
     assert "2 of 3" in text and "0 of 3" in text
@@ -165,13 +167,15 @@ def test_tables_files_and_figure(make_plan, tmp_path):
     spread = abs(values[0] - values[1]) / 2**0.5  # of a sample of two
     mean = sum(values) / 2
     assert f"{mean:.1f} ± {spread:.1f}" in text
-    difference = found.differences["second"]["bbox"]["AP"]
-    assert f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]" in text
+    difference = found.differences["second", "bbox", "AP"]
+    assert f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]" in text
     assert "170 ± 14 |    1.89 |          850 ± 71 |    1.89 |" in text  # of 0.8 and 0.9; 0.4, 0.5
 
-    row = read_json(tmp_path / "results.json")["rows"][1]
-    assert row["bbox"]["AP"]["seeds"] == {"0": values[0], "1": values[1]}
-    assert row["bbox"]["AP"]["std"] == pytest.approx(spread)
+    content = read_json(tmp_path / "results.json")
+    (number,) = (n for n in content["numbers"] if (n["row"], n["metric"]) == ("second", "AP"))
+    assert number["seeds"] == {"0": values[0], "1": values[1]}
+    assert number["std"] == pytest.approx(spread)
+    assert content["runs"]["second"]["0"]["metrics"]["bbox/AP"] == values[0]
     with open(tmp_path / "results.csv", newline="") as file:
         lines = {(r["row"], r["metric"]): r for r in csv.DictReader(file)}
     assert float(lines["second", "AP"]["mean"]) == pytest.approx(mean)
