@@ -124,14 +124,14 @@ class Plan:
         self.require_same_conditions()
         cfg = self.rows[0].cfg
         register_datasets(cfg.DATASETS.LVIS_FORMAT, "DATASETS.LVIS_FORMAT")
+        for row in self.rows:
+            with errors_name(f'The row "{row.name}"'):
+                check_config(row.cfg)
         if len(cfg.DATASETS.TEST) != 1 or not is_long_tail(cfg, cfg.DATASETS.TEST[0]):
             raise ValueError(
                 f"DATASETS.TEST is {tuple(cfg.DATASETS.TEST)}: a comparison needs one dataset, of "
                 "LVIS format, or of COCO format with TEST.LONG_TAIL True."
             )
-        for row in self.rows:
-            with errors_name(f'The row "{row.name}"'):
-                check_config(row.cfg)
         for run in self.runs:
             _require_same_config(run)
 

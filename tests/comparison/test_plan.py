@@ -117,6 +117,13 @@ def test_a_config_that_cannot_be_trained_is_refused(describe):
         read_plan("out", describe(RELU, row)).check()
 
 
+def test_a_comparison_has_one_test_set(describe):
+    names = ["comparison_train", "comparison_val"]
+    path = describe(RELU, AGLU, overrides=["DATASETS.TEST", names])
+    with pytest.raises(ValueError, match="needs one dataset, of LVIS format"):
+        read_plan("out", path).check()
+
+
 def test_a_run_is_refused_whose_config_has_changed(describe, tmp_path):
     folder = str(tmp_path / "out")
     plan = read_plan(folder, describe(RELU, AGLU))
