@@ -16,7 +16,9 @@ def main(arguments: list[str] | None = None) -> None:
         commands.add_parser("activation", help="AGLU against SiLU, ReLU and its formula")
     )
     activation_benchmark.add_class_loss_arguments(
-        commands.add_parser("class-loss", help="APA's losses against sigmoid cross-entropy")
+        commands.add_parser(
+            "class-loss", help="the class losses against detectron2's cross-entropies"
+        )
     )
     layer_benchmark.add_block_arguments(
         commands.add_parser("block", help="a gated bottleneck block against detectron2's layers")

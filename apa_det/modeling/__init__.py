@@ -3,6 +3,7 @@ from .box_predictor import APAFastRCNNOutputLayers
 from .calibration import CALIBRATION_REGISTRY, Calibration, LogitAdjustment, NorCal, TauNorm
 from .fusion import fuse
 from .injection import inject, injected, restore
+from .losses import BOX_CLASS_LOSS_REGISTRY, BoxClassLoss
 from .mask_head import APAMaskRCNNConvUpsampleHead
 from .meta_arch import APAInjected, meta_architecture
 from .resnet import (
@@ -29,6 +30,8 @@ __all__ = [
     "APAInjected",
     "APAMaskRCNNConvUpsampleHead",
     "APAROIHeads",
+    "BOX_CLASS_LOSS_REGISTRY",
+    "BoxClassLoss",
     "Calibration",
     "LogitAdjustment",
     "NorCal",

@@ -178,7 +178,6 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 f"The class loss {name} is for {loss.num_classes} classes, and the predictor for "
                 f"{self.num_classes}."
             )
-
         if loss.num_outputs and self.calibration is not None:
             raise ValueError(
                 f"MODEL.ROI_BOX_HEAD.CALIBRATION does not go together with the CLASS_LOSS {name}, "

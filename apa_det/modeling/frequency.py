@@ -7,7 +7,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-__all__ = ["ClassCount", "class_counts", "get_scarce_classes"]
+__all__ = ["ClassCount", "class_counts", "class_names", "get_scarce_classes"]
 
 ClassCount = Literal["image_count", "instance_count"]
 
@@ -40,6 +40,7 @@ def class_counts(dataset_names: Sequence[str], kind: ClassCount = "image_count")
     if kind not in get_args(ClassCount):
         kinds = " or ".join(get_args(ClassCount))
         raise ValueError(f"MODEL.ROI_BOX_HEAD.CLASS_COUNT is {kinds}, not {kind!r}.")
+    _require_datasets(dataset_names)
     counts, words = [], kind.replace("_", " ")
     for name in dataset_names:
         by_class = MetadataCatalog.get(name).get("class_image_count")
@@ -67,6 +68,7 @@ def get_scarce_classes(dataset_names: Sequence[str], threshold: float = 0.0011) 
     Raises:
         ValueError: the metadata of a dataset lack a count, or datasets have other classes.
     """
+    _require_datasets(dataset_names)
     total = 0
     for name in dataset_names:
         num_images = MetadataCatalog.get(name).get("num_images", _NUM_IMAGES.get(name))
@@ -76,3 +78,24 @@ def get_scarce_classes(dataset_names: Sequence[str], threshold: float = 0.0011) 
             )
         total += num_images
     return class_counts(dataset_names) / total < threshold
+
+
+def class_names(dataset_names: Sequence[str]) -> list[str]:
+    """The names of the classes, by contiguous id: ``thing_classes`` of the first dataset.
+
+    Raises:
+        ValueError: there is no dataset, or it does not tell.
+    """
+    _require_datasets(dataset_names)
+    names = MetadataCatalog.get(dataset_names[0]).get("thing_classes")
+    if names is None:
+        raise ValueError(f"The dataset {dataset_names[0]} does not give the names of its classes.")
+    return names
+
+
+def _require_datasets(dataset_names: Sequence[str]) -> None:
+    if not dataset_names:
+        raise ValueError(
+            "The frequencies of classes need a training dataset: name one in DATASETS.TRAIN, or "
+            "give the class loss its datasets."
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import MetadataCatalog
 
-from apa_det.modeling.frequency import class_counts, get_scarce_classes
+from apa_det.modeling.frequency import class_counts, class_names, get_scarce_classes
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -62,3 +62,12 @@ def test_scarce_classes_errors():
     set_counts("losses_c", [(1, 2)], num_images=10)
     with pytest.raises(ValueError, match="different classes"):
         get_scarce_classes(["lvis_v1_train", "losses_c"])
+
+
+def test_class_names():
+    assert class_names(["coco_2017_train"])[:2] == ["person", "bicycle"]
+    with pytest.raises(ValueError, match="losses_unread does not give the names"):
+        class_names(["losses_unread"])
+    for function in (class_counts, class_names, get_scarce_classes):
+        with pytest.raises(ValueError, match="need a training dataset: name one in DATASETS.TRAIN"):
+            function([])

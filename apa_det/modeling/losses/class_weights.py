@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from ..frequency import ClassCount, class_counts
+from ..frequency import ClassCount, class_counts, class_names
 from .base import FrequencyLoss
 
 __all__ = ["WeightedLoss", "effective_number_weights", "inverse_weights", "read_class_weights"]
@@ -160,7 +159,7 @@ class WeightedLoss(FrequencyLoss):
         if not isinstance(weights, str):
             return torch.tensor([float(weight) for weight in weights])
         if weights.endswith(".json"):
-            return read_class_weights(weights, MetadataCatalog.get(self.datasets[0]).thing_classes)
+            return read_class_weights(weights, class_names(self.datasets))
         counts = class_counts(self.datasets, self.count)
         if weights == "effective_number":
             return effective_number_weights(counts, self.beta)
