@@ -53,6 +53,7 @@ setup(
     # torch, torchvision, detectron2 and lvis are left out: they stay as the user installed them.
     install_requires=["numpy", "pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={
+        "export": ["onnx", "onnxruntime"],
         "fast": ["ultrafast-pycocotools==0.1.14"],
         "ensemble": ["ensemble-boxes==1.0.9"],
         "dev": ["hypothesis", "mpmath", "pytest", "pytest-xdist", "ruff"],

@@ -45,22 +45,23 @@ def carafe(x: Tensor, kernels: Tensor, scale: int = 2) -> Tensor:
             f"{tuple(x.shape)} and scale {scale}, not {tuple(kernels.shape)}."
         )
     kernels = kernels.to(x.dtype)
-    if torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad):
-        return _CARAFEFunction.apply(x, kernels, k, scale)
-    return _reassemble(x, kernels, k, scale)  # can be traced and exported
+    with torch.autocast(x.device.type, enabled=False):
+        if torch.is_grad_enabled() and (x.requires_grad or kernels.requires_grad):
+            return _CARAFEFunction.apply(x, kernels, k, scale)
+        return _reassemble(x, kernels, k, scale)
 
 
-def _reassemble(x: Tensor, kernels: Tensor, k: int, scale: int) -> Tensor:
+def _reassemble(x: Tensor, kernels: Tensor, k: int, scale: int, block: int = _BLOCK) -> Tensor:
+    """The forward pass, which can be traced, scripted and exported."""
     n, c, h, w = x.shape
     rows = _padded_rows(x, k)
     blocks = []
-    with torch.autocast(x.device.type, enabled=False):
-        for block in _blocks(w):
-            band = _to_band(kernels[..., _scaled(block, scale)], k, scale)
-            inputs = rows[:, :, _widened(block, k)]
-            lines = [band[y] @ inputs[:, y : y + k].flatten(1, 2) for y in range(h)]
-            width = block.stop - block.start
-            blocks.append(torch.stack(lines, dim=1).view(n, h * scale, width * scale, c))
+    for start in range(0, w, block):
+        stop = min(start + block, w)
+        band = _to_band(kernels[..., start * scale : stop * scale], k, scale)
+        inputs = rows[:, :, start : stop + k - 1]
+        lines = [band[y] @ inputs[:, y : y + k].flatten(1, 2) for y in range(h)]
+        blocks.append(torch.stack(lines, dim=1).view(n, h * scale, (stop - start) * scale, c))
     out = torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
     return out.permute(0, 3, 1, 2)
 
@@ -97,7 +98,8 @@ class _CARAFEFunction(torch.autograd.Function):
 
 def _padded_rows(x: Tensor, k: int) -> Tensor:
     """(N, C, H, W) to (N, H + k − 1, W + k − 1, C), with zeros around."""
-    return F.pad(x, (k // 2,) * 4).permute(0, 2, 3, 1).contiguous()
+    r = k // 2
+    return F.pad(x, [r, r, r, r]).permute(0, 2, 3, 1).contiguous()
 
 
 def _blocks(w: int) -> list[slice]:
@@ -124,7 +126,7 @@ def _to_band(kernels: Tensor, k: int, scale: int) -> Tensor:
     band = kernels.reshape(n, k, k, h, scale, w, scale).permute(3, 0, 4, 6, 1, 5, 2)
     # Row i of (W, k) moves i places to the right in (W, W + k − 1): widened by one column more,
     # the rows, end to end, are those of the band.
-    band = F.pad(band, (0, w)).flatten(-2)[..., : w * (w + k - 1)].unflatten(-1, (w, w + k - 1))
+    band = F.pad(band, [0, w]).flatten(-2)[..., : w * (w + k - 1)].unflatten(-1, (w, w + k - 1))
     return band.permute(0, 1, 2, 5, 3, 4, 6).reshape(h, n, scale * w * scale, k * (w + k - 1))
 
 
@@ -175,9 +177,11 @@ class CARAFE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C, H, W). Returns: shape (N, C, scale·H, scale·W)."""
         n, _, h, w = x.shape
-        s, k2 = self.scale, self.kernel_size**2
+        s, k2 = self.scale, self.kernel_size * self.kernel_size
         logits = self.content_encoder(self.channel_compressor(x))
         # F.pixel_shuffle, whose backward pass fails for an empty batch
         logits = logits.view(n, k2, s, s, h, w).permute(0, 1, 4, 2, 5, 3)
         kernels = logits.reshape(n, k2, s * h, s * w).softmax(dim=1)
+        if torch.jit.is_scripting():
+            return _reassemble(x, kernels, self.kernel_size, s)
         return carafe(x, kernels, s)

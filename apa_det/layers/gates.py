@@ -68,7 +68,7 @@ class SEGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C, H, W) or (N, C). Returns: x times its gates, alike."""
         gates = self.gates(x.mean(dim=(2, 3)) if x.dim() == 4 else x)
-        return x * gates.view(gates.shape + (1,) * (x.dim() - 2))
+        return x * (gates[:, :, None, None] if x.dim() == 4 else gates)
 
     def gates(self, pooled: Tensor) -> Tensor:
         """Args: pooled features of shape (N, C). Returns: the factor of each channel, alike."""

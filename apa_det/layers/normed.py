@@ -47,7 +47,7 @@ def normed_linear(
     Returns:
         Shape (N, K).
     """
-    return F.linear(l2_normalize(x, eps), l2_normalize(weight, eps) * temperature, bias)
+    return F.linear(l2_normalize(x, eps), _normed_weight(weight, temperature, eps), bias)
 
 
 def normed_conv2d(
@@ -56,7 +56,9 @@ def normed_conv2d(
     bias: Tensor | None = None,
     temperature: Tensor | float = 1.0,
     eps: float = _EPS,
-    **conv_args,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """:func:`normed_linear` as a convolution; each pixel and each tap is normalised over channels.
 
@@ -64,13 +66,20 @@ def normed_conv2d(
         x: shape (N, C, H, W).
         weight: shape (K, C, kernel height, kernel width).
         bias, temperature, eps: as for :func:`normed_linear`.
-        conv_args: ``stride``, ``padding`` and ``dilation`` of :func:`torch.nn.functional.conv2d`.
+        stride, padding, dilation: as for :func:`torch.nn.functional.conv2d`.
 
     Returns:
         Shape (N, K, H', W').
     """
-    weight = l2_normalize(weight, eps) * temperature
-    return F.conv2d(l2_normalize(x, eps), weight, bias, **conv_args)
+    weight = _normed_weight(weight, temperature, eps)
+    return F.conv2d(l2_normalize(x, eps), weight, bias, stride, padding, dilation)
+
+
+def _normed_weight(weight: Tensor, temperature: Tensor | float, eps: float) -> Tensor:
+    weight = l2_normalize(weight, eps)
+    if isinstance(temperature, float):  # torch.jit.script wants one type at a time
+        return weight * temperature
+    return weight * temperature
 
 
 def wrapped_cauchy_linear(x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> Tensor:
@@ -94,12 +103,16 @@ def wrapped_cauchy_linear(x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) ->
     Returns:
         Shape (N, K).
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    x, weight, bias, gamma = (t.to(dtype) for t in (x, weight, bias, g.sigmoid()))
     with torch.autocast(x.device.type, enabled=False):
-        cosine = normed_linear(x, weight, bias)
-        density = (1 - gamma**2) / (1 + gamma**2 - 2 * gamma * cosine)
-        return 300 * (1 / 2 / 3.14) * density
+        return _wrapped_cauchy_linear(x, weight, bias, g)
+
+
+def _wrapped_cauchy_linear(x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> Tensor:
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    gamma = g.sigmoid().to(dtype)
+    cosine = normed_linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+    density = (1 - gamma**2) / (1 + gamma**2 - 2 * gamma * cosine)
+    return 300 * (1 / 2 / 3.14) * density
 
 
 class _Temperature(nn.Module):
@@ -209,4 +222,6 @@ class WrappedCauchyLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C). Returns: shape (N, K), float32 or float64."""
+        if torch.jit.is_scripting():
+            return _wrapped_cauchy_linear(x, self.weight, self.bias, self.g)
         return wrapped_cauchy_linear(x, self.weight, self.bias, self.g)

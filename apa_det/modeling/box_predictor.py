@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import List  # noqa: UP035
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..activation import APA, logit_apa
+from ..kernels import eager
 from ..layers import NormedLinear, WrappedCauchyLinear
 from .calibration import CALIBRATION_REGISTRY, Calibration
 from .frequency import class_counts
@@ -134,6 +136,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         self._class_counts: Tensor | None = None
         self._check_class_loss()
 
+        self.score = None
         has_apa = self.predicts_apa
         num_outputs = num_classes if has_apa else num_classes + 1
         sizes = self.cls_score.in_features, self.class_loss.num_outputs or num_outputs
@@ -236,7 +239,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             Scores: logits of shape (N, K) for "gumbel" and "apa", (N, K + 1) for the others, or
             what the class loss asks for. Box deltas of shape (N, 4K), or (N, 4) if class-agnostic.
         """
-        scores, deltas = super().forward(x)
+        if x.dim() > 2:
+            x = x.flatten(1)
+        scores, deltas = self.cls_score(x), self.bbox_pred(x)
         if self.training and self.logit_clamp:
             scores = scores.clamp(-self.logit_clamp, self.logit_clamp)
         return scores, deltas
@@ -275,25 +280,33 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         return self._log_odds(logits) if self.predicts_apa else logits
 
     def predict_probs(
-        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
-    ) -> tuple[Tensor, ...]:
+        self,
+        predictions: tuple[Tensor, Tensor],
+        proposals: List[Instances],  # noqa: UP006
+    ):
         """As in detectron2, or calibrated.
 
         Raises:
             ValueError: a calibration's image counts are unknown, or of another number of classes.
         """
-        logits, deltas = predictions
-        if self.class_loss.num_outputs:
-            probabilities = self.class_loss.probabilities(logits)
-            return probabilities.split([len(p) for p in proposals])
-        if self.calibration is not None:
-            logits = self.calibration.logits(logits, self.cls_score, self.num_classes)
+        probabilities = self._probabilities(predictions[0])
+        # len() of proposals would be a constant to torch.jit.trace
+        return probabilities.split([p.proposal_boxes.tensor.shape[0] for p in proposals])
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        """Of shape (N, K + 1). torch.jit.script sees neither class losses nor calibrations."""
+        if not torch.jit.is_scripting():
+            if self.class_loss.num_outputs:
+                return self.class_loss.probabilities(logits)
+            if self.calibration is not None:
+                logits = self.calibration.logits(logits, self.cls_score, self.num_classes)
         if self.predicts_apa:
             logits = self._log_odds(logits)
-        if self.calibration is not None:
-            counts = self._counts(logits.device) if self.calibration.needs_counts else None
-            logits = self.calibration.log_odds(logits, counts)
-        return super().predict_probs((logits, deltas), proposals)
+        if not torch.jit.is_scripting():
+            if self.calibration is not None:
+                counts = self._counts(logits.device) if self.calibration.needs_counts else None
+                logits = self.calibration.log_odds(logits, counts)
+        return logits.sigmoid() if self.use_sigmoid_ce else logits.softmax(dim=-1)
 
     def _counts(self, device: torch.device) -> Tensor:
         """The image counts that a calibration goes by, looked up once."""
@@ -311,7 +324,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     @property
     def predicts_apa(self) -> bool:
-        return self.class_score in ("gumbel", "apa")
+        return self.class_score in ["gumbel", "apa"]
 
     def _curve(self, logits: Tensor) -> Curve:
         """λ and κ of the class score, unless it is softmax."""
@@ -321,7 +334,15 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
 
     def _log_odds(self, logits: Tensor) -> Tensor:
         """Of each class's score, and 0 for the background: float32, shape (N, K + 1)."""
-        return F.pad(logit_apa(logits.float(), *self._curve(logits)), (0, 1))
+        logits = logits.float()
+        if torch.jit.is_scripting():
+            lambda_, kappa = logits.new_zeros(1), logits.new_ones(1)
+            if self.score is not None:
+                lambda_, kappa = self.score.parameters_for(logits)
+            log_odds = eager.evaluate("logit_apa", logits, lambda_, kappa)
+        else:
+            log_odds = logit_apa(logits, *self._curve(logits))
+        return F.pad(log_odds, (0, 1))
 
 
 def _build_calibration(name: str, strength: float, predictor: str) -> Calibration | None:

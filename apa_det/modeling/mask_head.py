@@ -1,21 +1,20 @@
 """A mask head with other activations, upsampling and predictor, and a threshold of one's own."""
 
 from collections.abc import Callable
+from typing import List  # noqa: UP035
 
 import fvcore.nn.weight_init as weight_init
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..layers import CARAFE, NormedConv2d, activation_from_config, get_activation
 
 __all__ = ["APAMaskRCNNConvUpsampleHead"]
-
-# The probability at which detectron2's postprocessing cuts masks.
-_DETECTRON2_THRESHOLD = 0.5
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -99,13 +98,15 @@ class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
             "mask_threshold": head.THRESHOLD,
         }
 
-    def forward(self, x: Tensor, instances: list[Instances]) -> dict[str, Tensor] | list[Instances]:
+    def forward(self, x: Tensor, instances: List[Instances]):  # noqa: UP006
         """As in detectron2, but that in inference ``pred_masks`` holds the probabilities times
         0.5 / ``mask_threshold``: detectron2 pastes them linearly and cuts them at 0.5.
         """
-        result = super().forward(x, instances)
-        if not self.training and self.mask_threshold != _DETECTRON2_THRESHOLD:
-            for predicted in result:
-                scale = _DETECTRON2_THRESHOLD / self.mask_threshold
-                predicted.pred_masks = predicted.pred_masks * scale
-        return result
+        x = self.layers(x)
+        if self.training:
+            return {"loss_mask": mask_rcnn_loss(x, instances, self.vis_period) * self.loss_weight}
+        mask_rcnn_inference(x, instances)
+        if self.mask_threshold != 0.5:
+            for predicted in instances:
+                predicted.pred_masks = predicted.pred_masks * (0.5 / self.mask_threshold)
+        return instances

@@ -82,11 +82,13 @@ class APABasicStem(BasicStem):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / 4, W / 4)."""
-        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv1, self.act):
-            x = conv_norm_aglu(x, self.conv1, self.act)
-        else:
-            x = self.act(self.conv1(x))
-        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        return F.max_pool2d(self._convolve(x), kernel_size=3, stride=2, padding=1)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv1, self.act):
+                return conv_norm_aglu(x, self.conv1, self.act)
+        return self.act(self.conv1(x))
 
     def freeze(self) -> "APABasicStem":
         super().freeze()
@@ -104,13 +106,15 @@ class _GatedBlock(CNNBlockBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / stride, W / stride)."""
-        if not torch.jit.is_scripting() and self.recompute and x.requires_grad:
-            return checkpoint(self._block, x, use_reentrant=False, preserve_rng_state=False)
+        if not torch.jit.is_scripting():
+            if self.recompute and x.requires_grad:
+                return checkpoint(self._block, x, use_reentrant=False, preserve_rng_state=False)
         return self._block(x)
 
     def _start(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv1, self.act1):
-            return conv_norm_aglu(x, self.conv1, self.act1)
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv1, self.act1):
+                return conv_norm_aglu(x, self.conv1, self.act1)
         return self.act1(self.conv1(x))
 
     def freeze(self) -> "CNNBlockBase":
@@ -157,12 +161,9 @@ class _GatedBottleneck(_GatedBlock):
     def _block(self, x: Tensor) -> Tensor:
         out = self._middle(self._start(x))
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        if (
-            not torch.jit.is_scripting()
-            and self.fuse
-            and fuses(self.conv3, self.act3, self.gate, shortcut=True)
-        ):
-            return norm_gate_shortcut_aglu(out, self.conv3, self.gate, shortcut, self.act3)
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv3, self.act3, self.gate, shortcut=True):
+                return norm_gate_shortcut_aglu(out, self.conv3, self.gate, shortcut, self.act3)
         out = self.conv3(out)
         if self.gate is not None:
             out = self.gate(out)
@@ -170,8 +171,9 @@ class _GatedBottleneck(_GatedBlock):
         return self.act3(out)
 
     def _middle(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and self.fuse and fuses(self.conv2, self.act2):
-            return conv_norm_aglu(x, self.conv2, self.act2)
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv2, self.act2):
+                return conv_norm_aglu(x, self.conv2, self.act2)
         return self.act2(self.conv2(x))
 
 
@@ -205,12 +207,9 @@ class APABasicBlock(_GatedBlock, BasicBlock):
     def _block(self, x: Tensor) -> Tensor:
         out = self._start(x)
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        if (
-            not torch.jit.is_scripting()
-            and self.fuse
-            and fuses(self.conv2, self.act2, self.gate, shortcut=True)
-        ):
-            return norm_gate_shortcut_aglu(out, self.conv2, self.gate, shortcut, self.act2)
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv2, self.act2, self.gate, shortcut=True):
+                return norm_gate_shortcut_aglu(out, self.conv2, self.gate, shortcut, self.act2)
         out = self.conv2(out)
         if self.gate is not None:
             out = self.gate(out)

@@ -1,5 +1,6 @@
 """RoI heads that predict boxes with :class:`APAFastRCNNOutputLayers`."""
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -14,6 +15,10 @@ __all__ = ["APACascadeROIHeads", "APAROIHeads"]
 @ROI_HEADS_REGISTRY.register()
 class APAROIHeads(StandardROIHeads):
     """detectron2's standard RoI heads with a choice of class scores."""
+
+    # torch.jit.script leaves out heads that are not there: detectron2 tells it for its own class.
+    mask_on: torch.jit.Final[bool]
+    keypoint_on: torch.jit.Final[bool]
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:

@@ -1,0 +1,56 @@
+"""Backbones by torch.export, and blocks under torch.compile."""
+
+import pytest
+import torch
+
+from apa_det.export import Backbone, compare_features, export_backbone
+from apa_det.modeling.resnet import APABasicBlock, APABottleneckBlock
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_exported_backbone(detectors, images, dynamic, tmp_path):
+    model = detectors("quickstart")
+    program = export_backbone(model, images[0], dynamic=dynamic)
+    assert not any("apa_det" in str(node.target) for node in program.graph.nodes)
+    torch.export.save(program, tmp_path / "backbone.pt2")
+    exported = torch.export.load(tmp_path / "backbone.pt2").module()
+    backbone = Backbone(model)
+    batches = [backbone.batch(images[0])]
+    if dynamic:
+        batches += [torch.rand(3, 3, 192, 320) * 255, torch.rand(1, 3, 320, 128) * 255]
+    with torch.no_grad():
+        for batch in batches:
+            assert compare_features(backbone(batch), exported(batch)) < 1e-5
+
+
+def test_small_picture(detectors, images):
+    with pytest.raises(ValueError, match="more than 64 pixels"):
+        export_backbone(detectors("quickstart"), images[0][:, :64])
+
+
+def test_compare_features():
+    expected = {"p2": torch.tensor([4.0, 1]), "p3": torch.tensor([1.0])}
+    found = {"p2": torch.tensor([4.0, 2]), "p3": torch.tensor([0.9])}
+    assert compare_features(expected, found) == 0.25
+
+
+@pytest.mark.parametrize("gate", [None, "se", "cbam"])
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_blocks_compile_without_a_graph_break(block, fuse, gate):
+    args = {"norm": "EvalBN", "activation": "aglu", "gate": gate, "fuse": fuse}
+    if block == "basic":
+        block = APABasicBlock(8, 8, **args)
+    else:
+        block = APABottleneckBlock(8, 8, bottleneck_channels=4, **args)
+    block.eval()
+    x = torch.randn(2, 8, 6, 5)
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for run in (block, compiled):
+        block.zero_grad()
+        run(x).square().sum().backward()
+        gradients.append([p.grad for p in block.parameters()])
+    torch.testing.assert_close(compiled(x), block(x))
+    torch.testing.assert_close(*gradients)

@@ -1,0 +1,90 @@
+"""The command line tools/export_model.py, and its files in a process of their own."""
+
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+
+import pytest
+import torch
+from PIL import Image
+
+from apa_det.export import Detector, Difference
+
+from .conftest import KINDS, QUICKSTART, ROOT, SMALL
+
+ALONE = """
+import sys
+import torch, torchvision
+import onnxruntime
+image, expected = torch.load("expected.pth")
+session = onnxruntime.InferenceSession("onnx/model.onnx")
+values = session.run(None, {"image": image.numpy()})
+names = [output.name for output in session.get_outputs()]
+from_onnx = dict(zip(names, map(torch.from_numpy, values)))
+traced, scripted = (torch.jit.load(f"{way}/model.ts")(image) for way in ("tracing", "scripting"))
+for found in (from_onnx, traced, scripted):
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=0, atol=1e-4)
+assert not {"apa_det", "detectron2"} & sys.modules.keys()
+"""
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = spec_from_file_location("tool", ROOT / "tools/export_model.py")
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.fixture
+def export(tool, detectors, tmp_path, capsys):
+    """Runs the tool on the published kind; (exit status, stdout, stderr)."""
+    torch.save({"model": detectors("published").state_dict()}, tmp_path / "model.pth")
+    Image.linear_gradient("L").resize((160, 96)).convert("RGB").save(tmp_path / "picture.png")
+
+    def export(*flags, picture="picture.png", weights="model.pth"):
+        flags = ["--config-file", QUICKSTART, "--sample-image", str(tmp_path / picture), *flags]
+        opts = [*SMALL, *KINDS["published"].split(), "INPUT.MIN_SIZE_TEST", "96"]
+        opts += ["MODEL.WEIGHTS", str(tmp_path / weights)]
+        return tool.main([*flags, *opts]), *capsys.readouterr()
+
+    return export
+
+
+def test_files_run_without_apa_det(export, detectors, images, tmp_path):
+    pytest.importorskip("onnxruntime")
+    for way, *flags in (
+        ("tracing", "--fuse"),
+        ("scripting", "--export-method", "scripting"),
+        ("onnx", "--format", "onnx"),
+    ):
+        status, out, err = export(*flags, "--output", str(tmp_path / way))
+        assert status == 0, err
+        assert "96 x 160" in out and "72 x 106" in out  # whole, and cropped
+        assert "pictures are RGB" in out and "``masks``" in out
+    expected = Detector(detectors("published"))(images[0])
+    torch.save((images[0], expected), tmp_path / "expected.pth")
+    subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, check=True)
+
+
+def test_what_differs_is_said(export, tool, tmp_path, monkeypatch):
+    differs = Difference(20, 20, 20, 0.5, 0.001, 0.0)
+    monkeypatch.setattr(tool, "compare", lambda expected, found: differs)
+    status, _, err = export("--fixed-size", "--output", str(tmp_path))
+    assert status == 2
+    assert "model.ts finds other objects than the model in" in err
+    assert "boxes differ by up to 0.5 pixels and scores by 0.001" in err
+
+
+def test_errors(export, tmp_path):
+    for flags, message in (
+        (["--format", "onnx", "--export-method", "scripting"], "is for --format torchscript"),
+        ([], "There is no picture"),
+    ):
+        status, _, err = export(*flags, "--output", str(tmp_path / "none"), picture="none.png")
+        assert status == 2 and message in err and err.count("\n") == 1
+    status, _, err = export(weights="none.pth")
+    assert status == 2 and "MODEL.WEIGHTS is" in err
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,70 @@
+"""Traced and scripted detectors, against the models."""
+
+import pytest
+import torch
+import torchvision
+
+from apa_det import fuse
+from apa_det.export import Detector, compare, export_scripting, export_tracing
+from apa_det.export.torchscript import nms_in_graph, without_trace_warnings
+
+
+@pytest.mark.parametrize(
+    "way, kind",
+    [
+        ("tracing", "quickstart"),
+        ("tracing", "softmax"),
+        ("tracing", "published"),
+        ("tracing", "cascade"),
+        ("tracing", "retinanet"),
+        ("tracing", "injected"),
+        ("scripting", "quickstart"),
+        ("scripting", "softmax"),
+        ("scripting", "published"),
+        ("scripting", "retinanet"),
+        ("scripting", "injected"),
+    ],
+)
+def test_finds_the_same(detectors, images, way, kind):
+    model = detectors(kind)
+    names = list(model.state_dict())
+    scripted = export_tracing(model, images[0]) if way == "tracing" else export_scripting(model)
+    assert not any(p.requires_grad for p in scripted.parameters())
+    assert not model.training and list(model.state_dict()) == names
+    for image in images:
+        difference = compare(Detector(model)(image), scripted(image))
+        assert difference.is_small and difference.compared >= 10, difference
+
+
+def test_fused_model(detectors, images):
+    model = detectors("published")
+    traced = export_tracing(fuse(model), images[0])
+    assert compare(Detector(model)(images[1]), traced(images[1])).is_small
+
+
+def test_cascade_is_not_scripted(detectors):
+    with pytest.raises(ValueError, match="Cascade R-CNN cannot be scripted: trace it"):
+        export_scripting(detectors("cascade"))
+
+
+def test_many_boxes_are_suppressed_as_by_the_model():
+    """Of more than 1,000 boxes, torchvision goes class by class; traced, it does not."""
+
+    def make(n):
+        corners = torch.rand(n, 2) * 900
+        boxes = torch.cat([corners, corners + 1 + torch.rand(n, 2) * 9], dim=1).repeat(2, 1)
+        boxes[n:] += torch.rand(n, 4)
+        return boxes, torch.rand(2 * n), torch.randint(1000, 1203, (n,)).repeat(2)
+
+    def suppress(boxes, scores, classes):
+        return torchvision.ops.boxes.batched_nms(boxes, scores, classes, 0.5)
+
+    torch.manual_seed(0)
+    few, many = make(10), make(3000)
+    with without_trace_warnings():
+        with nms_in_graph(torch.jit.script(torchvision.ops.batched_nms)):
+            traced = torch.jit.trace(suppress, few)
+        plain = torch.jit.trace(suppress, few)
+    assert torch.equal(traced(*few), suppress(*few))
+    assert torch.equal(traced(*many).sort()[0], suppress(*many).sort()[0])
+    assert not torch.equal(plain(*many).sort()[0], suppress(*many).sort()[0])
