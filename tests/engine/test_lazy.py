@@ -96,6 +96,7 @@ def test_train_then_evaluate_then_resume(arguments, output):
     (tensorboard,) = output.glob("events.*")
     scalars = EventAccumulator(str(tensorboard)).Reload().Tags()["scalars"]
     assert {"bbox/APr", "apa/backbone.bottom_up.stem.act/lambda"} <= set(scalars)
+    assert (output / "apa_parameters.png").stat().st_size > 1000
     saved = torch.load(output / "model_best.pth", weights_only=True)
     assert saved["value"] == max(m["bbox/AP50"] for m in written if "bbox/AP50" in m)
 

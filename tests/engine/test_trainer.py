@@ -56,6 +56,7 @@ def test_train_then_evaluate_then_resume(arguments, output):
     (tensorboard,) = output.glob("events.*")
     scalars = EventAccumulator(str(tensorboard)).Reload().Tags()["scalars"]
     assert {"bbox/APr", "apa/backbone.bottom_up.stem.act/lambda"} <= set(scalars)
+    assert (output / "apa_parameters.png").stat().st_size > 1000
     log = (output / "log.txt").read_text()
     assert "Evaluation results for segm" in log and "Categories evaluated: 4 rare, 0 common" in log
     assert "apa/backbone" not in log
