@@ -40,6 +40,7 @@ class PreemptionHook(HookBase):
         self._signalled = False
 
     def before_train(self) -> None:
+        self._pid = os.getpid()
         self._previous = _set_handler(self._note)
 
     def _note(self, *_) -> None:
@@ -70,8 +71,12 @@ class PreemptionHook(HookBase):
             _set_handler(previous)
 
     def _end(self, *_) -> None:
-        _set_handler(signal.SIG_IGN)  # another one comes if other processes end first
-        if not (self._is_last_iteration() or isinstance(self._checkpointer, ShardedCheckpointer)):
+        # Another one comes if other processes end first, and SIGCHLD as data workers end.
+        _set_handler(signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        sharded = isinstance(self._checkpointer, ShardedCheckpointer)
+        is_child = os.getpid() != self._pid  # forked in evaluation, with this handler
+        if not (sharded or is_child or self._is_last_iteration()):
             self._save()
         sys.exit(128 + signal.SIGTERM)
 

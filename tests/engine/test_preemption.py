@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 from detectron2.engine import HookBase
+from torch.utils.data import DataLoader
 
-from apa_det.engine import Trainer, setup
+from apa_det.engine import StrictCheckpointer, Trainer, setup
 
 
 class Killer(HookBase):
@@ -58,21 +60,31 @@ def test_the_last_iteration_ends_as_always(train, output, monkeypatch):
 @pytest.mark.parametrize("evaluation, last", [(1, "model_0000001.pth"), (2, "model_final.pth")])
 def test_evaluation_ends_at_once(train, output, monkeypatch, evaluation, last):
     """After a checkpoint: it takes longer than a scheduler waits."""
-    before, evaluations = signal.getsignal(signal.SIGTERM), []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCHLD)}
+    evaluations, save = [], StrictCheckpointer.save
 
     def test(cfg, model):
-        evaluations.append(model)
+        evaluations.append(iter(DataLoader(range(9), num_workers=1)))
         if len(evaluations) == evaluation:
             os.kill(os.getpid(), signal.SIGTERM)
             raise AssertionError("The evaluation went on.")
         return {}
 
+    def save_as_workers_end(self, *args, **kwargs):
+        for loader in evaluations:
+            loader._workers[0].kill()
+            time.sleep(0.2)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(StrictCheckpointer, "save", save_as_workers_end)
     monkeypatch.setattr(Trainer, "test", staticmethod(test))
     with pytest.raises(SystemExit) as exit_:
         train("TEST.EVAL_PERIOD", 2, kill_in=None)
     assert exit_.value.code == 143
     assert [path.name for path in output.glob("*.pth")] == [last]
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    monkeypatch.setattr(StrictCheckpointer, "save", save)
     train("TEST.EVAL_PERIOD", 2, resume=True)
     assert len(evaluations) == evaluation + 1
 
