@@ -54,7 +54,7 @@ installed_python() { # version of .venv's Python, if every package is still in i
 import sys
 from importlib.util import find_spec
 
-packages = ("torch", "torchvision", "detectron2", "lvis", "cv2", "pytest", "ruff", "apa_det")
+packages = "torch torchvision detectron2 lvis timm cv2 pytest ruff apa_det".split()
 if not all(find_spec(name) for name in packages):
     sys.exit(1)
 print("%d.%d" % sys.version_info[:2])
@@ -182,8 +182,8 @@ install_packages() {
     step "installing torch, torchvision and what detectron2 imports (5 GB; 1 to 10 minutes)"
     run_pip --no-build-isolation -r requirements/environment.txt -c requirements/constraints.txt
 
-    step "installing detectron2 and lvis"
-    run_pip --no-deps -r requirements/lvis.txt
+    step "installing detectron2, lvis and timm"
+    run_pip --no-deps -r requirements/without_dependencies.txt
     # The wheel is tagged for one Python but fits all: so it goes through a folder, from where all
     # but its stray top-level `tools` moves to site-packages at once.
     local folder=$VENV/detectron2 site_packages
