@@ -5,8 +5,10 @@ The flags are those of detectron2's tools/deploy/export_model.py.
 """
 
 import argparse
+import logging
 import os
 import sys
+import warnings
 
 import torch
 from detectron2.config import instantiate
@@ -16,7 +18,6 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor, nn
 
-import apa_det.export
 from apa_det import fuse
 from apa_det.engine import StrictCheckpointer, load_for_evaluation, read_config
 from apa_det.engine.checks import require_weights
@@ -48,8 +49,10 @@ def run(args: argparse.Namespace) -> None:
     os.makedirs(args.output, exist_ok=True)
     file = os.path.join(args.output, FILES[args.format])
     export(fuse(model) if args.fuse else model, first, file, args)
-    print(f"Wrote {file}, {os.path.getsize(file) / 2**20:.1f} MB: pictures are {image_format}, and")
-    print(apa_det.export.__doc__.partition("\n\n")[2])
+    print(f"Wrote {file} ({os.path.getsize(file) / 2**20:.1f} MB):")
+    describe_file = describe_backbone if args.format == "torch_export" else describe_detector
+    size = tuple(first.shape[1:]) if args.fixed_size else ("H", "W")
+    print(tabulate(describe_file(model, first, size, image_format), tablefmt="plain"))
     if args.fixed_size:
         images = {name: image for name, image in images.items() if image.shape == first.shape}
     else:
@@ -78,10 +81,41 @@ def export(model: nn.Module, image: Tensor, file: str, args: argparse.Namespace)
         export_tracing(model, image).save(file)
 
 
+def describe_detector(model: nn.Module, image: Tensor, size: tuple, image_format: str) -> list:
+    """The input and the outputs of the file, a row each."""
+    height, width = size
+    shape = f"({len(image)}, {height}, {width})"
+    rows = [["image", "float32", shape, f"{image_format}, 0 to 255, resized as for testing"]]
+    notes = {
+        "boxes": "x0, y0, x1, y1 in pixels of the image",
+        "masks": "probabilities on each box; in the mask from 0.5 on, once resized to it",
+    }
+    for name, values in Detector(model)(image).items():
+        shape = ", ".join(["N", *map(str, values.shape[1:])]) + "," * (values.dim() == 1)
+        rows.append([name, str(values.dtype).removeprefix("torch."), f"({shape})", notes.get(name)])
+    return rows
+
+
+def describe_backbone(model: nn.Module, image: Tensor, size: tuple, image_format: str) -> list:
+    """The input and the outputs of the file, a row each."""
+    backbone = Backbone(model)
+    number, height, width = "N", "H", "W"
+    if size != ("H", "W"):
+        number, _, height, width = backbone.batch(image).shape
+    note = (
+        f"{image_format}, 0 to 255, resized as for testing, padded to multiples of {backbone.step}"
+    )
+    rows = [["images", "float32", f"({number}, {len(image)}, {height}, {width})", note]]
+    for name, level in model.backbone.output_shape().items():
+        shape = f"({number}, {level.channels}, {height} / {level.stride}, {width} / {level.stride})"
+        rows.append([name, "float32", shape, ""])
+    return rows
+
+
 def check_detections(model: nn.Module, file: str, images: dict[str, Tensor]) -> None:
     detector, exported = Detector(model), load_exported(file)
     found = {name: compare(detector(image), exported(image)) for name, image in images.items()}
-    rows = [[name, size(images[name]), *difference] for name, difference in found.items()]
+    rows = [[name, written(images[name]), *difference] for name, difference in found.items()]
     header = ["picture", "size", "model's", "file's", "compared", "boxes [px]", "scores", "masks"]
     print(tabulate(rows, header, floatfmt=".1e"))
     for name, difference in found.items():
@@ -100,7 +134,7 @@ def check_features(model: nn.Module, file: str, images: dict[str, Tensor]) -> No
         batch = backbone.batch(image)
         with torch.no_grad():
             difference = compare_features(backbone(batch), exported(batch))
-        rows.append([name, size(batch[0]), difference])
+        rows.append([name, written(batch[0]), difference])
     print(tabulate(rows, ["picture", "size, padded", "features, of the largest"], floatfmt=".1e"))
     for name, _, difference in rows:
         if not difference <= FEATURE_TOLERANCE:
@@ -110,7 +144,7 @@ def check_features(model: nn.Module, file: str, images: dict[str, Tensor]) -> No
             )
 
 
-def size(image: Tensor) -> str:
+def written(image: Tensor) -> str:
     return f"{image.shape[1]} x {image.shape[2]}"
 
 
@@ -192,6 +226,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    warnings.filterwarnings("ignore", "torch.meshgrid|The given buffer is not wri|pkg_resources is")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     try:
         run(args)
     except (ImportError, OSError, ValueError) as error:

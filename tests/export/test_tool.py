@@ -63,7 +63,7 @@ def test_files_run_without_apa_det(export, detectors, images, tmp_path):
         status, out, err = export(*flags, "--output", str(tmp_path / way))
         assert status == 0, err
         assert "96 x 160" in out and "72 x 106" in out  # whole, and cropped
-        assert "pictures are RGB" in out and "``masks``" in out
+        assert "RGB, 0 to 255" in out and "(N, 1, 28, 28)" in out
     expected = Detector(detectors("published"))(images[0])
     torch.save((images[0], expected), tmp_path / "expected.pth")
     subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, check=True)
