@@ -23,7 +23,7 @@ class Detector(nn.Module):
             and what inherits from them.
 
     Raises:
-        ValueError: the model is in training mode, or none of those.
+        ValueError: the model is in training mode, none of those, or has keypoints.
     """
 
     def __init__(self, model: nn.Module):
@@ -36,6 +36,8 @@ class Detector(nn.Module):
                 f"{type(model).__name__} cannot be exported: only detectors of detectron2's "
                 "GeneralizedRCNN and DenseDetector (RetinaNet, FCOS) can."
             )
+        if getattr(getattr(model, "roi_heads", None), "keypoint_on", False):
+            raise ValueError("Keypoints cannot be exported: set MODEL.KEYPOINT_ON False.")
         self.model = model
         self.eval()
 

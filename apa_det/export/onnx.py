@@ -60,7 +60,8 @@ def export_onnx(model: nn.Module, image: Tensor, file: str, *, dynamic: bool = T
                 dynamo=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ValueError(f"The model cannot be written as ONNX: {error}") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"The model cannot be written as ONNX: {reason}") from error
 
 
 class _Tuple(nn.Module):

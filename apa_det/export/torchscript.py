@@ -77,8 +77,9 @@ def export_scripting(model: nn.Module) -> torch.jit.ScriptModule:
         try:
             return scripting_with_instances(detector, _FIELDS)
         except (RuntimeError, torch.jit.frontend.FrontendError) as error:
+            reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"torch.jit.script does not take this model; trace it. {error}"
+                f"torch.jit.script does not take this model: trace it. ({reason})"
             ) from error
 
 

@@ -1,5 +1,7 @@
 """What is exported, against detectron2's models as they are called."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.layers import paste_masks_in_image
@@ -48,3 +50,7 @@ def test_errors(detectors):
         Detector(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="Linear cannot be exported"):
         Detector(nn.Linear(2, 2).eval())
+    model = copy.deepcopy(detectors("quickstart"))
+    model.roi_heads.keypoint_on = True
+    with pytest.raises(ValueError, match="Keypoints cannot be exported"):
+        Detector(model)
