@@ -154,6 +154,30 @@ def add_apa_config(cfg: CN) -> None:
     # ---------------------------------------------------------------------------- #
     # Training (apa_det.engine)
     # ---------------------------------------------------------------------------- #
+    # MODEL.WEIGHTS of other classes: the rows of the heads' last layers are taken over by class
+    # name, and those without a counterpart start at random, as the log lists. Where the names of
+    # the checkpoint's classes are: "checkpoint" (in it, as in those trained here), a registered
+    # dataset, or a .json file, a list of names or in LVIS or COCO format. Empty: rows are rows
+    cfg.MODEL.TRANSFER_FROM = ""
+    # Patterns of the names of parameters, such as "*score.*", that MODEL.WEIGHTS does not fill
+    cfg.MODEL.REINITIALIZE = []
+    # Patterns of the names of the parameters that train. All others are frozen, with batch norms on
+    # stored statistics and dropout off. Empty: all train
+    cfg.SOLVER.TRAINED = []
+    # Decoupled training: after SOLVER.MAX_ITER iterations, a second stage trains the classifier
+    # alone, in the folder OUTPUT_DIR/classifier
+    cfg.SOLVER.DECOUPLED = CN()
+    # Its iterations. 0: there is no second stage
+    cfg.SOLVER.DECOUPLED.MAX_ITER = 0
+    # Its DATALOADER.SAMPLER_TRAIN
+    cfg.SOLVER.DECOUPLED.SAMPLER_TRAIN = "ClassAwareTrainingSampler"
+    # Its learning rate at the start (None: SOLVER.BASE_LR), and the iterations that lower it
+    cfg.SOLVER.DECOUPLED.BASE_LR = None
+    cfg.SOLVER.DECOUPLED.STEPS = []
+    # Its SOLVER.TRAINED: the layers that predict classes, λ and κ of the class score included
+    cfg.SOLVER.DECOUPLED.TRAINED = ["*score.*"]
+    # Whether these start anew, from their initial values
+    cfg.SOLVER.DECOUPLED.REINITIALIZE = True
     # SGD or ADAMW
     cfg.SOLVER.OPTIMIZER = "SGD"
     # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm of the gradients of all

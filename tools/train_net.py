@@ -8,12 +8,13 @@ from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
-from apa_det.engine import Trainer, load_for_evaluation, run, setup
+from apa_det.engine import Trainer, last_stage, load_for_evaluation, run, setup, train
 
 
 def main(args):
     cfg = setup(args)
     if args.eval_only:
+        cfg = last_stage(cfg) if args.resume else cfg
         model = Trainer.build_model(cfg)
         load_for_evaluation(cfg, model, resume=args.resume)
         results = Trainer.test(cfg, model)
@@ -23,9 +24,7 @@ def main(args):
             verify_results(cfg, results)
         return results
 
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    return train(cfg, resume=args.resume)
 
 
 if __name__ == "__main__":

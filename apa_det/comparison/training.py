@@ -45,6 +45,12 @@ def train_run(folder: str) -> None:
             config_file=config_file, opts=["OUTPUT_DIR", folder], eval_only=False, resume=True
         )
     )
+    if cfg.SOLVER.DECOUPLED.MAX_ITER:
+        raise ValueError(
+            "A comparison trains in one stage: set SOLVER.DECOUPLED.MAX_ITER to 0, and name "
+            "model_final.pth of the first stage as MODEL.WEIGHTS, with SOLVER.TRAINED, "
+            "MODEL.REINITIALIZE and DATALOADER.SAMPLER_TRAIN, to compare second stages."
+        )
     trainer = ReproducibleTrainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()

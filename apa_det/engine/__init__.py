@@ -1,5 +1,7 @@
 from .analysis import analyze_checkpoint, analyze_lazy_checkpoint
 from .checks import check_config
+from .decoupled import last_stage, train
+from .freezing import train_only
 from .launch import run
 from .lazy import evaluate_lazy, train_lazy
 from .lazy_setup import setup_lazy
@@ -16,10 +18,13 @@ __all__ = [
     "build_optimizer",
     "check_config",
     "evaluate_lazy",
+    "last_stage",
     "load_for_evaluation",
     "read_config",
     "run",
     "setup",
     "setup_lazy",
+    "train",
     "train_lazy",
+    "train_only",
 ]

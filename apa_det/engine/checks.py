@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..checkpoint import read_class_names
 from ..config import add_apa_config
 from ..data import ensure_metadata, require_dataset_files
 from ..data.sampling import require_train_sampler
@@ -29,6 +30,7 @@ __all__ = [
     "check_num_classes",
     "require_class_counts",
     "require_class_loss",
+    "require_classes_of_weights",
     "require_equal_parts",
     "require_no_nccl_for_cpu",
     "require_num_classes",
@@ -67,6 +69,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False)
     _check_datasets(cfg, eval_only)
     if not eval_only:
         require_train_sampler(cfg)
+        require_classes_of_weights(cfg.MODEL.TRANSFER_FROM, cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
         _check_solver(cfg)
     _check_injection(cfg)
     _check_calibration(cfg)
@@ -282,6 +285,26 @@ def require_weights(
             f"{key} is {url.path}, and there is no such file: give the path of a checkpoint, or "
             '"" to train from random weights.'
         )
+
+
+def require_classes_of_weights(source: str, weights: str, key: str) -> None:
+    """Raise an error unless the classes of a checkpoint to transfer from are known.
+
+    Args:
+        source: as ``MODEL.TRANSFER_FROM``.
+        weights: the checkpoint, or "".
+        key: the config's key of ``weights``.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`apa_det.checkpoint.read_class_names`.
+    """
+    if source and not weights:
+        raise ValueError(
+            f"MODEL.TRANSFER_FROM is {source}, and there is no checkpoint to transfer from: give "
+            f"its file as {key}."
+        )
+    if source not in ("", "checkpoint"):  # what the file holds is seen when it is read
+        read_class_names(source, {})
 
 
 def _check_datasets(cfg: CfgNode, eval_only: bool) -> None:

@@ -88,7 +88,6 @@ def _join_torchrun(main: Callable[[argparse.Namespace], object], args: argparse.
     comm.create_local_process_group(local_size)
     comm.synchronize()
     main(args)
-    torch.distributed.destroy_process_group()
 
 
 def _run_in_process(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
@@ -96,6 +95,9 @@ def _run_in_process(main: Callable[[argparse.Namespace], object], args: argparse
         torch.set_num_threads(max(1, os.cpu_count() // args.num_gpus))
     try:
         main(args)
+        if torch.distributed.is_initialized():
+            comm.synchronize()  # none leaves while another one still saves
+            torch.distributed.destroy_process_group()
     except (ValueError, FileNotFoundError, ImportError) as error:
         if not _raised_by_apa_det(error):
             raise

@@ -1,9 +1,10 @@
 """Training and evaluation of what a LazyConfig describes."""
 
 import logging
+import os
 
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import create_ddp_model, default_writers, hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -14,10 +15,12 @@ from ..analysis import LambdaKappaPlotter
 from ..evaluation import BestCheckpointer, LambdaKappaWriter
 from ..modeling.losses import look_up_frequencies
 from .checks import warn_of_other_classes
+from .decoupled import lazy_stages, resumed_stage, stages_to_train
 from .ema import build_ema
 from .evaluation import without_nan
+from .freezing import require_matches, train_only
 from .lazy_setup import check_num_classes, dataset_names
-from .loading import StrictCheckpointer
+from .loading import StrictCheckpointer, class_arguments
 from .optimizer import clip_gradients
 from .parallel import broadcast
 from .preemption import PreemptionHook
@@ -47,6 +50,9 @@ def evaluate_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
 
 def load_lazy(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
     """The model, filled with what :func:`evaluate_lazy` evaluates."""
+    if resume:
+        configs = lazy_stages(cfg)
+        cfg = configs[resumed_stage([stage.train.output_dir for stage in configs])]
     model = instantiate(cfg.model).to(cfg.train.device)
     checkpointer = StrictCheckpointer(model, cfg.train.output_dir, averaged=_uses_ema(cfg))
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
@@ -56,6 +62,8 @@ def load_lazy(cfg: DictConfig, *, resume: bool = False) -> nn.Module:
 def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
     """Train ``model`` on ``dataloader.train``, and evaluate it as :func:`evaluate_lazy` does.
 
+    With ``train.decoupled``, a second stage trains the classifier alone.
+
     Args:
         cfg: the config, as :func:`apa_det.engine.setup_lazy` gives it.
         resume: go on from the last checkpoint of ``train.output_dir`` if there is one.
@@ -63,9 +71,26 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
     Returns:
         The results of the last evaluation. Empty without ``dataloader.evaluator``, and but in the
         main process.
+
+    Raises:
+        ValueError: ``train.decoupled`` does not fit the config or the model; before any training.
     """
+    configs = lazy_stages(cfg)
+    results = {}
+    for i in stages_to_train([stage.train.output_dir for stage in configs], resume=resume):
+        model = instantiate(configs[i].model).to(configs[i].train.device)
+        for later in configs[i + 1 :]:
+            require_matches(model, later.train.trained, "train.decoupled.trained")
+        if i > 0 and comm.is_main_process():
+            LazyConfig.save(configs[i], os.path.join(configs[i].train.output_dir, "config.yaml"))
+        results = _train_stage(configs[i], model, resume=resume, is_second=i > 0)
+    return results
+
+
+def _train_stage(cfg: DictConfig, model: nn.Module, *, resume: bool, is_second: bool) -> dict:
     train = cfg.train
-    model = instantiate(cfg.model).to(train.device)
+    if train.get("trained"):
+        train_only(model, train.trained, "train.trained")
     logger.info("Model:\n%s", model)
     ema = build_ema(model, train.ema.decay) if _uses_ema(cfg) else None
     trainer = _build_trainer(cfg, model)
@@ -80,7 +105,13 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
             results.update(_test(cfg, tested, evaluator))
         return without_nan(results)
 
-    checkpointer = StrictCheckpointer(model, train.output_dir, trainer=trainer)
+    checkpointer = StrictCheckpointer(
+        model,
+        train.output_dir,
+        trainer=trainer,
+        reinitialized=train.get("reinitialize", ()),
+        **class_arguments(dataset_names(cfg, "train"), train.get("transfer_from", "")),
+    )
     preemption = PreemptionHook(checkpointer, next(model.parameters()).device)
     main = comm.is_main_process()
     built = [hooks.IterationTimer()]
@@ -94,8 +125,8 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
     if evaluator is not None:
         built.append(hooks.EvalHook(train.eval_period, evaluate))
     if main and train.get("best_metric"):
-        best = BestCheckpointer(train.eval_period, tested, train.output_dir, train.best_metric)
-        built.append(best)
+        best = (train.eval_period, tested, train.output_dir, train.best_metric)
+        built.append(BestCheckpointer(*best, class_names=checkpointer.class_names))
     if main and train.get("apa_log_period"):
         built.append(LambdaKappaWriter(model, train.apa_log_period))
     if main:
@@ -108,6 +139,8 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
 
     resume = resume and checkpointer.has_checkpoint()
     checkpointer.strict = resume
+    # what the first stage evaluated is what the second one starts from
+    checkpointer.averaged = is_second and ema is not None and not resume
     checkpointer.resume_or_load(train.init_checkpoint, resume=resume)
     trainer.train(trainer.iter + 1 if resume else 0, train.max_iter)
     return results

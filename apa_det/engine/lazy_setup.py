@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..data import ensure_metadata, require_dataset_files
 from ..evaluation import LongTailEvaluator, task_metrics
 from .checks import (
+    require_classes_of_weights,
     require_equal_parts,
     require_no_nccl_for_cpu,
     require_num_classes,
@@ -68,6 +69,9 @@ def setup_lazy(args: argparse.Namespace) -> DictConfig:
     _check_datasets(cfg, args.eval_only)
     if not args.eval_only:
         _check_training(cfg)
+        require_classes_of_weights(
+            *(train.get("transfer_from", ""), train.init_checkpoint, "train.init_checkpoint")
+        )
     default_setup(cfg, args)
     return cfg
 

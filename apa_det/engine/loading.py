@@ -2,17 +2,20 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from urllib.parse import parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch import nn
 
-from ..checkpoint import adapt, load_checkpoint
+from ..checkpoint import ClassTransfer, adapt, load_checkpoint
 from ..checkpoint.conversion import OPTIONAL_BUFFERS
 from .ema import averaged_state
+from .freezing import matches, require_matches
 
-__all__ = ["StrictCheckpointer", "load_for_evaluation"]
+__all__ = ["StrictCheckpointer", "class_arguments", "load_for_evaluation"]
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,10 @@ class StrictCheckpointer(DetectionCheckpointer):
             values, and only a file that fills nothing is an error.
         averaged: whether to fill the model with the averaged weights of a file that has them
             (``SOLVER.EMA``).
+        class_names: the classes of the model, which are saved with it as ``class_names``.
+        transfer: maps the rows of a file of other classes by their names. For training's start.
+        reinitialized: patterns of the names of parameters that keep their initial values. For
+            training's start too: where ``strict``, all of the file is taken.
     """
 
     def __init__(
@@ -36,11 +43,24 @@ class StrictCheckpointer(DetectionCheckpointer):
         *,
         strict: bool = True,
         averaged: bool = False,
+        class_names: Sequence[str] | None = None,
+        transfer: ClassTransfer | None = None,
+        reinitialized: Sequence[str] = (),
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
         self.averaged = averaged
+        self.class_names = class_names
+        self.transfer = transfer
+        self.reinitialized = reinitialized
+        key = "MODEL.REINITIALIZE (in a LazyConfig, train.reinitialize)"
+        require_matches(self.model, reinitialized, key)
+
+    def save(self, name: str, **kwargs) -> None:
+        if self.class_names is not None:
+            kwargs = {"class_names": list(self.class_names), **kwargs}
+        super().save(name, **kwargs)
 
     def load(self, path: str, *args, **kwargs) -> dict:
         self._path = path
@@ -64,9 +84,28 @@ class StrictCheckpointer(DetectionCheckpointer):
             which = "its averaged weights" if has_average else "no averaged weights: taking its own"
             logger.info("%s: %s (SOLVER.EMA)", self._path, which)
         try:
-            return adapt(checkpoint, self.model)
+            adapted = adapt(checkpoint, self.model)
+            return adapted if self.strict else self._for_a_start(checkpoint, adapted)
         except ValueError as error:
             raise ValueError(f"{self._path}: {error}") from error
+
+    def _for_a_start(self, checkpoint: dict, adapted: dict) -> dict:
+        """With the rows of the classes mapped, and without what starts anew."""
+        state = {name.removeprefix("module."): t for name, t in adapted["model"].items()}
+        known = checkpoint.get("class_names")
+        if self.transfer is not None:
+            state = self.transfer(checkpoint, state, self._model_state())
+        elif None not in (known, self.class_names) and list(known) != list(self.class_names):
+            logger.warning(
+                "%s is of other classes than the training set, or of another order. Their rows are "
+                "taken as they are; MODEL.TRANSFER_FROM checkpoint maps them by name.",
+                self._path,
+            )
+        state = {k: v for k, v in state.items() if not matches(k, self.reinitialized)}
+        return {**adapted, "model": state}
+
+    def _model_state(self) -> dict:
+        return self.model.state_dict()
 
     def _log_incompatible_keys(self, incompatible) -> None:
         missing = self._without_aliases(incompatible.missing_keys)
@@ -140,6 +179,29 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool = False)
     """
     checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, averaged=cfg.SOLVER.EMA.ENABLED)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+
+
+def class_arguments(dataset_names: Sequence[str], transfer_from: str) -> dict:
+    """``class_names`` and ``transfer`` of a :class:`StrictCheckpointer` for training.
+
+    Args:
+        dataset_names: the training datasets, which must have been read.
+        transfer_from: as ``MODEL.TRANSFER_FROM``.
+
+    Raises:
+        ValueError: the datasets name no classes to map others to.
+    """
+    metadata = MetadataCatalog.get(dataset_names[0]) if dataset_names else None
+    names = metadata and metadata.get("thing_classes")
+    if not transfer_from:
+        return {"class_names": names}
+    if not names:
+        raise ValueError(
+            "MODEL.TRANSFER_FROM maps classes by name, and the training set names none: leave it "
+            "empty."
+        )
+    transfer = ClassTransfer(transfer_from, names, metadata.get("class_frequency"))
+    return {"class_names": names, "transfer": transfer}
 
 
 def _first_misfit(shapes: dict, missing: list[str], surplus: list[str]) -> str:

@@ -138,3 +138,6 @@ class ShardedCheckpointer(StrictCheckpointer):
         objects = {"model": self.model, **self.checkpointables}
         states = {key: full_state(obj.state_dict()) for key, obj in objects.items()}
         super().save(name, **states, **kwargs)
+
+    def _model_state(self) -> dict:
+        return full_state(self.model.state_dict())

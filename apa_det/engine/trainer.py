@@ -36,7 +36,8 @@ from .checks import (
 )
 from .ema import build_ema
 from .evaluation import SubsetTest, build_long_tail_evaluator, is_long_tail, without_nan
-from .loading import StrictCheckpointer
+from .freezing import train_only
+from .loading import StrictCheckpointer, class_arguments
 from .optimizer import build_optimizer
 from .parallel import (
     ShardedCheckpointer,
@@ -78,6 +79,8 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         require_class_loss(cfg, model)
+        if cfg.SOLVER.TRAINED:
+            train_only(model, cfg.SOLVER.TRAINED, "SOLVER.TRAINED")
         self._device = next(model.parameters()).device
         self.ema = build_ema(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         self._sharded = cfg.SOLVER.FSDP and comm.get_world_size() > 1
@@ -102,7 +105,13 @@ class Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         checkpointer = ShardedCheckpointer if self._sharded else StrictCheckpointer
-        self.checkpointer = checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            reinitialized=cfg.MODEL.REINITIALIZE,
+            **class_arguments(cfg.DATASETS.TRAIN, cfg.MODEL.TRANSFER_FROM),
+        )
         if self.ema is not None:
             self.checkpointer.add_checkpointable("ema", self.ema)
         self.start_iter = 0
@@ -230,7 +239,8 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.BEST_METRIC and comm.is_main_process():
             added.append(
                 BestCheckpointer(
-                    cfg.TEST.EVAL_PERIOD, self._tested, cfg.OUTPUT_DIR, cfg.TEST.BEST_METRIC
+                    *(cfg.TEST.EVAL_PERIOD, self._tested, cfg.OUTPUT_DIR, cfg.TEST.BEST_METRIC),
+                    class_names=self.checkpointer.class_names,
                 )
             )
         if cfg.MODEL.APA.LOG_PERIOD > 0 and (self._sharded or comm.is_main_process()):

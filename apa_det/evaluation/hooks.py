@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+from collections.abc import Sequence
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -78,15 +79,24 @@ class BestCheckpointer(hooks.BestCheckpointer):
     Place the hook after ``EvalHook``. A metric that is NaN keeps no model.
     """
 
-    def __init__(self, eval_period: int, model: nn.Module, output_dir: str, metric: str):
+    def __init__(
+        self,
+        eval_period: int,
+        model: nn.Module,
+        output_dir: str,
+        metric: str,
+        class_names: Sequence[str] | None = None,
+    ):
         """
         Args:
             eval_period: iterations from one evaluation to the next, as for ``EvalHook``.
             model: the model, in DistributedDataParallel or not.
             output_dir: the folder of ``model_best.pth``.
             metric: a metric in which more is better, such as "segm/APr".
+            class_names: the classes of the model, to be saved with it.
         """
-        super().__init__(eval_period, _BestModelCheckpointer(model, output_dir, metric), metric)
+        checkpointer = _BestModelCheckpointer(model, output_dir, metric, class_names)
+        super().__init__(eval_period, checkpointer, metric)
         self._metric = metric
         self._path = os.path.join(output_dir, "model_best.pth")
 
@@ -107,13 +117,16 @@ class BestCheckpointer(hooks.BestCheckpointer):
 class _BestModelCheckpointer(DetectionCheckpointer):
     """Saves the model with its latest value of a metric, and never as the last checkpoint."""
 
-    def __init__(self, model: nn.Module, save_dir: str, metric: str):
+    def __init__(
+        self, model: nn.Module, save_dir: str, metric: str, class_names: Sequence[str] | None
+    ):
         super().__init__(model, save_dir)
         self._metric = metric
+        self._extra = {} if class_names is None else {"class_names": list(class_names)}
 
     def save(self, name: str, **kwargs) -> None:
         value, _ = get_event_storage().latest()[self._metric]
-        super().save(name, metric=self._metric, value=value, **kwargs)
+        super().save(name, metric=self._metric, value=value, **self._extra, **kwargs)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pass

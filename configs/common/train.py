@@ -17,6 +17,23 @@ train.update(
     accumulate=1,
     # An exponential moving average of the weights, which is evaluated
     ema=dict(enabled=False, decay=0.999),
+    # Where the names of the classes of init_checkpoint are, to take over the rows of the heads by
+    # name: "checkpoint", a registered dataset or a .json file. Empty: rows are rows
+    transfer_from="",
+    # Patterns of the names of parameters, such as "*score.*", that init_checkpoint does not fill
+    reinitialize=[],
+    # Patterns of the names of the parameters that train; all others are frozen. Empty: all train
+    trained=[],
+    # Decoupled training: then a second stage of max_iter iterations trains the classifier alone, in
+    # the folder "classifier" of output_dir. lr=None: the same; steps: where it falls
+    decoupled=dict(
+        max_iter=0,
+        sampler="ClassAwareTrainingSampler",
+        lr=None,
+        steps=[],
+        trained=["*score.*"],
+        reinitialize=True,
+    ),
     # Below 0: another one each time
     seed=-1,
 )

@@ -1,9 +1,11 @@
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
 from apa_det.data import generate_dataset
 
+QUICKSTART = Path(__file__).parents[2] / "configs/Quickstart/mask_rcnn_R_18_FPN_APA"
 CONFIG = """
 MODEL:
   DEVICE: cpu
@@ -85,3 +87,43 @@ def arguments(data, output, tmp_path):
 @pytest.fixture(autouse=True)
 def every_test_with_fresh_loggers(fresh_loggers):
     pass
+
+
+@pytest.fixture
+def overrides(data, output):
+    """The quickstart on the fixture's pictures, in small."""
+    datasets = [[f"lazy_{s}", f"{data}/{s}.json", f"{data}"] for s in ("train", "val")]
+    return [
+        f"train.output_dir={output}",
+        "train.max_iter=2",
+        "train.seed=1",
+        "train.apa_log_period=2",
+        f"dataloader.lvis_format={datasets}".replace("'", ""),
+        "dataloader.train.dataset.names=lazy_train",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
+        "dataloader.test.dataset.names=lazy_val",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+        "model.roi_heads.num_classes=4",
+        "model.roi_heads.box_predictor.test_topk_per_image=20",
+        "model.proposal_generator.post_nms_topk=[30,30]",
+    ]
+
+
+@pytest.fixture
+def lazy_arguments(overrides):
+    """Makes the arguments of the command line, for the quickstart's LazyConfig."""
+
+    def make(*opts, config_file=f"{QUICKSTART}.py", eval_only=False, resume=False):
+        return Namespace(
+            config_file=str(config_file),
+            eval_only=eval_only,
+            resume=resume,
+            num_gpus=1,
+            num_machines=1,
+            machine_rank=0,
+            dist_url="auto",
+            opts=[*overrides, *map(str, opts)],
+        )
+
+    return make

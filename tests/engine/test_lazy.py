@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -32,43 +31,8 @@ def train_net(args):
 
 
 @pytest.fixture
-def overrides(data, output):
-    """The quickstart on the fixture's pictures, in small."""
-    datasets = [[f"lazy_{s}", f"{data}/{s}.json", f"{data}"] for s in ("train", "val")]
-    return [
-        f"train.output_dir={output}",
-        "train.max_iter=2",
-        "train.seed=1",
-        "train.apa_log_period=2",
-        f"dataloader.lvis_format={datasets}".replace("'", ""),
-        "dataloader.train.dataset.names=lazy_train",
-        "dataloader.train.total_batch_size=2",
-        "dataloader.train.mapper.augmentations.0.short_edge_length=[64]",
-        "dataloader.test.dataset.names=lazy_val",
-        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
-        "model.roi_heads.num_classes=4",
-        "model.roi_heads.box_predictor.test_topk_per_image=20",
-        "model.proposal_generator.post_nms_topk=[30,30]",
-    ]
-
-
-@pytest.fixture
-def arguments(overrides):
-    """Makes the arguments of the command line."""
-
-    def make(*opts, config_file=f"{CONFIG}.py", eval_only=False, resume=False):
-        return Namespace(
-            config_file=str(config_file),
-            eval_only=eval_only,
-            resume=resume,
-            num_gpus=1,
-            num_machines=1,
-            machine_rank=0,
-            dist_url="auto",
-            opts=[*overrides, *map(str, opts)],
-        )
-
-    return make
+def arguments(lazy_arguments):
+    return lazy_arguments
 
 
 def metrics(output):

@@ -1,0 +1,216 @@
+"""Decoupled training, in this process and as users start it; and the freezing under it."""
+
+import copy
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.evaluation import inference_context
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from apa_det.engine import (
+    Trainer,
+    evaluate_lazy,
+    setup,
+    setup_lazy,
+    train,
+    train_lazy,
+    train_only,
+)
+from apa_det.engine.decoupled import lazy_stages, stages
+from apa_det.engine.ema import averaged_state
+
+ROOT = Path(__file__).parents[2]
+TRAIN_NET = ROOT / "tools/train_net.py"
+SCORES = r"roi_heads\.box_predictor(\.\d)?\.(cls_score|score)\."
+DECOUPLED = (
+    *("SOLVER.DECOUPLED.MAX_ITER", 2, "SOLVER.DECOUPLED.BASE_LR", 0.05),
+    *("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.ROI_BOX_HEAD.CLASS_SCORE", "apa"),
+    *("MODEL.APA.GATE", "se"),
+)
+
+
+def train_net(args):
+    """tools/train_net.py in this process."""
+    spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(args)
+
+
+def saved(path, key="model"):
+    return torch.load(path, weights_only=True)[key]
+
+
+def assert_classifier_alone_differs(first, second):
+    for name, value in first.items():
+        changed = not torch.equal(second[name], value)
+        assert changed == bool(re.match(SCORES, name)), name
+
+
+def test_both_stages_resumed_and_evaluated(arguments, output):
+    """The second stage changes the classifier alone; --resume and --eval-only find it."""
+    options = (*DECOUPLED, "SOLVER.EMA.ENABLED", True, "TEST.BEST_METRIC", "bbox/AP50")
+    train_net(arguments(*options))
+    final, classifier = output / "model_final.pth", output / "classifier/model_final.pth"
+    # stage 2 starts from the averaged weights
+    first = averaged_state(saved(final, "ema"))
+    assert_classifier_alone_differs(first, saved(classifier))
+    log = (output / "log.txt").read_text()
+    for line in (
+        r"stage 1 of 2 begins: the representation, in \S+output\n",
+        r"stage 2 of 2 begins: the classifier alone, in \S+output/classifier\n",
+        "What an epoch of TrainingSampler",
+        "What an epoch of ClassAwareTrainingSampler",
+        r"\d+ of \d+ parameters train, all others are frozen:\n  roi_heads.box_predictor.cls_sc",
+    ):
+        assert re.search(line, log), line
+    assert (output / "classifier/model_best.pth").exists()
+
+    time = os.path.getmtime(final)
+    longer = ("SOLVER.DECOUPLED.MAX_ITER", 3)
+    train_net(arguments(*options, *longer, resume=True))
+    assert os.path.getmtime(final) == time
+    assert saved(classifier, "iteration") == 2
+    assert_classifier_alone_differs(first, saved(classifier))
+    results = train_net(arguments(*options, resume=True, eval_only=True))
+    assert "bbox" in results
+    log = (output / "log.txt").read_text()
+    assert "stage 1 of 2 has ended" in log
+    assert re.search(r"Loading from \S+classifier/model_final.pth", log)
+
+
+def test_another_training_in_the_same_folder(arguments, output):
+    """--resume does not take its second stage for this one's."""
+    (output / "classifier").mkdir(parents=True)
+    (output / "classifier/last_checkpoint").write_text("model_final.pth")
+    cfg = setup(arguments(*DECOUPLED, "SOLVER.DECOUPLED.TRAINED", ["*typo*"]))
+    with pytest.raises(ValueError, match="DECOUPLED.TRAINED has the pattern .*typo"):
+        train(cfg)
+    assert not (output / "classifier/last_checkpoint").exists()
+
+
+def test_classifier_may_go_on(arguments, output):
+    """Without re-initialisation, and at a learning rate of 0, nothing changes."""
+    options = (*DECOUPLED, "SOLVER.DECOUPLED.BASE_LR", 0.0, "SOLVER.DECOUPLED.REINITIALIZE", False)
+    train_net(arguments(*options, "DATASETS.TEST", ()))
+    first, second = (saved(output / f"{f}model_final.pth") for f in ("", "classifier/"))
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
+
+
+def test_two_processes(arguments, output):
+    args = arguments()
+    command = [sys.executable, TRAIN_NET, "--config-file", args.config_file, "--num-gpus", "2"]
+    command += ["--dist-url", "auto", *map(str, DECOUPLED), "DATASETS.TEST", "()"]
+    environment = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (saved(output / f"{f}model_final.pth") for f in ("", "classifier/"))
+    assert_classifier_alone_differs(first, second)
+
+
+def test_config_of_the_second_stage(arguments):
+    cfg = setup(arguments(*DECOUPLED, "SOLVER.DECOUPLED.STEPS", (1,)))
+    first, second = stages(cfg)
+    assert first is cfg
+    assert second.OUTPUT_DIR == f"{cfg.OUTPUT_DIR}/classifier"
+    assert second.MODEL.WEIGHTS == f"{cfg.OUTPUT_DIR}/model_final.pth"
+    assert second.DATALOADER.SAMPLER_TRAIN == "ClassAwareTrainingSampler"
+    solver = second.SOLVER
+    assert (solver.MAX_ITER, solver.BASE_LR, tuple(solver.STEPS)) == (2, 0.05, (1,))
+    assert (solver.TRAINED, second.MODEL.REINITIALIZE) == (["*score.*"], ["*score.*"])
+    assert stages(second) == [second]
+    with pytest.raises(ValueError, match="no training sampler Balanced"):
+        stages(setup(arguments(*DECOUPLED, "SOLVER.DECOUPLED.SAMPLER_TRAIN", "Balanced")))
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Sequential(*copy.deepcopy(layers))
+        self.score = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.score(self.head(self.body(x)))
+
+
+def test_what_is_frozen_stays_so():
+    """After evaluation and in a copy too: statistics and dropout of the frozen part."""
+    model = Parts()
+    train_only(model, ["head.*", "score.*"])
+    for module in (model, copy.deepcopy(model)):
+        with inference_context(module):
+            pass
+        module.train()
+        assert not any(m.training for m in module.body[1:])
+        assert all(m.training for m in (module, module.head[1], module.head[2], module.score))
+        before = copy.deepcopy(module.body.state_dict())
+        assert torch.equal(*(module.body(torch.ones(3, 4)) for _ in range(2)))
+        module(torch.randn(8, 4)).sum().backward()
+        for name, value in module.body.state_dict().items():
+            assert torch.equal(before[name], value)
+        trained = {name for name, p in module.named_parameters() if p.grad is not None}
+        assert trained == {n for n, _ in module.named_parameters() if not n.startswith("body")}
+
+
+def test_patterns_that_leave_nothing():
+    with pytest.raises(ValueError, match="SOLVER.TRAINED has the pattern 'heads"):
+        train_only(Parts(), ["heads.*"], "SOLVER.TRAINED")
+    model = Parts()
+    model.score.requires_grad_(False)
+    with pytest.raises(ValueError, match="leave no parameter"):
+        train_only(model, ["score.*"])
+
+
+def test_trained_alone(arguments):
+    """Of a whole detector: the gradients of the trained layers are those of the whole."""
+    options = ("MODEL.ROI_HEADS.NAME", "APAROIHeads")
+    models = [
+        Trainer(setup(arguments(*options, *trained))).model
+        for trained in ((), ("SOLVER.TRAINED", ["*score.*", "*.box_head.*"]))
+    ]
+    models[1].load_state_dict(models[0].state_dict())
+    data = next(iter(Trainer.build_train_loader(setup(arguments()))))
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        torch.manual_seed(0)
+        with EventStorage():
+            sum(model(data).values()).backward()
+    whole = dict(models[0].named_parameters())
+    for name, parameter in models[1].named_parameters():
+        if "score." in name or ".box_head." in name:
+            torch.testing.assert_close(parameter.grad, whole[name].grad, msg=name)
+        else:
+            assert parameter.grad is None
+
+
+def test_lazy_config(lazy_arguments, output):
+    options = ("train.decoupled.max_iter=2", "train.ema.enabled=True")
+    without = (*options, "dataloader.evaluator=null")
+    train_lazy(setup_lazy(lazy_arguments(*without)))
+    first = averaged_state(saved(output / "model_final.pth", "ema"))
+    assert_classifier_alone_differs(first, saved(output / "classifier/model_final.pth"))
+    longer = lazy_arguments(*without, "train.decoupled.max_iter=3", resume=True)
+    train_lazy(setup_lazy(longer), resume=True)
+    assert saved(output / "classifier/model_final.pth", "iteration") == 2
+    evaluate_lazy(setup_lazy(lazy_arguments(*options, resume=True)), resume=True)
+    assert re.search(r"Loading from \S+classifier/model_final", (output / "log.txt").read_text())
+    for option, message in (
+        ("train.decoupled.sampler=Balanced", "choose one of"),
+        ("train.decoupled.trained=[]", "is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lazy_stages(setup_lazy(lazy_arguments(*options, option)))
