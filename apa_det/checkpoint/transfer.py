@@ -60,6 +60,12 @@ class ClassTransfer(NamedTuple):
                 "none of its layers is a class score of the model: leave MODEL.TRANSFER_FROM empty."
             )
         known = [i for i, match in enumerate(matches) if match is not None]
+        if not known:
+            raise ValueError(
+                f"it is of {', '.join(source_names[:3])}, ..., and none of the training set's "
+                f"classes, {', '.join(self.names[:3])}, ..., has such a name: leave "
+                "MODEL.TRANSFER_FROM empty, or name the classes it was trained on."
+            )
         same = sum(self.names[i] == source_names[matches[i]] for i in known)
         logger.info(
             "%d of %d classes are among the checkpoint's %d: %d of the same name, %d but for case, "

@@ -198,6 +198,15 @@ def test_start_of_training_and_its_log(tmp_path, caplog):
     assert torch.equal(other.state_dict()[name], old.state_dict()[name])
 
 
+def test_no_class_in_common(tmp_path):
+    StrictCheckpointer(detector(5), str(tmp_path), class_names=OLD).save("old")
+    transfer = ClassTransfer("checkpoint", ["elk", "emu"])
+    with pytest.raises(ValueError, match="old.pth: it is of cat, .*classes, elk, emu, "):
+        StrictCheckpointer(detector(2), strict=False, transfer=transfer).load(
+            str(tmp_path / "old.pth")
+        )
+
+
 def test_file_without_heads(tmp_path):
     torch.save({"model": {"backbone.x": torch.ones(1)}, "class_names": OLD}, tmp_path / "b.pth")
     transfer = ClassTransfer("checkpoint", NEW)
