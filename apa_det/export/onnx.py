@@ -59,7 +59,7 @@ def export_onnx(model: nn.Module, image: Tensor, file: str, *, dynamic: bool = T
                 opset_version=OPSET,
                 dynamo=False,
             )
-        except torch.onnx.errors.OnnxExporterError as error:
+        except RuntimeError as error:  # OnnxExporterError is one, and others come from inside
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"The model cannot be written as ONNX: {reason}") from error
 

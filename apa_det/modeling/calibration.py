@@ -81,7 +81,7 @@ def tau_norm(logits: Tensor, weight: Tensor, bias: Tensor, num_classes: int, tau
         float32, shape (N, C).
     """
     norms = weight.float().norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    norms[num_classes:] = 1
+    norms = torch.where(torch.arange(len(norms), device=norms.device) < num_classes, norms, 1.0)
     return (logits.float() - bias) / norms**tau + bias
 
 
