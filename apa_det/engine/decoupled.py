@@ -6,6 +6,7 @@ class-balanced sampling, on a representation that was trained under natural samp
 """
 
 import copy
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -146,6 +147,7 @@ def stages_to_train(folders: list[str], *, resume: bool) -> Iterator[int]:
             comm.synchronize()  # with what the main process wrote and removed
             PathManager.mkdirs(folder)
             yield i
+            gc.collect()  # the model of this stage, before the next one takes its memory
 
 
 def _last_checkpoint(folder: str) -> str:
@@ -172,18 +174,23 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict | None:
     configs = stages(cfg)
     results = None
     for i in stages_to_train([stage.OUTPUT_DIR for stage in configs], resume=resume):
-        stage = configs[i]
-        trainer = Trainer(stage)
-        checkpointer = trainer.checkpointer
-        for later in configs[i + 1 :]:
-            require_matches(checkpointer.model, later.SOLVER.TRAINED, "SOLVER.DECOUPLED.TRAINED")
-        if i > 0:
-            if comm.is_main_process():
-                with PathManager.open(os.path.join(stage.OUTPUT_DIR, "config.yaml"), "w") as f:
-                    f.write(stage.dump())
-            # what the first stage evaluated is what the second one starts from
-            begun = resume and checkpointer.has_checkpoint()
-            checkpointer.averaged = stage.SOLVER.EMA.ENABLED and not begun
-        trainer.resume_or_load(resume=resume)
-        results = trainer.train()
+        results = _train_stage(configs[i], configs[i + 1 :], resume=resume, is_second=i > 0)
     return results
+
+
+def _train_stage(
+    cfg: CfgNode, later: list[CfgNode], *, resume: bool, is_second: bool
+) -> dict | None:
+    trainer = Trainer(cfg)
+    checkpointer = trainer.checkpointer
+    for stage in later:
+        require_matches(checkpointer.model, stage.SOLVER.TRAINED, "SOLVER.DECOUPLED.TRAINED")
+    if is_second:
+        if comm.is_main_process():
+            with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as f:
+                f.write(cfg.dump())
+        # what the first stage evaluated is what the second one starts from
+        begun = resume and checkpointer.has_checkpoint()
+        checkpointer.averaged = cfg.SOLVER.EMA.ENABLED and not begun
+    trainer.resume_or_load(resume=resume)
+    return trainer.train()

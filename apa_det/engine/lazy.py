@@ -78,17 +78,19 @@ def train_lazy(cfg: DictConfig, *, resume: bool = False) -> dict:
     configs = lazy_stages(cfg)
     results = {}
     for i in stages_to_train([stage.train.output_dir for stage in configs], resume=resume):
-        model = instantiate(configs[i].model).to(configs[i].train.device)
-        for later in configs[i + 1 :]:
-            require_matches(model, later.train.trained, "train.decoupled.trained")
-        if i > 0 and comm.is_main_process():
-            LazyConfig.save(configs[i], os.path.join(configs[i].train.output_dir, "config.yaml"))
-        results = _train_stage(configs[i], model, resume=resume, is_second=i > 0)
+        results = _train_stage(configs[i], configs[i + 1 :], resume=resume, is_second=i > 0)
     return results
 
 
-def _train_stage(cfg: DictConfig, model: nn.Module, *, resume: bool, is_second: bool) -> dict:
+def _train_stage(
+    cfg: DictConfig, later: list[DictConfig], *, resume: bool, is_second: bool
+) -> dict:
     train = cfg.train
+    model = instantiate(cfg.model).to(train.device)
+    for stage in later:
+        require_matches(model, stage.train.trained, "train.decoupled.trained")
+    if is_second and comm.is_main_process():
+        LazyConfig.save(cfg, os.path.join(train.output_dir, "config.yaml"))
     if train.get("trained"):
         train_only(model, train.trained, "train.trained")
     logger.info("Model:\n%s", model)
@@ -150,6 +152,7 @@ def _build_trainer(cfg: DictConfig, model: nn.Module) -> StepTrainer:
     train = cfg.train
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
+    cfg.optimizer.params.model = None  # the config may outlive it
     clip = train.get("clip_gradients")
     if clip and clip.clip_type:
         clip_gradients(optimizer, **clip)
