@@ -18,7 +18,7 @@ from shared_benchmark import (
 from torch import Tensor, nn
 
 from apa_det.layers import CARAFE, EvalBatchNorm2d, SEGate
-from apa_det.modeling.resnet import APABottleneckBlock
+from apa_det.modeling import APABottleneckBlock
 
 
 class SigmoidGate(nn.Sequential):

@@ -7,14 +7,16 @@ from .losses import BOX_CLASS_LOSS_REGISTRY, BoxClassLoss
 from .mask_head import APAMaskRCNNConvUpsampleHead
 from .meta_arch import APAInjected, meta_architecture
 from .resnet import (
-    APABasicBlock,
-    APABasicStem,
-    APABottleneckBlock,
-    APADeformBottleneckBlock,
     build_apa_resnet_backbone,
     build_apa_resnet_fpn_backbone,
     build_apa_retinanet_resnet_fpn_backbone,
     make_apa_resnet,
+)
+from .resnet_blocks import (
+    APABasicBlock,
+    APABasicStem,
+    APABottleneckBlock,
+    APADeformBottleneckBlock,
 )
 from .roi_heads import APACascadeROIHeads, APAROIHeads
 

@@ -8,7 +8,7 @@ from torch import nn
 from apa_det import AGLU, APA
 from apa_det.analysis import ACTIVATION, GATE, InputSample, InputSampler, eta_parameters
 from apa_det.layers import EvalBatchNorm2d, Swish
-from apa_det.modeling.resnet import APABottleneckBlock
+from apa_det.modeling import APABottleneckBlock
 
 
 def make_sample(size, eta=None, seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from apa_det.export import Backbone, compare_features, export_backbone
-from apa_det.modeling.resnet import APABasicBlock, APABottleneckBlock
+from apa_det.modeling import APABasicBlock, APABottleneckBlock
 
 
 def test_exported_backbone(detectors, images, tmp_path):

@@ -16,7 +16,7 @@ from apa_det.layers import (
     fuses,
     norm_gate_shortcut_aglu,
 )
-from apa_det.modeling.resnet import APABasicBlock, APABasicStem, APABottleneckBlock
+from apa_det.modeling import APABasicBlock, APABasicStem, APABottleneckBlock
 
 
 def randomized(module):

@@ -1,0 +1,230 @@
+"""The blocks of detectron2's ResNet with other activations and with gates.
+
+Alexandridis et al., "Adaptive Parametric Activation" (ECCV 2024): AGLU in the place of every ReLU,
+and a channel attention gate with APA on the residual branch, before the shortcut is added. The
+modules that hold a convolution are detectron2's own, so its checkpoints fit.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import CNNBlockBase
+from detectron2.modeling.backbone.resnet import (
+    BasicBlock,
+    BasicStem,
+    BottleneckBlock,
+    DeformBottleneckBlock,
+)
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..layers import (
+    conv_norm_aglu,
+    fuses,
+    get_activation,
+    get_gate,
+    norm_from_name,
+    norm_gate_shortcut_aglu,
+)
+
+__all__ = [
+    "APABasicBlock",
+    "APABasicStem",
+    "APABottleneckBlock",
+    "APADeformBottleneckBlock",
+    "Activation",
+    "Gate",
+    "Norm",
+]
+
+Activation = str | Callable[[int], nn.Module]
+Gate = str | Callable[[int], nn.Module | None] | None
+Norm = str | Callable[[int], nn.Module]
+
+
+class APABasicStem(BasicStem):
+    """detectron2's ResNet stem with another activation, which goes on training when it is frozen.
+
+    Args:
+        activation: see :func:`apa_det.layers.get_activation`.
+        fuse: whether norm and AGLU run in one pass where they can; see :mod:`apa_det.layers.fused`.
+        others: as for :class:`detectron2.modeling.backbone.resnet.BasicStem`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 64,
+        *,
+        norm: Norm = "BN",
+        activation: Activation = "relu",
+        fuse: bool = True,
+    ):
+        super().__init__(in_channels, out_channels, norm_from_name(norm))
+        self.act = get_activation(activation, out_channels)
+        self.fuse = fuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / 4, W / 4)."""
+        return F.max_pool2d(self._convolve(x), kernel_size=3, stride=2, padding=1)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv1, self.act):
+                return conv_norm_aglu(x, self.conv1, self.act)
+        return self.act(self.conv1(x))
+
+    def freeze(self) -> "APABasicStem":
+        super().freeze()
+        self.act.requires_grad_(True)
+        return self
+
+
+class _GatedBlock(CNNBlockBase):
+    """What the blocks have in common: a gate, the parts of their forward pass, and freezing."""
+
+    def _add_gate(self, gate: Gate, fuse: bool) -> None:
+        self.gate = get_gate(gate, self.out_channels)
+        self.fuse = fuse
+        self.recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / stride, W / stride)."""
+        if not torch.jit.is_scripting():
+            if self.recompute and x.requires_grad:
+                return checkpoint(self._block, x, use_reentrant=False, preserve_rng_state=False)
+        return self._block(x)
+
+    def _start(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv1, self.act1):
+                return conv_norm_aglu(x, self.conv1, self.act1)
+        return self.act1(self.conv1(x))
+
+    def freeze(self) -> "CNNBlockBase":
+        """No parameter trains, and there is no dropout.
+
+        The gradient goes on to the AGLU of the stem. What it takes for that is computed again in
+        the backward pass, which is cheaper than to keep it at such a size.
+        """
+        super().freeze()
+        self.recompute = True
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return self
+
+
+class _GatedBottleneck(_GatedBlock):
+    """A bottleneck with its activations; the convolutions come from the class mixed in after it."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        norm: Norm = "BN",
+        activation: Activation = "relu",
+        gate: Gate = None,
+        fuse: bool = True,
+        **kwargs,
+    ):
+        super().__init__(
+            in_channels,
+            out_channels,
+            bottleneck_channels=bottleneck_channels,
+            norm=norm_from_name(norm),
+            **kwargs,
+        )
+        self.act1 = get_activation(activation, bottleneck_channels)
+        self.act2 = get_activation(activation, bottleneck_channels)
+        self.act3 = get_activation(activation, out_channels)
+        self._add_gate(gate, fuse)
+
+    def _block(self, x: Tensor) -> Tensor:
+        out = self._middle(self._start(x))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv3, self.act3, self.gate, shortcut=True):
+                return norm_gate_shortcut_aglu(out, self.conv3, self.gate, shortcut, self.act3)
+        out = self.conv3(out)
+        if self.gate is not None:
+            out = self.gate(out)
+        out += shortcut
+        return self.act3(out)
+
+    def _middle(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv2, self.act2):
+                return conv_norm_aglu(x, self.conv2, self.act2)
+        return self.act2(self.conv2(x))
+
+
+class APABasicBlock(_GatedBlock, BasicBlock):
+    """The block of ResNet-18 and -34, with other activations and a gate.
+
+    Args:
+        activation: see :func:`apa_det.layers.get_activation`; each place has a module of its own.
+        gate: see :func:`apa_det.layers.get_gate`.
+        fuse: whether norm, gate, shortcut and AGLU run in one pass where they can; see
+            :mod:`apa_det.layers.fused`.
+        others: as for :class:`detectron2.modeling.backbone.resnet.BasicBlock`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: Norm = "BN",
+        activation: Activation = "relu",
+        gate: Gate = None,
+        fuse: bool = True,
+        **kwargs,
+    ):
+        super().__init__(in_channels, out_channels, norm=norm_from_name(norm), **kwargs)
+        self.act1 = get_activation(activation, out_channels)
+        self.act2 = get_activation(activation, out_channels)
+        self._add_gate(gate, fuse)
+
+    def _block(self, x: Tensor) -> Tensor:
+        out = self._start(x)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        if not torch.jit.is_scripting():
+            if self.fuse and fuses(self.conv2, self.act2, self.gate, shortcut=True):
+                return norm_gate_shortcut_aglu(out, self.conv2, self.gate, shortcut, self.act2)
+        out = self.conv2(out)
+        if self.gate is not None:
+            out = self.gate(out)
+        out += shortcut
+        return self.act2(out)
+
+
+class APABottleneckBlock(_GatedBottleneck, BottleneckBlock):
+    """The block of ResNet-50 and deeper, with other activations and a gate.
+
+    Args:
+        activation: see :func:`apa_det.layers.get_activation`; each place has a module of its own.
+        gate: see :func:`apa_det.layers.get_gate`.
+        fuse: whether norm, gate, shortcut and AGLU run in one pass where they can; see
+            :mod:`apa_det.layers.fused`.
+        others: as for :class:`detectron2.modeling.backbone.resnet.BottleneckBlock`.
+    """
+
+
+class APADeformBottleneckBlock(_GatedBottleneck, DeformBottleneckBlock):
+    """:class:`APABottleneckBlock` with a deformable 3×3 convolution.
+
+    Args:
+        activation, gate, fuse: as for :class:`APABottleneckBlock`.
+        others: as for :class:`detectron2.modeling.backbone.resnet.DeformBottleneckBlock`.
+    """
+
+    def _middle(self, x: Tensor) -> Tensor:
+        offset = self.conv2_offset(x)
+        if not self.deform_modulated:
+            return self.act2(self.conv2(x, offset))
+        offset, mask = offset.tensor_split([offset.shape[1] // 3 * 2], dim=1)
+        return self.act2(self.conv2(x, offset, mask.sigmoid()))
