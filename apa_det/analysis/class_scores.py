@@ -123,7 +123,7 @@ def _score(predictor: nn.Module) -> tuple[str, tuple[np.ndarray, np.ndarray] | N
     """The name of a predictor's class score, and its λ and κ."""
     default = "sigmoid" if predictor.use_sigmoid_ce else "softmax"
     name = getattr(predictor, "class_score", default)
-    if hasattr(predictor, "score"):
+    if name == "apa":
         return name, eta_parameters(predictor.score)
     fixed = {"gumbel": (0.0, 1.0), "sigmoid": (1.0, 1.0)}.get(name)
     return name, fixed and tuple(np.full(1, value) for value in fixed)
