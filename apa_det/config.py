@@ -165,7 +165,8 @@ def add_apa_config(cfg: CN) -> None:
     # stored statistics and dropout off. Empty: all train
     cfg.SOLVER.TRAINED = []
     # Decoupled training: after SOLVER.MAX_ITER iterations, a second stage trains the classifier
-    # alone, in the folder OUTPUT_DIR/classifier
+    # alone, in the folder OUTPUT_DIR/classifier. apa_det.engine.train, and so tools/train_net.py,
+    # runs both; a Trainer alone does the first
     cfg.SOLVER.DECOUPLED = CN()
     # Its iterations. 0: there is no second stage
     cfg.SOLVER.DECOUPLED.MAX_ITER = 0
