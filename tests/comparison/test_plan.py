@@ -6,7 +6,7 @@ import pytest
 
 from apa_det.comparison import read_plan
 
-DESCRIPTIONS = sorted((Path(__file__).parents[2] / "configs/Comparison").glob("*.yaml"))
+DESCRIPTIONS = sorted((Path(__file__).parents[2] / "configs/Comparison").glob("[a-z]*.yaml"))
 RELU = {"name": "ReLU, softmax"}
 AGLU = {"name": "AGLU", "opts": ["MODEL.APA.ACTIVATION", "aglu"]}
 
