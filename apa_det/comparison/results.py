@@ -97,7 +97,7 @@ class Results:
 
     def _other_pictures(self) -> list[str]:
         first = self.plan.rows[0].name
-        notes = []
+        rows_by_reason: dict[str, list[str]] = {}
         for name, keys in self.plan.differences().items():
             pairs = [
                 (self.results[first][seed].get("pictures"), result.get("pictures"))
@@ -107,8 +107,11 @@ class Results:
             if any(theirs and own and theirs != own for theirs, own in pairs):
                 reasons = [key for key in keys if key.startswith(("DATALOADER.", "INPUT."))]
                 why = f"they differ in {', '.join(reasons)}" if reasons else "the reason is unknown"
-                notes.append(f"{name} and {first} did not train on the same pictures: {why}.")
-        return notes
+                rows_by_reason.setdefault(why, []).append(name)
+        return [
+            f"Not trained on the pictures of {first} ({why}): {'; '.join(names)}."
+            for why, names in rows_by_reason.items()
+        ]
 
 
 def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:

@@ -140,7 +140,7 @@ def test_notes_on_pictures_and_versions(make_plan):
     make_up(first, 0.5)
     make_up(second, 0.5, "others", versions={"torch": "2.1", "device": "cpu"})
     notes = gather(plan, 5).notes()
-    assert "second and first did not train on the same pictures: the reason is unknown." in notes
+    assert "Not trained on the pictures of first (the reason is unknown): second." in notes
     assert "The runs had different torch: 2.0 and 2.1." in notes
     assert any(note.startswith("One seed:") for note in notes)
 

@@ -111,7 +111,7 @@ def test_the_tool(describe, tmp_path, main, capfd):
     added = describe({"name": "first"}, second)
     assert main([added, "--output", folder, "--resamples", "10"]) == 0
     out = capfd.readouterr().out
-    assert "did not train on the same" not in out
+    assert "Not trained on the pictures" not in out
     assert "- first: `MODEL.APA.ACTIVATION relu`\n- second: `MODEL.APA.ACTIVATION aglu`" in out
     assert (run / "result.json").stat().st_mtime_ns == written
 
