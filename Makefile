@@ -1,13 +1,13 @@
 # PYTHON=/path/to/python uses that Python, with its own torch and detectron2, as it is.
-# Without it, tools/setup_env.sh makes .venv and installs everything there, once.
+# Without it, scripts/setup_env.sh makes .venv and installs everything there, once.
 
 ifdef PYTHON
 PY := "$(PYTHON)"
-set_up = command -v $(PY) >/dev/null || { echo 'PYTHON=$(PYTHON) is no program' >&2; exit 1; }; $(PY) tools/check_env.py $@
+set_up = command -v $(PY) >/dev/null || { echo 'PYTHON=$(PYTHON) is no program' >&2; exit 1; }; $(PY) scripts/check_env.py $@
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
 PY := .venv/bin/python
-set_up = tools/setup_env.sh
+set_up = scripts/setup_env.sh
 endif
 
 .DEFAULT_GOAL := help
@@ -36,4 +36,4 @@ lint: ## check style and format with ruff
 
 benchmark: ## measure the speed and memory of activation, layers, models and evaluation
 	@$(set_up)
-	$(PY) tools/benchmark.py $(ARGS)
+	$(PY) benchmarks/benchmark.py $(ARGS)

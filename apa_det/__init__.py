@@ -5,7 +5,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "apa_det needs detectron2, which is not installed: install it as its INSTALL.md says "
-        "(github.com/facebookresearch/detectron2), or run tools/setup_env.sh in a checkout of "
+        "(github.com/facebookresearch/detectron2), or run scripts/setup_env.sh in a checkout of "
         "apa_det, which makes an environment with everything in .venv."
     ) from error
 

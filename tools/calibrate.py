@@ -13,8 +13,8 @@ import sys
 import yaml
 
 from apa_det.engine import setup, setup_lazy
-from apa_det.engine.calibration import STRENGTHS, CalibrationFit, calibrate, calibrate_lazy
-from apa_det.engine.lazy_setup import box_predictors, dataset_names
+from apa_det.engine.jobs.fit_calibration import STRENGTHS, CalibrationFit, calibrate, calibrate_lazy
+from apa_det.engine.setup.lazy import box_predictors, dataset_names
 from apa_det.modeling import CALIBRATION_REGISTRY
 
 

@@ -11,7 +11,7 @@ import sys
 
 from tabulate import tabulate
 
-from apa_det.comparison import Plan, gather, read_plan, run_all, write_figure, write_tables
+from apa_det.experiments import Plan, gather, read_plan, run_all, write_figure, write_tables
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from apa_det.engine import setup
 from apa_det.engine.evaluation import write_predictions
 from apa_det.evaluation import GroundTruth, read_results
-from apa_det.evaluation.ensemble import ENSEMBLE_METHODS, ensemble, load_ensemble_boxes
+from apa_det.evaluation.ensembling import ENSEMBLE_METHODS, ensemble, load_ensemble_boxes
 
 
 def parser() -> argparse.ArgumentParser:

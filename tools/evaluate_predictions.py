@@ -10,9 +10,9 @@ import logging
 import os
 import sys
 
-from apa_det.data.json_files import write_json
 from apa_det.evaluation import FrequencyGroups, compare, write_report
 from apa_det.evaluation.engines import ENGINES, IOU_TYPES
+from apa_det.utils.json_files import write_json
 
 
 def parser() -> argparse.ArgumentParser:

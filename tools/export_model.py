@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from apa_det import fuse
 from apa_det.engine import StrictCheckpointer, load_for_evaluation, read_config
-from apa_det.engine.checks import require_weights
-from apa_det.engine.lazy_setup import read_lazy_config
+from apa_det.engine.setup.checks import require_weights
+from apa_det.engine.setup.lazy import read_lazy_config
 from apa_det.export import (
     BOX_TOLERANCE,
     FEATURE_TOLERANCE,

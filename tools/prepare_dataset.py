@@ -9,7 +9,7 @@ import sys
 
 from apa_det.data import check_dataset, coco_to_lvis, generate_dataset, read_coco_json
 from apa_det.data.frequency import COMMON_MAX, RARE_MAX
-from apa_det.data.json_files import write_json
+from apa_det.utils.json_files import write_json
 
 
 def convert(args: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
-from .course import LambdaKappaPlotter, draw_course, read_course
+from .course import draw_course, layer_kinds, read_course
 from .distributions import GeneralizedLogistic, fit
 from .inputs import ACTIVATION, CLASS_SCORE, GATE, InputSample, InputSampler, eta_parameters
-from .layers import Analysis, Layer, analyze
-from .write import write_analysis
+from .layer_statistics import Analysis, Layer, analyze
+from .output import write_analysis
 
 __all__ = [
     "ACTIVATION",
@@ -12,12 +12,12 @@ __all__ = [
     "GeneralizedLogistic",
     "InputSample",
     "InputSampler",
-    "LambdaKappaPlotter",
     "Layer",
     "analyze",
     "draw_course",
     "eta_parameters",
     "fit",
+    "layer_kinds",
     "read_course",
     "write_analysis",
 ]

@@ -5,7 +5,6 @@ import os
 import re
 from collections.abc import Mapping
 
-from detectron2.engine import HookBase
 from detectron2.utils.file_io import PathManager
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -14,14 +13,13 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..activation import AGLU, APA
-from ..evaluation.report.style import DPI, INK, grid
-from .figures import place
+from ..utils.plotting import DPI, INK, grid
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
+from .layer_figures import place
 
-__all__ = ["LambdaKappaPlotter", "draw_course", "read_course"]
+__all__ = ["draw_course", "layer_kinds", "read_course"]
 
 _KEY = re.compile(r"apa/(?P<layer>.+?)/(?P<symbol>lambda|kappa)(/mean)?")
 _SYMBOLS = {"lambda": "λ", "kappa": "κ"}
@@ -32,7 +30,7 @@ Course = dict[str, dict[str, list[tuple[int, float]]]]
 
 
 def read_course(metrics_file: str | os.PathLike) -> Course:
-    """λ and κ of every layer, as :class:`apa_det.evaluation.LambdaKappaWriter` wrote them.
+    """λ and κ of every layer, as :class:`apa_det.engine.LambdaKappaWriter` wrote them.
 
     Where a training was resumed from an earlier iteration, or began anew in the same folder, what
     it wrote takes the place of what was there. A line that is cut off is left out.
@@ -116,39 +114,10 @@ def draw_course(
         figure.savefig(file, format="png", dpi=DPI)
 
 
-class LambdaKappaPlotter(HookBase):
-    """Keeps ``apa_parameters.png`` in the output folder: λ and κ over the training so far.
-
-    It draws ``metrics.json``, so a resumed training shows its whole course. Place it after the
-    ``PeriodicWriter``.
-    """
-
-    def __init__(self, model: nn.Module, output_dir: str, period: int):
-        """
-        Args:
-            model: the model, in DistributedDataParallel or not.
-            output_dir: the folder of ``metrics.json``.
-            period: iterations from one drawing to the next; the last iteration draws too. 0: only
-                the last one does.
-        """
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        self._kinds = {
-            name: _kind(name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, APA)
-        }
-        self._metrics_file = os.path.join(output_dir, "metrics.json")
-        self._path = os.path.join(output_dir, "apa_parameters.png")
-        self._period = period
-
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        due = done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0)
-        if due and self._kinds and PathManager.isfile(self._metrics_file):
-            course = read_course(self._metrics_file)
-            if course:
-                draw_course(course, self._path, self._kinds)
+def layer_kinds(model: nn.Module) -> dict[str, str]:
+    """The kind of each APA and AGLU of a model: ACTIVATION, GATE or CLASS_SCORE, by its name."""
+    modules = model.named_modules()
+    return {name: _kind(name, m) for name, m in modules if isinstance(m, APA)}
 
 
 def _kind(name: str, module: nn.Module) -> str:

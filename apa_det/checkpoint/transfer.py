@@ -12,7 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
 from ..data import ensure_metadata
-from ..data.json_files import read_json
+from ..data.frequency import FREQUENCY_LABELS
+from ..utils.json_files import read_json
 from .conversion import OPTIONAL_BUFFERS
 
 __all__ = ["ClassTransfer", "Rows", "match_classes", "read_class_names", "transfer_rows"]
@@ -88,7 +89,7 @@ class ClassTransfer(NamedTuple):
         lines = []
         for group, members in groupby(ordered, key=lambda i: self.groups[i]):
             names = [self.names[i] for i in members]
-            label = {"r": "rare", "c": "common", "f": "frequent"}.get(group, group)
+            label = FREQUENCY_LABELS.get(group, group)
             lines.append(f"{len(names)} {label}: {', '.join(names)}")
         return lines
 

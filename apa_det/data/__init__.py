@@ -1,6 +1,7 @@
 """Datasets in LVIS format: registration, validation, conversion, and one made on the spot."""
 
-from .conversion import coco_to_lvis
+from .coco_to_lvis import coco_to_lvis
+from .dataset_report import DatasetReport, check_dataset
 from .frequency import complete_categories, frequency_group
 from .lvis_format import (
     ensure_metadata,
@@ -8,7 +9,6 @@ from .lvis_format import (
     register_lvis_format,
     require_dataset_files,
 )
-from .report import DatasetReport, check_dataset
 from .sampling import TRAIN_SAMPLER_REGISTRY, build_train_loader
 from .synthetic import generate_dataset
 from .validation import Problem, read_coco_json, read_lvis_json

@@ -9,8 +9,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_utils
 
+from ..utils.json_files import gc_paused
 from .frequency import COMMON_MAX, RARE_MAX, check_thresholds, complete_categories
-from .json_files import gc_paused
 from .validation import read_lvis_json
 
 __all__ = [

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .json_files import read_json
+from ..utils.json_files import read_json
 
 __all__ = [
     "Problem",

@@ -16,16 +16,16 @@ from PIL import Image
 from torch import nn
 
 from ..engine import load_for_evaluation, read_config
-from ..engine.checks import require_class_counts, require_weights
 from ..engine.evaluation import frequency_groups
 from ..engine.lazy import load_lazy
-from ..engine.lazy_setup import (
+from ..engine.setup.checks import require_class_counts, require_weights
+from ..engine.setup.lazy import (
     dataset_names,
     is_lazy_config,
     read_calibration_datasets,
     read_lazy_config,
 )
-from ..engine.setup import available_device, register_datasets
+from ..engine.setup.yaml import available_device, register_datasets
 from .classes import ClassInfo, class_info, class_thresholds
 
 __all__ = ["Predictor", "build_predictor"]

@@ -11,9 +11,9 @@ import numpy as np
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from ..data.json_files import json_list
 from ..evaluation import draw_groups
 from ..evaluation.predictions import detections_from_instances
+from ..utils.json_files import json_list
 from .classes import ClassInfo
 from .files import read_picture, write_picture
 from .predictor import Predictor

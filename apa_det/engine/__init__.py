@@ -1,16 +1,20 @@
-from .analysis import analyze_checkpoint, analyze_lazy_checkpoint
-from .checks import check_config
+from .checkpointer import StrictCheckpointer, load_for_evaluation
 from .decoupled import last_stage, train
 from .freezing import train_only
+from .hooks import BestCheckpointer, LambdaKappaPlotter, LambdaKappaWriter
+from .jobs.analyze_checkpoint import analyze_checkpoint, analyze_lazy_checkpoint
 from .launch import run
 from .lazy import evaluate_lazy, train_lazy
-from .lazy_setup import setup_lazy
-from .loading import StrictCheckpointer, load_for_evaluation
 from .optimizer import build_optimizer
-from .setup import read_config, setup
+from .setup.checks import check_config
+from .setup.lazy import setup_lazy
+from .setup.yaml import read_config, setup
 from .trainer import Trainer
 
 __all__ = [
+    "BestCheckpointer",
+    "LambdaKappaPlotter",
+    "LambdaKappaWriter",
     "StrictCheckpointer",
     "Trainer",
     "analyze_checkpoint",

@@ -21,8 +21,8 @@ from omegaconf import DictConfig
 
 from ..data import build_train_loader
 from ..data.sampling import TRAIN_SAMPLER_REGISTRY
-from .checks import require_train_sampler
 from .freezing import require_matches
+from .setup.checks import require_train_sampler
 from .trainer import Trainer
 
 __all__ = ["last_stage", "lazy_stages", "resumed_stage", "stages", "stages_to_train", "train"]
@@ -162,7 +162,7 @@ def train(cfg: CfgNode, *, resume: bool = False) -> dict | None:
     """Train what a config describes, in one stage or, with ``SOLVER.DECOUPLED``, in two.
 
     Args:
-        cfg: the config, as :func:`apa_det.engine.setup` gives it.
+        cfg: the config, as :func:`apa_det.engine.setup_job` gives it.
         resume: go on from the last checkpoint of the last stage that has one.
 
     Returns:

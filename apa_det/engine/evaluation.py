@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from ..evaluation import FrequencyGroups, LongTailEvaluator
 from ..evaluation.evaluator import RESULTS_FILE
-from .loading import load_for_evaluation
+from .checkpointer import load_for_evaluation
 
 __all__ = [
     "SubsetTest",

@@ -11,19 +11,18 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from ..analysis import LambdaKappaPlotter
-from ..evaluation import BestCheckpointer, LambdaKappaWriter
 from ..modeling.losses import look_up_frequencies
-from .checks import warn_of_other_classes
+from .checkpointer import StrictCheckpointer, class_arguments
 from .decoupled import lazy_stages, resumed_stage, stages_to_train
 from .ema import build_ema
 from .evaluation import without_nan
 from .freezing import require_matches, train_only
-from .lazy_setup import check_num_classes, dataset_names
-from .loading import StrictCheckpointer, class_arguments
+from .hooks import BestCheckpointer, LambdaKappaPlotter, LambdaKappaWriter
 from .optimizer import clip_gradients
 from .parallel import broadcast
 from .preemption import PreemptionHook
+from .setup.checks import warn_of_other_classes
+from .setup.lazy import check_num_classes, dataset_names
 from .step import StepTrainer
 
 __all__ = ["evaluate_lazy", "load_lazy", "train_lazy"]

@@ -8,7 +8,7 @@ from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .loading import StrictCheckpointer
+from .checkpointer import StrictCheckpointer
 
 __all__ = [
     "ShardedCheckpointer",

@@ -24,20 +24,14 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..analysis import LambdaKappaPlotter
 from ..data import build_train_loader
-from ..evaluation import BestCheckpointer, LambdaKappaWriter, V3DetEvaluator
+from ..evaluation import V3DetEvaluator
 from ..modeling.losses import look_up_frequencies
-from .checks import (
-    check_num_classes,
-    require_class_counts,
-    require_class_loss,
-    warn_of_other_classes,
-)
+from .checkpointer import StrictCheckpointer, class_arguments
 from .ema import build_ema
 from .evaluation import SubsetTest, build_long_tail_evaluator, is_long_tail, without_nan
 from .freezing import train_only
-from .loading import StrictCheckpointer, class_arguments
+from .hooks import BestCheckpointer, LambdaKappaPlotter, LambdaKappaWriter
 from .optimizer import build_optimizer
 from .parallel import (
     ShardedCheckpointer,
@@ -48,6 +42,12 @@ from .parallel import (
     take_full_states,
 )
 from .preemption import PreemptionHook
+from .setup.checks import (
+    check_num_classes,
+    require_class_counts,
+    require_class_loss,
+    warn_of_other_classes,
+)
 from .step import StepTrainer
 
 __all__ = ["Trainer"]

@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 
-from ..data.json_files import json_list
+from ..utils.json_files import json_list
 
 __all__ = ["Detections", "Masks"]
 

@@ -13,8 +13,8 @@ from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.figure import Figure
 from torch import nn
 
-from .groups import FrequencyGroups
-from .report.style import group_colour, label
+from ..data.frequency import FrequencyGroups
+from ..utils.plotting import group_colour, label
 
 __all__ = ["draw_detections", "draw_groups"]
 

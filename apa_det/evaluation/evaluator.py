@@ -15,11 +15,11 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..data import ensure_metadata
+from ..data.frequency import FrequencyGroups
 from .detections import Detections
 from .engines import evaluate, load_engine
 from .extras import fixed_ap, pooled_ap
 from .ground_truth import GroundTruth
-from .groups import FrequencyGroups
 from .predictions import PredictionStore, detections_from_instances
 from .result import Evaluation, metric_names
 from .subset import choose_subset

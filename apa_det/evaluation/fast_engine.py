@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..data.json_files import gc_paused
+from ..utils.json_files import gc_paused
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .result import (

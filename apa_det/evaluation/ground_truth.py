@@ -9,10 +9,9 @@ from itertools import chain
 import numpy as np
 
 from ..data import complete_categories
-from ..data.conversion import copy_counts, usable_annotations
-from ..data.frequency import COMMON_MAX, RARE_MAX
+from ..data.coco_to_lvis import copy_counts, usable_annotations
+from ..data.frequency import COMMON_MAX, RARE_MAX, FrequencyGroups
 from ..data.validation import is_coco_format, read_coco_or_lvis_json
-from .groups import FrequencyGroups
 
 __all__ = ["GroundTruth"]
 

@@ -10,8 +10,8 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ..data.json_stream import read_json_list
 from ..data.validation import is_box, segmentation_fault
+from ..utils.json_stream import read_json_list
 from .detections import Detections, Masks
 from .ground_truth import GroundTruth
 

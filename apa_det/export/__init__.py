@@ -22,10 +22,10 @@ returns a dict of feature maps.
 """
 
 from .backbone import FEATURE_TOLERANCE, Backbone, compare_features, export_backbone
-from .comparison import BOX_TOLERANCE, SCORE_TOLERANCE, Difference, compare, load_exported
 from .detector import Detector
 from .onnx import export_onnx
 from .torchscript import export_scripting, export_tracing
+from .verification import BOX_TOLERANCE, SCORE_TOLERANCE, Difference, compare, load_exported
 
 __all__ = [
     "BOX_TOLERANCE",

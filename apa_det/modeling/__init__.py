@@ -1,11 +1,11 @@
+from ..injection import inject, injected, restore
 from .box_head import APAFastRCNNConvFCHead
 from .box_predictor import APAFastRCNNOutputLayers
 from .calibration import CALIBRATION_REGISTRY, Calibration, LogitAdjustment, NorCal, TauNorm
-from .fusion import fuse
-from .injection import inject, injected, restore
 from .losses import BOX_CLASS_LOSS_REGISTRY, BoxClassLoss
 from .mask_head import APAMaskRCNNConvUpsampleHead
 from .meta_arch import APAInjected, meta_architecture
+from .norm_folding import fuse
 from .resnet import (
     build_apa_resnet_backbone,
     build_apa_resnet_fpn_backbone,

@@ -14,10 +14,10 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..activation import APA, logit_apa
+from ..data.class_counts import class_counts
 from ..kernels import eager
 from ..layers import NormedLinear, WrappedCauchyLinear
 from .calibration import CALIBRATION_REGISTRY, Calibration
-from .frequency import class_counts
 from .losses import (
     SIGMOID,
     BoxClassLoss,

@@ -5,7 +5,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from .injection import inject
+from ..injection import inject
 
 __all__ = ["APAInjected", "meta_architecture"]
 

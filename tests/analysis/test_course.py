@@ -11,9 +11,9 @@ from matplotlib.image import imread
 from torch import nn
 
 from apa_det import AGLU, APA
-from apa_det.analysis import LambdaKappaPlotter, draw_course, read_course
+from apa_det.analysis import draw_course, read_course
 from apa_det.analysis.course import _draw_layers, _kind_by_name
-from apa_det.evaluation import LambdaKappaWriter
+from apa_det.engine import LambdaKappaPlotter, LambdaKappaWriter
 
 
 def write(path, *lines):
@@ -95,7 +95,7 @@ def train(folder, start, end, period, model=None):
 
 def test_drawn_every_period_and_at_the_end(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("apa_det.analysis.course.draw_course", lambda *args: seen.append(args))
+    monkeypatch.setattr("apa_det.engine.hooks.draw_course", lambda *args: seen.append(args))
     train(tmp_path, 0, 5, period=2)
     train(tmp_path, 5, 6, period=0)  # resumed
     ends = [[i for i, _ in course["act"]["kappa"]] for course, *_ in seen]

@@ -25,7 +25,7 @@ from apa_det.data import (
     register_lvis_format,
     require_dataset_files,
 )
-from apa_det.data.json_files import read_json, write_json
+from apa_det.utils.json_files import read_json, write_json
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apa_det.data import read_lvis_json
-from apa_det.data.json_files import read_json, write_json
+from apa_det.utils.json_files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools/prepare_dataset.py"

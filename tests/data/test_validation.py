@@ -5,7 +5,7 @@ import math
 import pytest
 
 from apa_det.data import read_coco_json, read_lvis_json
-from apa_det.data.json_files import write_json
+from apa_det.utils.json_files import write_json
 
 IMAGE, ANNOTATION, CATEGORY = "images", "annotations", "categories"
 

@@ -8,7 +8,7 @@ import pycocotools.mask as mask_util
 import pytest
 
 from apa_det.data import generate_dataset
-from apa_det.data.json_files import read_json
+from apa_det.utils.json_files import read_json
 
 
 def perturbed(dataset, rng):

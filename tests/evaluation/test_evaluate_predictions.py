@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from apa_det.data.json_files import read_json, write_json
 from apa_det.evaluation import compare
+from apa_det.utils.json_files import read_json, write_json
 
 TOOL = Path(__file__).parents[2] / "tools/evaluate_predictions.py"
 

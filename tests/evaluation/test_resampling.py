@@ -3,10 +3,10 @@ import copy
 import numpy as np
 import pytest
 
-from apa_det.data.json_files import read_json
 from apa_det.evaluation import GroundTruth, evaluate, read_results
 from apa_det.evaluation.detections import Detections
 from apa_det.evaluation.resampling import draw_picture_weights, resampled_ap
+from apa_det.utils.json_files import read_json
 
 METRICS = ("AP", "APr", "APc", "APf")
 

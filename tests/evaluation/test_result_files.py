@@ -10,8 +10,8 @@ import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 
-from apa_det.data.json_stream import read_json_list
 from apa_det.evaluation import GroundTruth, read_results, result_files
+from apa_det.utils.json_stream import read_json_list
 
 SIZES = {3: (20, 30), 9: (40, 50)}  # height, width of the pictures
 POLYGON = [[2, 2, 12, 2, 12, 12, 2, 12]]

@@ -7,11 +7,9 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
-from ..frequency import frequency_group
+from ..frequency import FREQUENCY_LABELS, frequency_group
 
 __all__ = ["ClassCounts", "class_groups", "count_classes", "epoch_table"]
-
-_LABELS = {"r": "rare", "c": "common", "f": "frequent"}
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ def epoch_table(counts: ClassCounts, groups: Sequence[str], repeats: np.ndarray)
     seen = np.bincount(counts.classes, repeats[counts.pictures], minlength=counts.num_classes)
     groups = np.array([*groups, *[""] * (counts.num_classes - len(groups))])
     rows = []
-    for name in (*_LABELS, None):
-        members = np.isin(groups, list(_LABELS) if name is None else name)
+    for name in (*FREQUENCY_LABELS, None):
+        members = np.isin(groups, list(FREQUENCY_LABELS) if name is None else name)
         pairs = members[counts.classes]
         pictures = np.unique(counts.pictures[pairs])
         if name is None:
@@ -105,7 +103,7 @@ def epoch_table(counts: ClassCounts, groups: Sequence[str], repeats: np.ndarray)
         seen_instances = (counts.instances * repeats[counts.pictures])[pairs].sum()
         rows.append(
             (
-                _LABELS.get(name, "all"),
+                FREQUENCY_LABELS.get(name, "all"),
                 present.sum(),
                 len(pictures),
                 instances,

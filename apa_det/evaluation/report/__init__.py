@@ -1,5 +1,5 @@
 """A report of a comparison, in one folder."""
 
-from .write import write_report
+from .build import write_report
 
 __all__ = ["write_report"]

@@ -10,9 +10,9 @@ from html import escape
 
 import numpy as np
 
-from ..comparison import Comparison, FileResults, format_number
+from ...utils.plotting import GREY, file_colour, group_colour
+from ..side_by_side import Comparison, FileResults, format_number
 from .pictures import FOUND, MISSED, WRONG
-from .style import GREY, file_colour, group_colour
 
 __all__ = ["KINDS", "Picture", "Section", "render"]
 

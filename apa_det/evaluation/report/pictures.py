@@ -11,12 +11,12 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
 from ...data.lvis_format import relative_file_name
-from ..comparison import Comparison
+from ...utils.plotting import DPI, GREY, label
 from ..detections import Detections
 from ..ground_truth import GroundTruth
 from ..misses import PictureResults
 from ..result import FALSE_POSITIVE, TRUE_POSITIVE
-from .style import DPI, GREY, label
+from ..side_by_side import Comparison
 
 __all__ = ["FOUND", "MISSED", "WRONG", "draw_misses"]
 

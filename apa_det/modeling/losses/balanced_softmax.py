@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..frequency import ClassCount, class_counts
+from ...data.class_counts import ClassCount, class_counts
 from .base import BINARY_SCORES, BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss, log_odds
 from .cross_entropy import binary_cross_entropy, softmax_cross_entropy
 
@@ -57,7 +57,7 @@ class BalancedSoftmax(FrequencyLoss):
             num_classes: K, the number of foreground classes.
             datasets: the registered training datasets, whose class counts are the prior.
             tau: τ; 0 is the cross-entropy.
-            count: what is counted; see :func:`apa_det.modeling.frequency.class_counts`.
+            count: what is counted; see :func:`apa_det.data.class_counts.class_counts`.
         """
         super().__init__(num_classes, datasets)
         self.tau = tau

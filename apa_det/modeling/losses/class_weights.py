@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from ..frequency import ClassCount, class_counts, class_names
+from ...data.class_counts import ClassCount, class_counts, class_names
 from .base import FrequencyLoss
 
 __all__ = ["WeightedLoss", "effective_number_weights", "inverse_weights", "read_class_weights"]
@@ -117,7 +117,7 @@ class WeightedLoss(FrequencyLoss):
                 (:func:`effective_number_weights`), K numbers, or a JSON file
                 (:func:`read_class_weights`). None: all are 1.
             beta: for "effective_number".
-            count: what class frequencies are; see :func:`apa_det.modeling.frequency.class_counts`.
+            count: what class frequencies are; see :func:`apa_det.data.class_counts.class_counts`.
             datasets: the registered training datasets, for all but numbers.
 
         Raises:

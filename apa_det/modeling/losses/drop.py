@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from ...activation import apa_cross_entropy
-from ..frequency import get_scarce_classes
+from ...data.class_counts import get_scarce_classes
 from .base import BOX_CLASS_LOSS_REGISTRY, SIGMOID, Curve, FrequencyLoss, one_hot
 
 __all__ = ["DropLoss", "drop_loss", "drop_loss_weights", "share_of_scarce_labels"]
@@ -81,7 +81,7 @@ class DropLoss(FrequencyLoss):
         Args:
             num_classes: K, the number of foreground classes.
             datasets: the registered training datasets, by whose image counts classes are scarce;
-                see :func:`apa_det.modeling.frequency.get_scarce_classes`.
+                see :func:`apa_det.data.class_counts.get_scarce_classes`.
             threshold: the share of the pictures below which a class is scarce.
         """
         super().__init__(num_classes, datasets)

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from ...activation import apa_cross_entropy
-from ..frequency import get_scarce_classes
+from ...data.class_counts import get_scarce_classes
 from .base import (
     BOX_CLASS_LOSS_REGISTRY,
     BoxClassLoss,

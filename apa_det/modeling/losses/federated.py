@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..frequency import class_counts
+from ...data.class_counts import class_counts
 from .base import BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss, log_odds
 
 __all__ = ["FederatedLoss", "federated_classes"]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ..frequency import ClassCount, class_counts
+from ...data.class_counts import ClassCount, class_counts
 from .base import BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss
 
 __all__ = ["BalancedGroupSoftmax", "group_softmax_loss", "group_softmax_probabilities"]
@@ -102,7 +102,7 @@ class BalancedGroupSoftmax(FrequencyLoss):
             datasets: the registered training datasets, by whose class counts classes are grouped.
             boundaries: the counts from which on a class is in the second group, the third ...
             others_ratio: as for :func:`group_softmax_loss`.
-            count: what is counted; see :func:`apa_det.modeling.frequency.class_counts`. The paper
+            count: what is counted; see :func:`apa_det.data.class_counts.class_counts`. The paper
                 counts instances.
         """
         super().__init__(num_classes, datasets)

@@ -4,7 +4,8 @@ import torch
 from detectron2.engine import DefaultTrainer
 from detectron2.solver import get_default_optimizer_params
 
-from apa_det.evaluation import LambdaKappaWriter, LongTailEvaluator
+from apa_det.engine import LambdaKappaWriter
+from apa_det.evaluation import LongTailEvaluator
 
 
 class TheirTrainer(DefaultTrainer):

@@ -1,0 +1,336 @@
+"""The figures of an analysis: each kind of layer, and all at a glance."""
+
+import math
+from itertools import groupby
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from ..utils.plotting import GREY, INK, grid, group_colour, label
+from .inputs import ACTIVATION, CLASS_SCORE, GATE
+from .layer_statistics import Analysis, Layer
+
+__all__ = ["distributions", "place", "short_name", "summary"]
+
+_FITS = {"logistic": "#b57f00", "Gumbel": "#a8329e", "neither": GREY, "": GREY}
+_MARKERS = {GATE: "D", ACTIVATION: "o"}
+_PLURALS = {GATE: "gates", ACTIVATION: "activations"}
+_OUTER = ("backbone", "bottom_up", "roi_heads", "proposal_generator", "head")
+_HISTOGRAM = "#dddddd"
+_BINS = 60
+_TAIL = 0.002  # of a sample, on each side, is not drawn
+
+
+def short_name(name: str) -> str:
+    """The name of a layer without the parts that say little."""
+    parts = [part for part in name.split(".") if part not in (*_OUTER, "activation")]
+    return ".".join(parts) or name
+
+
+def place(name: str) -> str:
+    """The part of the network that a layer is in, such as res4 or box_head."""
+    return short_name(name).split(".")[0]
+
+
+def distributions(analysis: Analysis, kind: str) -> Figure | None:
+    """What goes into each layer of a kind: its histogram with both fits, and η beside the share of
+    the numbers that are smaller. Where κ < 0 it is −z that is drawn, with which η rises.
+
+    None: there is no layer of the kind.
+    """
+    layers = analysis.of_kind(kind)
+    if not layers:
+        return None
+    rows = max(math.ceil(len(layers) / 6), round(math.sqrt(len(layers) / 2)))
+    columns = 2 if kind == CLASS_SCORE else math.ceil(len(layers) / rows)
+    rows = math.ceil(len(layers) / columns)
+    figure = Figure(figsize=(3.0 * max(columns, 3) + 0.4, 2.4 * rows + 1.0), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, layer in zip(axes, layers, strict=False):
+        _draw_distribution(axis, analysis, layer)
+    for axis in axes[len(layers) :]:
+        axis.set_axis_off()
+    figure.legend(
+        handles=[
+            Patch(color=_HISTOGRAM, label="what goes in"),
+            Line2D([], [], color=_FITS["logistic"], label="logistic fit"),
+            Line2D([], [], color=_FITS["Gumbel"], label="Gumbel fit"),
+            Line2D([], [], color=GREY, label="share below (right axis, 0 to 1)"),
+            Line2D([], [], color=INK, linestyle="--", label="η of the layer (right axis)"),
+        ],
+        loc="outside upper center",
+        ncols=5,
+        frameon=False,
+    )
+    return figure
+
+
+def summary(analysis: Analysis) -> Figure:
+    """All layers at a glance: which distribution what goes in is closer to, λ and κ across depth,
+    and the class scores by frequency group."""
+    layers = [layer for kind in _PLURALS for layer in analysis.of_kind(kind)]
+    layers = [layer for layer in analysis.layers if layer in layers]
+    scores = _last_scores(analysis)
+    figure = Figure(figsize=(15 if scores else 10.5, 9.5), layout="constrained")
+    figure.suptitle(_headline(analysis), fontsize=14, fontweight="bold", ha="left", x=0.01)
+    left, right = figure, None
+    if scores:
+        left, right = figure.subfigures(1, 2, width_ratios=(2.2, 1))
+    if layers:
+        advantage, lambdas, kappas = left.subplots(3, 1, sharex=True, height_ratios=(1.3, 1, 1))
+        _draw_advantages(advantage, layers)
+        _draw_parameters(lambdas, kappas, layers)
+        for axis in (advantage, lambdas, kappas):
+            _mark_places(axis, layers, named=axis is advantage)
+    if scores:
+        _draw_scores(right.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0], analysis)
+    return figure
+
+
+def _draw_distribution(axis: Axes, analysis: Analysis, layer: Layer) -> None:
+    inputs = layer.inputs
+    title = short_name(inputs.name)
+    if inputs.group is not None:
+        stage = title.rpartition(".")[2]
+        title = f"{analysis.groups.labels[inputs.group]}, {_classes(layer)}"
+        if stage.isdecimal():  # of a cascade
+            title = f"stage {stage}, {title}"
+    if inputs.mirrored:
+        title += ", −z"
+    axis.set_title(label(title), fontsize=9)
+    if layer.logistic is None:
+        axis.text(0.5, 0.5, _why_not(layer), transform=axis.transAxes, ha="center", color=GREY)
+        axis.set(xticks=[], yticks=[])
+        return
+    z = _draw_histogram(axis, layer, _HISTOGRAM)
+    for name, fitted in (("logistic", layer.logistic), ("Gumbel", layer.gumbel)):
+        axis.plot(z, np.exp(fitted.log_density(z)), color=_FITS[name], linewidth=1.6)
+    _draw_eta(axis, layer, z, share=True)
+    advantage, _ = layer.advantage_of_gumbel
+    text = f"{layer.fits_better}\nby {abs(advantage):.3f}"
+    if layer.fits_better == "neither":
+        text = "neither\nis better"
+    axis.text(
+        0.03,
+        0.96,
+        f"{text}\n\nn = {len(inputs.values):,}",
+        transform=axis.transAxes,
+        va="top",
+        fontsize=7.5,
+        color=_FITS[layer.fits_better],
+    )
+
+
+def _draw_histogram(axis: Axes, layer: Layer, colour: str, **style) -> np.ndarray:
+    """Draw the sample without its tails; returns values z to draw curves over."""
+    values = layer.inputs.values
+    low, high = np.quantile(values, (_TAIL, 1 - _TAIL))
+    bins = min(_BINS, max(8, len(values) // 8))
+    heights, edges = np.histogram(values, bins, range=(low, high), density=True)
+    axis.stairs(heights, edges, fill=True, color=colour, **style)
+    axis.set_yticks([])
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    return np.linspace(low, high, 200)
+
+
+def _draw_eta(axis: Axes, layer: Layer, z: np.ndarray, *, share: bool) -> None:
+    """Draw η of the layer on a right axis from 0 to 1, and the share of the sample below z."""
+    right = axis.twinx()
+    if share:
+        values = np.sort(layer.inputs.values)
+        right.plot(z, np.searchsorted(values, z) / len(values), color=GREY, linewidth=1)
+    eta = layer.learned_cdf(z)
+    if eta is not None:
+        right.plot(z, eta, color=INK, linestyle="--", linewidth=1.3)
+    right.set(ylim=(0, 1.04), yticks=(0, 1))
+    right.tick_params(labelsize=8)
+    right.spines[["top", "left"]].set_visible(False)
+
+
+def _draw_advantages(axis: Axes, layers: list[Layer]) -> None:
+    for kind, marker in _MARKERS.items():
+        chosen = [(x, layer) for x, layer in enumerate(layers) if layer.inputs.kind == kind]
+        chosen = [(x, layer) for x, layer in chosen if layer.logistic is not None]
+        if not chosen:
+            continue
+        x = [x for x, _ in chosen]
+        y, errors = np.array([layer.advantage_of_gumbel for _, layer in chosen]).T
+        colours = [_FITS[layer.fits_better] for _, layer in chosen]
+        axis.vlines(x, 0, y, colors=colours, linewidth=1.4, alpha=0.6)
+        axis.errorbar(x, y, 2 * errors, fmt="none", ecolor=GREY, elinewidth=0.8)
+        axis.scatter(x, y, s=46, c=colours, marker=marker, zorder=3, label=_PLURALS[kind])
+    axis.axhline(0, color=INK, linewidth=1)
+    limit = 1.15 * max(np.abs(axis.get_ylim()).max(), 1e-3)
+    axis.set_ylim(-limit, limit)
+    axis.axhspan(0, limit, color=_FITS["Gumbel"], alpha=0.06, linewidth=0)
+    axis.axhspan(-limit, 0, color=_FITS["logistic"], alpha=0.06, linewidth=0)
+    for y, name, va in ((0.97, "Gumbel", "top"), (0.03, "logistic", "bottom")):
+        axis.text(
+            0.01,
+            y,
+            f"{name} fits better what goes in",
+            transform=axis.transAxes,
+            color=_FITS[name],
+            fontweight="bold",
+            va=va,
+        )
+    axis.set_ylabel("log-likelihood per number:\nGumbel fit − logistic fit")
+    axis.legend(
+        handles=[
+            Line2D([], [], color=INK, marker=m, linestyle="", label=_PLURALS[kind])
+            for kind, m in _MARKERS.items()
+        ],
+        loc="upper right",
+        fontsize=9,
+    )
+
+
+def _draw_parameters(lambdas: Axes, kappas: Axes, layers: list[Layer]) -> None:
+    for kind, marker in _MARKERS.items():
+        chosen = [
+            (x, layer.inputs.eta)
+            for x, layer in enumerate(layers)
+            if layer.inputs.kind == kind and layer.inputs.eta is not None
+        ]
+        for axis, parameter in ((lambdas, 0), (kappas, 1)):
+            for x, eta in chosen:
+                values = eta[parameter]
+                axis.vlines(x, values.min(), values.max(), color=GREY, linewidth=1.2)
+                hollow = "white" if kind == GATE else INK
+                axis.scatter(x, values.mean(), s=40, c=hollow, edgecolors=INK, marker=marker)
+    low, high = lambdas.get_ylim()
+    lambdas.set_ylim(min(low, -0.08), max(high, 1.12))
+    for y, name, text in ((1, "logistic", "λ = 1: logistic"), (0, "Gumbel", "λ → 0: Gumbel")):
+        lambdas.axhline(y, color=_FITS[name], linewidth=1.4)
+        lambdas.annotate(
+            text,
+            (1, y),
+            (-4, 3),
+            xycoords=lambdas.get_yaxis_transform(),
+            textcoords="offset points",
+            color=_FITS[name],
+            ha="right",
+            va="bottom",
+            fontsize=9,
+        )
+    lambdas.set_ylabel("λ of the layer")
+    kappas.axhline(0, color=INK, linewidth=1)
+    kappas.set_ylabel("κ of the layer\n(below 0 its η falls)")
+
+
+def _mark_places(axis: Axes, layers: list[Layer], *, named: bool) -> None:
+    """Bands for the parts of the network, named above the axis."""
+    grid(axis, "y")
+    axis.set(xticks=[], xlim=(-0.7, len(layers) - 0.3))
+    start = 0
+    places = [place(layer.inputs.name) for layer in layers]
+    for i, (name, of_place) in enumerate(groupby(places)):
+        end = start + len(list(of_place))
+        if i % 2:
+            axis.axvspan(start - 0.5, end - 0.5, color=INK, alpha=0.04, linewidth=0)
+        if named:
+            wide = (end - start) / len(layers) > 0.012 * len(name)
+            axis.text(
+                (start + end - 1) / 2,
+                1.01,
+                name,
+                transform=axis.get_xaxis_transform(),
+                ha="center" if wide else "left",
+                va="bottom",
+                rotation=0 if wide else 35,
+                fontsize=9,
+            )
+        start = end
+
+
+def _draw_scores(axes: np.ndarray, analysis: Analysis) -> None:
+    scores = _last_scores(analysis)
+    drawn = [layer for pair in scores.values() for layer in pair if layer.logistic is not None]
+    low = min(np.quantile(layer.inputs.values, _TAIL) for layer in drawn) if drawn else -1
+    high = max(np.quantile(layer.inputs.values, 1 - _TAIL) for layer in drawn) if drawn else 1
+    z = np.linspace(low, high, 300)
+    for axis, (group, pair) in zip(axes, scores.items(), strict=True):
+        lines = []
+        for layer in pair:
+            own = layer.inputs.own_class
+            colour = group_colour(group) if own else _HISTOGRAM
+            numbers = f"n = {len(layer.inputs.values):,}"
+            lines.append((f"{_classes(layer)}: {numbers}, {_verdict(layer)}", own))
+            if layer.logistic is not None:
+                _draw_histogram(axis, layer, colour, alpha=0.65 if own else 1.0)
+        if pair[0].inputs.eta is not None:
+            _draw_eta(axis, pair[0], z, share=False)
+        axis.set_xlim(low, high)
+        axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
+        axis.tick_params(labelbottom=True)
+        axis.set_title(
+            f"{analysis.groups.labels[group]} classes",
+            color=group_colour(group),
+            fontweight="bold",
+            loc="left",
+        )
+        for k, (text, own) in enumerate(lines):
+            axis.text(
+                0.0,
+                0.98 - 0.09 * k,
+                f"■ {text}",
+                transform=axis.transAxes,
+                fontsize=8.5,
+                color=group_colour(group) if own else GREY,
+                va="top",
+                zorder=5,
+            )
+    eta = pair[0].inputs.eta
+    curve = ""
+    if eta is not None:
+        lambda_, kappa = (values.mean() for values in eta)
+        means = "mean " if len(eta[0]) > 1 else ""
+        curve = f"\nand its η (dashed, right axis): {means}λ = {lambda_:.3g}, κ = {kappa:.3g}"
+    axes[0].figure.suptitle(
+        f"What goes into the class score{curve}", fontsize=10.5, ha="left", x=0.04
+    )
+
+
+def _last_scores(analysis: Analysis) -> dict[int, list[Layer]]:
+    """Of the last stage, the samples of own and of other classes for each frequency group."""
+    scores = analysis.of_kind(CLASS_SCORE)
+    last = [layer for layer in scores if layer.inputs.name == scores[-1].inputs.name]
+    return {
+        group: sorted(
+            (layer for layer in last if layer.inputs.group == group),
+            key=lambda layer: layer.inputs.own_class,
+        )
+        for group in sorted({layer.inputs.group for layer in last})
+    }
+
+
+def _headline(analysis: Analysis) -> str:
+    parts = []
+    for kind, plural in _PLURALS.items():
+        layers = [layer for layer in analysis.of_kind(kind) if layer.logistic is not None]
+        if layers:
+            gumbel = sum(layer.fits_better == "Gumbel" for layer in layers)
+            logistic = sum(layer.fits_better == "logistic" for layer in layers)
+            parts.append(f"{len(layers)} {plural}: {gumbel} Gumbel, {logistic} logistic")
+    pictures = f"{analysis.num_pictures:,} pictures"
+    return f"Closer to Gumbel or to logistic?   {';   '.join(parts)}   ({pictures})"
+
+
+def _verdict(layer: Layer) -> str:
+    if layer.logistic is None:
+        return _why_not(layer)
+    if layer.fits_better == "neither":
+        return "neither fits better"
+    return f"{layer.fits_better} by {abs(layer.advantage_of_gumbel[0]):.3f}"
+
+
+def _why_not(layer: Layer) -> str:
+    return "all alike" if len(layer.inputs.values) > 1 else "too few"
+
+
+def _classes(layer: Layer) -> str:
+    return "own classes" if layer.inputs.own_class else "other classes"

@@ -1,0 +1,164 @@
+"""Training hooks: the course of λ and κ, and the best checkpoint."""
+
+import logging
+import os
+import pickle
+from collections.abc import Sequence
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase, hooks
+from detectron2.utils.events import get_event_storage
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..activation import APA
+from ..analysis import draw_course, layer_kinds, read_course
+
+__all__ = ["BestCheckpointer", "LambdaKappaPlotter", "LambdaKappaWriter"]
+
+logger = logging.getLogger(__name__)
+
+
+class LambdaKappaWriter(HookBase):
+    """Writes λ and κ of every APA and AGLU to the event storage, for TensorBoard and metrics.json.
+
+    A layer with one pair gives the scalars ``apa/<layer>/lambda`` and ``apa/<layer>/kappa``, a
+    layer with a pair for each channel ``apa/<layer>/lambda/mean``, ``…/min`` and ``…/max``, and the
+    same of κ. λ is written as the layer uses it: clamped from below.
+    """
+
+    def __init__(self, model: nn.Module, period: int):
+        """
+        Args:
+            model: the model, in DistributedDataParallel or not.
+            period: iterations from one write to the next; the last iteration writes too.
+
+        Of a model sharded over processes (FSDP), every process needs the hook.
+        """
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        self._layers = {name: m for name, m in model.named_modules() if isinstance(m, APA)}
+        self._period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._layers and (done % self._period == 0 or done == self.trainer.max_iter):
+            for name, value in self._scalars().items():
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
+
+    @torch.no_grad()
+    def _scalars(self) -> dict[str, float]:
+        scalars = {}
+        for name, layer in self._layers.items():
+            parameters = {
+                "lambda": _whole(layer.lambda_param).clamp(min=layer.lambda_min),
+                "kappa": _whole(layer.kappa_param),
+            }
+            for symbol, values in parameters.items():
+                key = f"apa/{name}/{symbol}"
+                if values.numel() == 1:
+                    scalars[key] = values
+                else:
+                    scalars[f"{key}/mean"] = values.mean()
+                    scalars[f"{key}/min"] = values.min()
+                    scalars[f"{key}/max"] = values.max()
+        numbers = torch.cat([v.reshape(1).float() for v in scalars.values()]).tolist()
+        return dict(zip(scalars, numbers, strict=True))
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
+class LambdaKappaPlotter(HookBase):
+    """Keeps ``apa_parameters.png`` in the output folder: λ and κ over the training so far.
+
+    It draws ``metrics.json``, so a resumed training shows its whole course. Place it after the
+    ``PeriodicWriter``.
+    """
+
+    def __init__(self, model: nn.Module, output_dir: str, period: int):
+        """
+        Args:
+            model: the model, in DistributedDataParallel or not.
+            output_dir: the folder of ``metrics.json``.
+            period: iterations from one drawing to the next; the last iteration draws too. 0: only
+                the last one does.
+        """
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        self._kinds = layer_kinds(model)
+        self._metrics_file = os.path.join(output_dir, "metrics.json")
+        self._path = os.path.join(output_dir, "apa_parameters.png")
+        self._period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        due = done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0)
+        if due and self._kinds and PathManager.isfile(self._metrics_file):
+            course = read_course(self._metrics_file)
+            if course:
+                draw_course(course, self._path, self._kinds)
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Keeps the model that is best by a metric as ``model_best.pth``, with the metric's value.
+
+    Two points differ from detectron2's hook: the file holds no optimizer and never becomes the
+    checkpoint that ``--resume`` starts from; and a resumed training goes on from the value in it.
+    Place the hook after ``EvalHook``. A metric that is NaN keeps no model.
+    """
+
+    def __init__(
+        self,
+        eval_period: int,
+        model: nn.Module,
+        output_dir: str,
+        metric: str,
+        class_names: Sequence[str] | None = None,
+    ):
+        """
+        Args:
+            eval_period: iterations from one evaluation to the next, as for ``EvalHook``.
+            model: the model, in DistributedDataParallel or not.
+            output_dir: the folder of ``model_best.pth``.
+            metric: a metric in which more is better, such as "segm/APr".
+            class_names: the classes of the model, to be saved with it.
+        """
+        checkpointer = _BestModelCheckpointer(model, output_dir, metric, class_names)
+        super().__init__(eval_period, checkpointer, metric)
+        self._metric = metric
+        self._path = os.path.join(output_dir, "model_best.pth")
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0 or not PathManager.isfile(self._path):
+            return
+        path = PathManager.get_local_path(self._path)
+        try:
+            best = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError):
+            logger.warning("%s cannot be read: the next evaluation replaces it.", self._path)
+            return
+        if best.get("metric") == self._metric:
+            self.best_metric, self.best_iter = best["value"], best["iteration"]
+            logger.info("Best %s so far: %.4f", self._metric, self.best_metric)
+
+
+class _BestModelCheckpointer(DetectionCheckpointer):
+    """Saves the model with its latest value of a metric, and never as the last checkpoint."""
+
+    def __init__(
+        self, model: nn.Module, save_dir: str, metric: str, class_names: Sequence[str] | None
+    ):
+        super().__init__(model, save_dir)
+        self._metric = metric
+        self._extra = {} if class_names is None else {"class_names": list(class_names)}
+
+    def save(self, name: str, **kwargs) -> None:
+        value, _ = get_event_storage().latest()[self._metric]
+        super().save(name, metric=self._metric, value=value, **self._extra, **kwargs)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass

@@ -1,0 +1,24 @@
+"""Models trained and evaluated under the same conditions, several seeds each, in one table."""
+
+from .difference_figure import write_figure
+from .plan import Plan, Row, Run, read_plan
+from .replay import ReproducibleLoader
+from .results import Difference, Results, gather
+from .running import run_all
+from .table import write_tables
+from .train_run import train_run
+
+__all__ = [
+    "Difference",
+    "Plan",
+    "ReproducibleLoader",
+    "Results",
+    "Row",
+    "Run",
+    "gather",
+    "read_plan",
+    "run_all",
+    "train_run",
+    "write_figure",
+    "write_tables",
+]

@@ -1,0 +1,91 @@
+"""The results of a comparison in a picture."""
+
+import math
+import os
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..utils.plotting import DPI, GREY, INK, grid, group_colour, label
+from .results import Results
+from .table import TASKS, format_difference
+
+__all__ = ["draw", "write_figure"]
+
+_COLOUR = group_colour(2)
+_ROW = 0.62  # inches
+
+
+def write_figure(results: Results, output_dir: str) -> str:
+    """Write ``comparison.png``, and return its path."""
+    path = os.path.join(output_dir, "comparison.png")
+    draw(results).savefig(path, dpi=DPI)
+    return path
+
+
+def draw(results: Results) -> Figure:
+    """A panel for each task and metric: the seeds of each row, their mean, and its difference."""
+    rows, metrics = results.plan.rows, results.metrics
+    tasks = results.tasks or ("bbox",)
+    height = _ROW * len(rows) + 0.7
+    figure = Figure(figsize=(2.2 + 3 * len(metrics), height * len(tasks) + 0.6))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(len(tasks), len(metrics), sharey=True, squeeze=False)
+    for line, task in zip(axes, tasks, strict=True):
+        for axis, metric in zip(line, metrics, strict=True):
+            _draw_panel(axis, results, task, metric)
+        line[0].set_yticks(range(len(rows)), [label(row.name) for row in rows])
+    axes[0, 0].set_ylim(len(rows) - 0.4, -0.7)  # the first row above
+    figure.legend(handles=_legend(results), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _draw_panel(axis: Axes, results: Results, task: str, metric: str) -> None:
+    first = results.mean(results.plan.rows[0].name, task, metric)
+    axis.set_title(f"{metric}, {TASKS[task]}", fontsize=10)
+    axis.tick_params(axis="y", length=0)
+    grid(axis, "x")
+    if math.isnan(first):
+        axis.set_xticks([])
+        axis.text(0.5, 0.5, "undefined", color=GREY, ha="center", transform=axis.transAxes)
+        return
+    axis.axvline(first, color=GREY, linewidth=1, linestyle="--", zorder=1)
+    for y, row in enumerate(results.plan.rows):
+        values = list(results.values(row.name, task, metric).values())
+        mean = results.mean(row.name, task, metric)
+        colour = _COLOUR if y else INK
+        beneath = [y + 0.22] * len(values)
+        axis.scatter(values, beneath, s=18, color=colour, alpha=0.6, linewidths=0)
+        axis.scatter([mean], [y], s=55, color=colour, marker="D", zorder=3)
+        difference = results.differences.get((row.name, task, metric))
+        if difference is None or math.isnan(difference.difference):
+            continue
+        axis.plot(
+            [first + difference.low, first + difference.high], [y, y], color=colour, linewidth=1.5
+        )
+        axis.annotate(
+            format_difference(difference),
+            (first + difference.difference, y),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        )
+    axis.margins(x=0.2)
+
+
+def _legend(results: Results) -> list[Line2D]:
+    def mark(text: str, **kwargs) -> Line2D:
+        return Line2D([], [], color=_COLOUR, label=text, **{"linestyle": "none", **kwargs})
+
+    first = label(results.plan.rows[0].name)
+    return [
+        mark("a seed", marker="o", markersize=4.5, alpha=0.6),
+        mark("mean", marker="D", markersize=7),
+        mark(f"difference to {first}, 95 % interval", linestyle="-"),
+        Line2D([], [], color=GREY, linestyle="--", label=f"mean of {first}"),
+    ]

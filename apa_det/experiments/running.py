@@ -1,0 +1,145 @@
+"""The runs of a comparison, each in a process of its own."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import torch
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from .plan import Plan, Run
+
+__all__ = ["run_all"]
+
+logger = logging.getLogger(__name__)
+
+_TAIL = 15  # lines of the output of a run that failed
+_PERIOD = 0.5  # seconds between two looks at the processes
+
+
+def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
+    """Train what is not done yet; where some runs fail, the others go on.
+
+    On SIGINT and SIGTERM each running process saves a checkpoint, and the same call goes on from
+    there.
+
+    Args:
+        plan: checked.
+        jobs: how many runs at once. With several GPUs they take turns on them.
+
+    Returns:
+        The runs that failed.
+    """
+    waiting = [run for run in plan.runs if not run.is_done]
+    running: list[_Process] = []
+    failed: list[Run] = []
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    period = 1 if sys.stderr.isatty() else 60  # seconds between two lines of progress
+    iterations = sum(run.cfg.SOLVER.MAX_ITER for run in waiting)
+    try:
+        with tqdm(total=iterations, mininterval=period, miniters=0, disable=not waiting) as bar:
+            while waiting or running:
+                free = [slot for slot in range(jobs) if slot not in {p.slot for p in running}]
+                while waiting and free:
+                    running.append(_Process(waiting.pop(0), free.pop(0), jobs))
+                for process in list(running):
+                    ended = process.popen.poll() is not None
+                    process.advance(bar, ended)
+                    if ended:
+                        running.remove(process)
+                        failed += process.finish(bar)
+                    else:
+                        bar.set_description(process.name, refresh=False)
+                time.sleep(_PERIOD)
+    except KeyboardInterrupt:
+        logger.warning("Stopping: what runs saves a checkpoint. The same command goes on from it.")
+        raise
+    finally:
+        for process in running:
+            process.popen.terminate()
+        for process in running:
+            process.popen.wait()
+        signal.signal(signal.SIGTERM, previous)
+    return failed
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+class _Process:
+    """The process of a run, in a session of its own, so that Ctrl-C is ours to pass on."""
+
+    def __init__(self, run: Run, slot: int, jobs: int):
+        self.run, self.slot = run, slot
+        self.name = f"{run.row}, seed {run.seed}"
+        self._output = os.path.join(run.folder, "output.txt")
+        self._seen = 0
+        os.makedirs(run.folder, exist_ok=True)
+        if not os.path.isfile(run.config_file):
+            _write_config(run.cfg, run.config_file)
+        with open(self._output, "ab") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "apa_det.experiments", run.folder],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(slot, jobs),
+                start_new_session=True,
+            )
+
+    def advance(self, bar: tqdm, ended: bool) -> None:
+        """Show how far it is; it says so every 20 iterations."""
+        total = self.run.cfg.SOLVER.MAX_ITER
+        now = total if ended else min(_last_iteration(self.run.folder), total)
+        bar.update(max(0, now - self._seen))
+        self._seen = max(self._seen, now)
+
+    def finish(self, bar: tqdm) -> list[Run]:
+        """This run, if it failed."""
+        if self.run.is_done:
+            return []
+        with open(self._output, encoding="utf-8", errors="replace") as file:
+            tail = file.readlines()[-_TAIL:]
+        bar.write(
+            f"{self.name} failed with exit code {self.popen.returncode}; the end of "
+            f"{self._output}:\n  " + "  ".join(tail),
+            file=sys.stderr,
+        )
+        return [self.run]
+
+
+def _write_config(cfg: CfgNode, path: str) -> None:
+    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        file.write(cfg.dump())
+    os.replace(f"{path}.partial", path)
+
+
+def _environment(slot: int, jobs: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % gpus]
+    elif not gpus and jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // jobs)))
+    return environment
+
+
+def _last_iteration(folder: str) -> int:
+    path = os.path.join(folder, "metrics.json")
+    if not os.path.isfile(path):
+        return 0
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 65536))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            return json.loads(line)["iteration"] + 1
+        except (ValueError, KeyError):  # half a line
+            continue
+    return 0

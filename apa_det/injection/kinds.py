@@ -1,0 +1,122 @@
+"""The activations that APA and AGLU can stand in for, and the λ and κ that come closest to each."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import BuiltinFunctionType, FunctionType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..activation import aglu, apa
+
+__all__ = ["KINDS", "Kind", "closest", "kind_of_function", "kind_of_module"]
+
+Function = Callable[[Tensor], Tensor]
+
+RELU_KAPPA = 300.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of activation.
+
+    Attributes:
+        module: the class of torch.nn.
+        functions: torch's functions for it.
+        closest: λ and κ, and the largest distance for |z| ≤ 10: that of GELU's usual approximation,
+            and least distances for the others. None: none are close.
+        gate: whether APA takes its place, and not AGLU.
+        default: whether it is replaced where no types are named.
+    """
+
+    module: type[nn.Module] | None
+    functions: tuple[Callable, ...]
+    closest: tuple[float, float, float] | None = None
+    gate: bool = False
+    default: bool = True
+
+
+KINDS: dict[str, Kind] = {
+    "relu": Kind(
+        nn.ReLU, (F.relu, F.relu_, torch.relu, torch.relu_), (1.0, RELU_KAPPA, 0.279 / RELU_KAPPA)
+    ),
+    "leaky_relu": Kind(nn.LeakyReLU, (F.leaky_relu, F.leaky_relu_), (1.0, RELU_KAPPA, 0.101)),
+    "relu6": Kind(nn.ReLU6, (F.relu6,)),
+    "elu": Kind(nn.ELU, (F.elu, F.elu_)),
+    "celu": Kind(nn.CELU, (F.celu, F.celu_, torch.celu, torch.celu_)),
+    "selu": Kind(nn.SELU, (F.selu, F.selu_, torch.selu, torch.selu_)),
+    "gelu": Kind(nn.GELU, (F.gelu,), (1.0, 1.702, 0.021)),
+    "silu": Kind(nn.SiLU, (F.silu,), (1.0, 1.0, 1e-5)),
+    "mish": Kind(nn.Mish, (F.mish,), (2.2025, 1.8958, 0.017)),
+    "hardswish": Kind(nn.Hardswish, (F.hardswish,)),
+    "sigmoid": Kind(nn.Sigmoid, (), (1.0, 1.0, 1e-6), gate=True),
+    # Called as a function, a sigmoid is a score more often than a gate.
+    "functional_sigmoid": Kind(
+        None,
+        (F.sigmoid, torch.sigmoid, torch.sigmoid_),
+        (1.0, 1.0, 1e-6),
+        gate=True,
+        default=False,
+    ),
+    "hardsigmoid": Kind(nn.Hardsigmoid, (F.hardsigmoid,), (1.0, 0.9413, 0.057), gate=True),
+}
+
+_KIND_OF_FUNCTION = {f: name for name, kind in KINDS.items() for f in kind.functions}
+_KIND_OF_CLASS = {
+    **{name.replace("_", ""): name for name, kind in KINDS.items() if kind.module},
+    "swish": "silu",
+    "memoryefficientswish": "silu",
+    "gelutanh": "gelu",
+    "quickgelu": "gelu",
+    "hswish": "hardswish",
+    "hsigmoid": "hardsigmoid",
+}
+
+
+def kind_of_function(function: object) -> str | None:
+    """The name in ``KINDS`` of a function of torch, or of a ``partial`` of one."""
+    if isinstance(function, partial):
+        function = function.func
+    if isinstance(function, FunctionType | BuiltinFunctionType):
+        return _KIND_OF_FUNCTION.get(function)
+    return None
+
+
+def kind_of_module(module: nn.Module | None) -> str | None:
+    """The name in ``KINDS`` of a module without parameters, by the name of its class.
+
+    So it knows torch's classes, timm's own (``GELUTanh``, ``SwishMe``) and those of many projects
+    (``h_swish``). What such a class computes is looked at where it matters, in :func:`closest`.
+    """
+    if module is None or any(True for _ in module.parameters()):
+        return None
+    name = type(module).__name__.lower().replace("_", "")
+    return _KIND_OF_CLASS.get(re.sub("(jit)?(me)?$", "", name))
+
+
+def closest(kind: str | None, function: Function | None, name: str) -> tuple[float, float]:
+    """The λ and κ with which APA, or AGLU, comes closest to an activation.
+
+    Args:
+        kind: its name in ``KINDS``; None: it has none.
+        function: itself, which is compared; None: it is not known.
+        name: of its place, for the error.
+
+    Raises:
+        ValueError: none are close.
+    """
+    if function is not None and kind is not None and KINDS[kind].closest is not None:
+        lambda_, kappa, distance = KINDS[kind].closest
+        z = torch.linspace(-10, 10, 2001, device="cpu")
+        ours = (apa if KINDS[kind].gate else aglu)(z, lambda_, kappa)
+        with torch.no_grad():
+            if (function(z.clone()) - ours).abs().max() <= distance:
+                return lambda_, kappa
+    described = function if isinstance(function, nn.Module) else kind
+    raise ValueError(
+        f'like="replaced": no λ and κ come close to {described} at {name}. Leave it out by types, '
+        f'or by names ("!{name}"), or start from ranges.'
+    )

@@ -1,0 +1,90 @@
+"""The analysis of a checkpoint by the tool, as a user runs it."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.modeling import build_model
+
+from apa_det.analysis import ACTIVATION, CLASS_SCORE, GATE
+from apa_det.engine import setup
+
+ROOT = Path(__file__).parents[3]
+SIZES = {"summary.png", "gates.png", "activations.png", "class_scores.png", "layers.csv"}
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location(
+        "analyze_activations", ROOT / "tools/analyze_activations.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(folder):
+    with open(folder / "layers.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_yaml(arguments, tool, tmp_path, capsys):
+    opts = ["MODEL.APA.GATE", "se", "MODEL.ROI_HEADS.NAME", "APAROIHeads"]
+    opts += ["MODEL.ROI_BOX_HEAD.CLASS_SCORE", "gumbel"]
+    args = arguments(*opts)
+    model = build_model(setup(args))
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    out = tmp_path / "analysis"
+    flags = ["--config-file", args.config_file, "--num-images", "2", "--output", str(out)]
+    assert tool.main([*flags, *opts, "MODEL.WEIGHTS", str(tmp_path / "model.pth")]) == 0
+    assert SIZES <= {path.name for path in out.iterdir()}
+    printed = capsys.readouterr().out
+    assert "learned η" in printed and str(out / "summary.png") in printed
+    found = {row["layer"]: row for row in rows(out)}
+    block = found["backbone.bottom_up.res4.1.act2"]
+    parameter = model.backbone.bottom_up.res4[1].act2.lambda_param
+    assert float(block["lambda"]) == pytest.approx(parameter.item())
+    assert int(block["numbers"]) == 2 * 256 * 4 * 4
+    assert found["backbone.bottom_up.res5.0.gate.activation"]["kind"] == "gate"
+    scores = [row for row in rows(out) if row["kind"] == "class score"]
+    assert {row["classes"] for row in scores} == {"own", "other"}
+    assert {row["group"] for row in scores} <= {"rare", "common", "frequent"}
+    assert {(row["lambda"], row["kappa"]) for row in scores} == {("0.0", "1.0")}
+
+
+def test_lazy(data, tool, tmp_path, monkeypatch):
+    analyses = []
+    monkeypatch.setattr(tool, "write_analysis", lambda *args: analyses.append(args) or [])
+    small = [
+        "train.device=cpu",
+        f"dataloader.lvis_format=[[engine_lazy, '{data}/val.json', '{data}']]",
+        "dataloader.test.dataset.names=engine_lazy",
+        "model.roi_heads.num_classes=4",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+    ]
+    config = ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA.py"
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), small)
+    torch.save({"model": instantiate(cfg.model).state_dict()}, tmp_path / "model.pth")
+    flags = ["--config-file", str(config), "--num-images", "1", "--output", str(tmp_path / "out")]
+    assert tool.main([*flags, *small, f"train.init_checkpoint={tmp_path / 'model.pth'}"]) == 0
+    analysis, folder = analyses[0]
+    assert folder == str(tmp_path / "out") and analysis.num_pictures == 1
+    kinds = {kind: len(analysis.of_kind(kind)) for kind in (GATE, ACTIVATION, CLASS_SCORE)}
+    assert kinds[GATE] == 8 and kinds[ACTIVATION] > 17 and kinds[CLASS_SCORE] > 0
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        (["--metrics", "nowhere.json"], "There is no file nowhere.json"),
+        (["--config-file", "nowhere.yaml"], "no config file nowhere.yaml"),
+        (["--config-file", "nowhere.py"], "no config file nowhere.py"),
+    ],
+)
+def test_errors(tool, capsys, tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert tool.main(flags) == 2
+    assert message in capsys.readouterr().err

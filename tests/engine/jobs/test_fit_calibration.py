@@ -1,0 +1,187 @@
+"""The fit of a calibration: each row is what evaluation gives with that strength in the config."""
+
+import importlib.util
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.config import instantiate
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import build_model
+
+from apa_det.engine import setup
+from apa_det.engine.evaluation import subset_loader
+from apa_det.engine.jobs.fit_calibration import CalibrationFit, calibrate, fit_calibration
+from apa_det.engine.setup.lazy import box_predictors, read_lazy_config
+from apa_det.evaluation import LongTailEvaluator
+
+ROOT = Path(__file__).parents[3]
+TOOL = ROOT / "tools/calibrate.py"
+NAMES = {
+    False: ("MODEL.ROI_HEADS.NAME", "APAROIHeads"),
+    True: (
+        *("MODEL.ROI_HEADS.NAME", "APACascadeROIHeads"),
+        *("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True),
+    ),
+}
+CALIBRATION = ("MODEL.ROI_BOX_HEAD.CALIBRATION", "MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH")
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location("calibrate", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkpoint(arguments, tmp_path):
+    """Makes the config options of a detector with random weights, whose scores differ by class."""
+
+    def make(cascade=False, score="softmax"):
+        options = (*NAMES[cascade], "MODEL.ROI_BOX_HEAD.CLASS_SCORE", score)
+        torch.manual_seed(0)
+        model = build_model(setup(arguments(*options)))
+        for name, parameter in model.named_parameters():
+            if "cls_score.weight" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        path = tmp_path / "weights.pth"
+        torch.save({"model": model.state_dict(), "__author__": "apa_det"}, path)
+        return (*options, "MODEL.WEIGHTS", path)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "method, score, cascade", [("NorCal", "softmax", False), ("TauNorm", "apa", True)]
+)
+def test_rows_are_what_evaluation_gives(arguments, checkpoint, method, score, cascade):
+    options = checkpoint(cascade, score)
+    fit = calibrate(setup(arguments(*options, eval_only=True)), method, 8, (0.0, 0.8))
+    assert fit.metrics[0] != fit.metrics[1]
+    for strength, row in zip(fit.strengths, fit.metrics, strict=True):
+        key = (CALIBRATION[0], method, CALIBRATION[1], strength) if strength else ()
+        cfg = setup(arguments(*options, *key, "MODEL.MASK_ON", False))
+        model = build_model(cfg)
+        model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"], strict=False)
+        evaluator = LongTailEvaluator("engine_train", subset=8, subset_only=True)
+        loader = subset_loader(cfg, "engine_train", evaluator.subset.image_ids)
+        metrics = inference_on_dataset(model, loader, evaluator)["subset/bbox"]
+        assert row == pytest.approx({name: metrics[name] for name in row}, nan_ok=True)
+
+
+def test_the_model_is_left_as_it_came(arguments, checkpoint):
+    options = (*checkpoint(), CALIBRATION[0], "NorCal", CALIBRATION[1], 0.3)
+    cfg = setup(arguments(*options, eval_only=True))
+    model = build_model(cfg)
+    predictor, before = model.roi_heads.box_predictor, model.roi_heads.box_predictor.calibration
+    evaluator = LongTailEvaluator("engine_train", subset=2, subset_only=True)
+    loader = subset_loader(cfg, "engine_train", evaluator.subset.image_ids)
+    fit = (loader, evaluator.subset, evaluator.category_ids, "NorCal", (0.5,))
+    fit_calibration(model, *fit)
+    assert model.roi_heads.mask_on and predictor.calibration is before and before.strength == 0.3
+    assert "predict_probs" not in vars(predictor)
+    predictor.calibration_datasets = ()
+    with pytest.raises(ValueError, match="give the box predictors calibration_datasets"):
+        fit_calibration(model, *fit)
+    model.roi_heads.box_predictor = torch.nn.Identity()
+    with pytest.raises(ValueError, match="no APAFastRCNNOutputLayers to calibrate"):
+        fit_calibration(model, *fit)
+
+
+def test_choice(tmp_path):
+    """The smallest of the best; the largest is named as such; and none at all."""
+    numbers = [[1.0, 2.0], [3.0, float("nan")], [3.0, 1.0]]
+    metrics = [dict(zip(("AP", "APr"), row, strict=True)) for row in numbers]
+    fit = CalibrationFit("NorCal", (0.0, 0.5, 1.0), metrics, [3.0, 2.0, 1.5])
+    assert fit.best == 0.5 and fit.advice() == "AP is highest at the strength 0.5."
+    assert [line.split() for line in fit.table().splitlines()[2:]] == [
+        ["0", "1.00", "2.00", "3.0"],
+        ["0.5", "*", "3.00", "–", "2.0"],
+        ["1", "3.00", "1.00", "1.5"],
+    ]
+    fit.draw(tmp_path / "fit.png")
+    assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
+    rising = CalibrationFit("NorCal", (0.0, 0.5), metrics[:2], [3.0, 2.0])
+    assert "the largest that was tried" in rising.advice()
+    assert "at none of these" in CalibrationFit("NorCal", (0.0, 1.0), metrics[1:], [1, 1]).advice()
+
+
+def test_tool(arguments, checkpoint, output, tool, capsys):
+    options = [str(option) for option in checkpoint()]
+    flags = ["--config-file", arguments().config_file, "--method", "LogitAdjustment"]
+    flags += ["--num-images", "4", "--strengths", "0.1,0.2"]
+    assert tool.main([*flags, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "detections a picture" in printed
+    assert (output / "calibration/LogitAdjustment.png").stat().st_size > 1000
+    chosen = output / "calibration/LogitAdjustment.yaml"
+    if "leave it out" in printed:
+        assert not chosen.exists()
+    else:
+        head = yaml.safe_load(chosen.read_text())["MODEL"]["ROI_BOX_HEAD"]
+        assert head["CALIBRATION"] == "LogitAdjustment"
+        assert f"CALIBRATION_STRENGTH {head['CALIBRATION_STRENGTH']}" in printed
+
+
+def test_lazy_config(data, output, tool, capsys):
+    """The same model as by yaml gives the same numbers."""
+    options = [
+        f"train.output_dir={output}",
+        f"train.init_checkpoint={output}/weights.pth",
+        f"dataloader.lvis_format=[[lazy_train, {data}/train.json, {data}]]",
+        *("dataloader.train.dataset.names=lazy_train", "dataloader.test.dataset.names=lazy_train"),
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+        "model.roi_heads.num_classes=4",
+    ]
+    config = str(ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA")
+    lazy = read_lazy_config(Namespace(config_file=f"{config}.py", opts=options))
+    torch.manual_seed(0)
+    output.mkdir()
+    weights = instantiate(lazy.model).state_dict()
+    weights["roi_heads.box_predictor.cls_score.weight"].normal_(std=0.3)
+    torch.save({"model": weights, "__author__": "apa_det"}, output / "weights.pth")
+    flags = ["--method", "NorCal", "--num-images", "4", "--strengths", "1"]
+    assert tool.main(["--config-file", f"{config}.py", *flags, *options]) == 0
+    by_lazy = capsys.readouterr().out
+    options = [
+        *("OUTPUT_DIR", str(output), "MODEL.WEIGHTS", f"{output}/weights.pth"),
+        *("DATASETS.TRAIN", "('lazy_train',)", "DATASETS.TEST", "('lazy_train',)"),
+        *("DATASETS.LVIS_FORMAT", f"[['lazy_train', '{data}/train.json', '{data}']]"),
+        *("INPUT.MIN_SIZE_TEST", "64", "MODEL.ROI_HEADS.NUM_CLASSES", "4"),
+        *("TEST.DETECTIONS_PER_IMAGE", "100"),
+    ]
+    assert tool.main(["--config-file", f"{config}.yaml", *flags, *options]) == 0
+    by_yaml = capsys.readouterr().out
+    assert "detections a picture" in by_yaml
+    assert table(by_lazy) == table(by_yaml)
+
+
+def table(printed):
+    start = printed.index("NorCal  ")
+    return printed[start : printed.index("\n\n", start)]
+
+
+def test_overrides_of_a_lazy_cascade():
+    config = ROOT / "configs/V3Det-Detection/cascade_rcnn_SE_R_50_FPN_AGLU_2x.py"
+    arguments = Namespace(config_file=str(config), opts=[])
+    keys = box_predictors(read_lazy_config(arguments))
+    assert len(keys) == 3
+    arguments.opts = [f"{key}.calibration_strength=0.5" for key in keys]
+    predictors = read_lazy_config(arguments).model.roi_heads.box_predictors
+    assert [predictor.calibration_strength for predictor in predictors] == [0.5] * 3
+
+
+def test_tool_refuses_in_one_line(arguments, checkpoint, tool, capsys):
+    flags = ["--config-file", arguments().config_file, "--method", "NorCal"]
+    options = [str(option) for option in checkpoint()]
+    for wrong, message in (
+        ([*flags, "--num-images", "0"], "--num-images is at least 1"),
+        ([*flags, *options, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "no effect on Standard"),
+        ([*flags, *options, "DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+    ):
+        assert tool.main(wrong) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]

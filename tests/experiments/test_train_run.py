@@ -1,0 +1,119 @@
+"""Runs that are really trained: alone, resumed, and by the tool."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from apa_det.experiments import read_plan, train_run
+from apa_det.experiments.train_run import CostMeter
+from apa_det.utils.json_files import read_json
+
+
+def make_run(describe, folder, iterations, *opts):
+    plan = read_plan(
+        str(folder), describe({"name": "row"}), opts=["SOLVER.MAX_ITER", iterations, *opts]
+    )
+    run = plan.runs[0]
+    Path(run.folder).mkdir(parents=True, exist_ok=True)
+    Path(run.config_file).write_text(run.cfg.dump())
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(describe, tmp_path_factory):
+    run = make_run(describe, tmp_path_factory.mktemp("whole"), 4)
+    train_run(run.folder)
+    return read_json(run.result_file)
+
+
+def test_a_run_that_is_resumed_sees_the_same_pictures(describe, tmp_path, whole):
+    run = make_run(describe, tmp_path / "parts", 3)
+    train_run(run.folder)
+    assert read_json(run.result_file)["pictures"] != whole["pictures"]
+    make_run(describe, tmp_path / "parts", 4)
+    train_run(run.folder)
+    resumed = read_json(run.result_file)
+    assert resumed["pictures"] == whole["pictures"]
+    assert resumed["iterations"] == whole["iterations"] == 4
+    checkpoint = torch.load(Path(run.folder) / "model_final.pth", weights_only=False)
+    assert len(checkpoint["trainer"]["hooks"]["CostMeter"]["seconds"]) == 4
+
+    Path(run.result_file).unlink()  # as if it had been stopped while it was evaluated
+    train_run(run.folder)
+    assert read_json(run.result_file) == resumed
+
+
+def test_what_a_run_keeps(whole):
+    assert whole["metrics"].keys() >= {"bbox/AP", "bbox/AP50", "bbox/APr", "bbox/APc", "bbox/APf"}
+    assert 0 < whole["seconds_per_iteration"] < 60
+    assert 50 < whole["peak_memory_mb"] < 20_000
+    assert whole["versions"]["torch"] == torch.__version__
+
+
+def test_another_model_sees_the_same_pictures(describe, tmp_path, whole):
+    """One that draws more: dropout in gates, DropLoss, λ and κ at the start."""
+    opts = ["MODEL.APA.ACTIVATION", "aglu", "MODEL.APA.GATE", "se"]
+    opts += ["MODEL.ROI_BOX_HEAD.CLASS_SCORE", "gumbel", "MODEL.ROI_BOX_HEAD.USE_DROP_LOSS", True]
+    run = make_run(describe, tmp_path / "other", 4, *opts)
+    train_run(run.folder)
+    assert read_json(run.result_file)["pictures"] == whole["pictures"]
+    flipped = make_run(describe, tmp_path / "flipped", 4, "INPUT.RANDOM_FLIP", "none")
+    train_run(flipped.folder)
+    assert read_json(flipped.result_file)["pictures"] != whole["pictures"]
+
+
+def test_the_meter_leaves_reading_out_and_goes_on_after_a_restart(monkeypatch):
+    clock = iter([0.0, 1.0, 10.0, 13.0, 20.0, 22.5])
+    reading = iter([0.25, 0.5, 0.25])
+    monkeypatch.setattr("apa_det.experiments.train_run.time.perf_counter", lambda: next(clock))
+
+    class Storage:
+        def latest(self):
+            return {"data_time": (next(reading), 0)}
+
+    monkeypatch.setattr("apa_det.experiments.train_run.get_event_storage", Storage)
+    meter = CostMeter(torch.device("cpu"))
+    for _ in range(2):
+        meter.before_step()
+        meter.after_step()
+    restarted = CostMeter(torch.device("cpu"))
+    restarted.load_state_dict(json.loads(json.dumps(meter.state_dict())))
+    restarted.before_step()
+    restarted.after_step()
+    assert restarted.summary()["seconds_per_iteration"] == 2.25  # of 0.75, 2.5 and 2.25
+
+
+def test_the_tool(describe, tmp_path, main, capfd):
+    """One row trains and one fails; what is done stays, and what is added is trained."""
+    folder = str(tmp_path / "out")
+    broken = {"name": "broken", "opts": ["MODEL.ROI_BOX_HEAD.NAME", "NoSuchHead"]}
+    description = describe({"name": "first"}, broken)
+    assert main([description, "--output", folder, "--dry-run"]) == 0
+    out = capfd.readouterr().out
+    assert "to do" in out and "8 pictures in all" in out
+    assert not (tmp_path / "out").exists()
+
+    assert main([description, "--output", folder, "--report-only"]) == 2
+    assert "No run of the comparison" in capfd.readouterr().err
+
+    assert main([description, "--output", folder, "--resamples", "10"]) == 1
+    captured = capfd.readouterr()
+    assert "broken, seed 0 failed with exit code 1" in captured.err
+    assert "NoSuchHead" in captured.err
+    assert "Missing: broken (seed 0)." in captured.out
+    run = tmp_path / "out/runs/first/seed0"
+    written = (run / "result.json").stat().st_mtime_ns
+    assert (run / "predictions.json.gz").is_file() and (tmp_path / "out/comparison.png").is_file()
+
+    second = {"name": "second", "opts": ["MODEL.APA.ACTIVATION", "aglu"]}
+    added = describe({"name": "first"}, second)
+    assert main([added, "--output", folder, "--resamples", "10"]) == 0
+    out = capfd.readouterr().out
+    assert "Not trained on the pictures" not in out
+    assert "- first: `MODEL.APA.ACTIVATION relu`\n- second: `MODEL.APA.ACTIVATION aglu`" in out
+    assert (run / "result.json").stat().st_mtime_ns == written
+
+    assert main([describe({"name": "first"}), "--output", folder, "--opts", "SEED"]) == 2
+    assert "odd length" in capfd.readouterr().err
