@@ -1,9 +1,9 @@
-# PYTHON=/path/to/python uses that Python, with its own torch and detectron2, as it is.
-# Without it, scripts/setup_env.sh makes .venv and installs everything there, once.
+# With PYTHON=/path/to/python, use that Python with its torch and detectron2; install nothing.
+# Otherwise scripts/setup_env.sh creates .venv with all packages, once.
 
 ifdef PYTHON
 PY := "$(PYTHON)"
-set_up = command -v $(PY) >/dev/null || { echo 'PYTHON=$(PYTHON) is no program' >&2; exit 1; }; $(PY) scripts/check_env.py $@
+set_up = command -v $(PY) >/dev/null || { echo 'PYTHON=$(PYTHON) is not an executable.' >&2; exit 1; }; $(PY) scripts/check_env.py $@
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
 PY := .venv/bin/python
@@ -16,12 +16,12 @@ endif
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
 	@echo
-	@echo 'ARGS="..."          more arguments: make test ARGS="tests/test_activation.py -k gradient"'
-	@echo 'PYTHON=/path        use a Python that has torch and detectron2; nothing is installed'
-	@echo 'BASE_PYTHON=/path   make .venv with this Python (3.10 to 3.13)'
+	@echo 'ARGS="..."          additional arguments: make test ARGS="tests/test_activation.py -k gradient"'
+	@echo 'PYTHON=/path        use a Python that has torch and detectron2; install nothing'
+	@echo 'BASE_PYTHON=/path   create .venv with this Python (3.10 to 3.13)'
 
-# Passive: threads that wait for one another leave the cores to whatever else runs.
-quickstart: ## make a small long-tailed dataset, train, evaluate and draw detections
+# OMP_WAIT_POLICY=PASSIVE: waiting threads do not occupy cores.
+quickstart: ## generate a small long-tailed dataset, train, evaluate and draw detections
 	@$(set_up)
 	OMP_WAIT_POLICY=PASSIVE $(PY) tools/quickstart.py $(ARGS)
 
@@ -34,6 +34,6 @@ lint: ## check style and format with ruff
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 
-benchmark: ## measure the speed and memory of activation, layers, models and evaluation
+benchmark: ## measure speed and memory of activations, losses, layers, models and evaluation
 	@$(set_up)
-	$(PY) benchmarks/benchmark.py $(ARGS)
+	$(PY) -m benchmarks $(ARGS)

@@ -13,14 +13,14 @@ def read(name: str) -> str:
 
 
 class BuildKernels(build_ext):
-    """Compiles the kernels where there is a compiler; without them plain PyTorch does the work."""
+    """Compile the kernels if there is a compiler; otherwise apa_det uses plain PyTorch."""
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
-        return []  # they are loaded by ctypes, not imported
+        return []  # loaded by ctypes, not imported
 
 
 def kernels() -> list[Extension]:
-    """apa_det/kernels/native.cpp, once for each instruction set."""
+    """Return an extension of native.cpp per instruction set."""
     flags = {"baseline": []}
     if platform.machine() in ("x86_64", "AMD64"):
         flags["avx2"] = ["-march=x86-64-v3"]
@@ -47,10 +47,11 @@ setup(
     author="The apa_det authors",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["apa_det", "apa_det.*"]),
+    packages=find_packages(include=["apa_det", "apa_det.*", "apa_det_cli", "apa_det_cli.*"]),
+    entry_points={"console_scripts": ["apa-det = apa_det_cli:main"]},
     ext_modules=kernels(),
     cmdclass={"build_ext": BuildKernels},
-    # torch, torchvision, detectron2 and lvis are left out: they stay as the user installed them.
+    # Users install torch, torchvision, detectron2 and lvis themselves; pip must not replace them.
     install_requires=["numpy", "pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={
         "export": ["onnx", "onnxruntime"],

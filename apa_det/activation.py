@@ -5,12 +5,13 @@ Alexandridis, Deng, Nguyen and Luo, "Adaptive Parametric Activation", ECCV 2024 
     η(z; λ, κ) = (λ e^(−κz) + 1)^(−1/λ)        APA, λ > 0
     AGLU(z) = z · η(z; λ, κ)
 
-λ = κ = 1 is the sigmoid (AGLU: SiLU), λ → 0 the Gumbel distribution function e^(−e^(−κz)), and AGLU
-tends to ReLU as κ → ∞.
+With λ = κ = 1, APA is the sigmoid and AGLU is SiLU. As λ → 0, APA tends to the Gumbel CDF
+e^(−e^(−κz)); as κ → ∞, AGLU tends to ReLU.
 
-Every function is exact in value and gradient for z, λ and κ, keeps nothing but its inputs for the
-backward pass, computes half types in float32, and is finite wherever the true value is. ``lambda_``
-and ``kappa`` are numbers, or tensors that broadcast with ``z``; λ = 0 is the Gumbel limit.
+All functions have exact values and gradients (z, λ and κ), save only their inputs for the backward
+pass, compute half-precision inputs in float32, and are finite wherever the true value is.
+``lambda_`` and ``kappa`` are numbers, or tensors that broadcast with ``z``; λ = 0 selects the
+Gumbel limit.
 """
 
 import os
@@ -19,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .errors import UserError
 from .kernels import eager, ops
 
 __all__ = ["APA", "AGLU", "affine_aglu", "aglu", "apa", "apa_cross_entropy", "log_apa", "logit_apa"]
@@ -28,7 +30,10 @@ Backend = Literal["eager", "native", "triton"]
 _CHOICES = ("auto", *ops.BACKENDS)
 _PREFERRED = os.environ.get("APA_DET_BACKEND", "auto")
 if _PREFERRED not in _CHOICES:
-    raise ValueError(f"APA_DET_BACKEND is one of {', '.join(_CHOICES)}, not {_PREFERRED!r}.")
+    raise UserError(
+        f"The environment variable APA_DET_BACKEND must be one of {', '.join(_CHOICES)}; "
+        f"got {_PREFERRED!r}."
+    )
 
 
 def apa(
@@ -38,24 +43,24 @@ def apa(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """APA, η(z; λ, κ) = (λ e^(−κz) + 1)^(−1/λ), elementwise.
+    """Compute APA, η(z; λ, κ) = (λ e^(−κz) + 1)^(−1/λ), elementwise.
 
     Args:
-        z: a floating-point tensor of any shape.
-        lambda_: λ ≥ 0, a number or a tensor that broadcasts with ``z``. A negative λ in a tensor
-            gives NaN.
+        z: floating-point tensor of any shape.
+        lambda_: λ >= 0, a number or a tensor that broadcasts with ``z``. Negative elements of a
+            tensor give NaN.
         kappa: κ, a number or a tensor that broadcasts with ``z``.
-        backend: what computes it: "triton" (CUDA), "native" (compiled, CPU) or "eager" (plain
-            PyTorch, anywhere). None: the fastest that takes these tensors. The environment variable
-            ``APA_DET_BACKEND`` narrows that choice to one of them, and plain PyTorch where it
-            cannot run.
+        backend: "triton" (CUDA), "native" (compiled, CPU) or "eager" (plain PyTorch, any device).
+            None: the fastest backend that supports these tensors. The environment variable
+            ``APA_DET_BACKEND`` restricts this choice to one backend, with "eager" as fallback.
 
     Returns:
-        A tensor of the dtype of ``z`` and the broadcast shape, in [0, 1].
+        Tensor of the broadcast shape and the dtype of ``z``, in [0, 1].
 
     Raises:
-        TypeError: ``z`` is not a floating-point tensor.
-        ValueError: ``lambda_`` is a negative number, or ``backend`` does not take these tensors.
+        TypeError: if ``z`` is not a floating-point tensor.
+        ValueError: if ``lambda_`` is a negative number, or ``backend`` does not support these
+            tensors.
     """
     return _evaluate("apa", z, lambda_, kappa, backend)
 
@@ -67,7 +72,7 @@ def log_apa(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """log η(z; λ, κ), precise where η rounds to 0 or 1; otherwise as :func:`apa`."""
+    """Compute log η(z; λ, κ), accurate where η rounds to 0 or 1. Arguments as in :func:`apa`."""
     return _evaluate("log_apa", z, lambda_, kappa, backend)
 
 
@@ -78,10 +83,10 @@ def logit_apa(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """The log-odds of η, log η(z; λ, κ) − log(1 − η(z; λ, κ)); otherwise as :func:`apa`.
+    """Compute the log-odds log η(z; λ, κ) − log(1 − η(z; λ, κ)). Arguments as in :func:`apa`.
 
-    η = sigmoid(logit_apa(z)): ``binary_cross_entropy_with_logits`` of these log-odds is the binary
-    cross-entropy of η, without overflow for any z.
+    Since η = sigmoid(logit_apa(z)), ``binary_cross_entropy_with_logits`` of these log-odds is the
+    binary cross-entropy of η. It does not overflow for any z.
     """
     return _evaluate("logit_apa", z, lambda_, kappa, backend)
 
@@ -93,7 +98,7 @@ def aglu(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """AGLU, z · η(z; λ, κ), elementwise; arguments and errors as for :func:`apa`."""
+    """Compute AGLU, z · η(z; λ, κ), elementwise. Arguments and errors as in :func:`apa`."""
     return _evaluate("aglu", z, lambda_, kappa, backend)
 
 
@@ -107,24 +112,24 @@ def affine_aglu(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """AGLU(scale · x + shift + residual), which reads and writes each element once.
+    """Compute AGLU(scale · x + shift + residual), reading and writing each element once.
 
-    A norm on stored statistics before an AGLU is a scale and a shift, and a gate multiplies both:
-    so this is norm, gate, shortcut and AGLU at once.
+    A batch norm on running statistics is a scale and a shift, and a gate multiplies both. This
+    function therefore fuses norm, gate, shortcut and AGLU.
 
     Args:
-        x: a floating-point tensor of shape (N, C, ...).
-        scale, shift: numbers, or tensors that broadcast with ``x``, such as (1, C, 1, 1) or
+        x: floating-point tensor of shape (N, C, ...).
+        scale, shift: numbers, or tensors that broadcast with ``x``, e.g. of shape (1, C, 1, 1) or
             (N, C, 1, 1).
-        residual: a tensor of the shape of ``x``, or None.
-        lambda_, kappa, backend: as for :func:`apa`.
+        residual: tensor of the shape of ``x``, or None.
+        lambda_, kappa, backend: as in :func:`apa`.
 
     Returns:
-        A tensor of the shape and dtype of ``x``.
+        Tensor of the shape and dtype of ``x``.
 
     Raises:
-        TypeError: ``x`` is not a floating-point tensor.
-        ValueError: as for :func:`apa`.
+        TypeError: if ``x`` is not a floating-point tensor.
+        ValueError: as in :func:`apa`.
     """
     _check("affine_aglu", x, lambda_)
     parameters = _parameters(x, scale, shift, lambda_, kappa)
@@ -134,7 +139,7 @@ def affine_aglu(
     if _is_exporting():
         u = eager.affine(x, scale, shift, residual)
         return eager.evaluate("aglu", u, lambda_, kappa).to(x.dtype)
-    backend = _choose(backend, x, *parameters)
+    backend = _select_backend(backend, x, *parameters)
     return ops.affine_aglu(x, scale, shift, residual, lambda_, kappa, backend)
 
 
@@ -149,35 +154,36 @@ def apa_cross_entropy(
     clamp: float = 0.0,
     backend: Backend | None = None,
 ) -> Tensor:
-    """Binary cross-entropy of the class scores η(logits; λ, κ), summed, in one pass over them.
+    """Compute the summed binary cross-entropy of the class scores η(logits; λ, κ), in one pass.
 
-    −log η for the class of a proposal, −log(1 − η) for the others. λ = 0 and κ = 1 is the loss of
-    Gumbel scores, λ = κ = 1 that of the sigmoid. With ``scarce`` it has the weights of DropLoss:
-    see :func:`apa_det.modeling.losses.drop_loss_weights`.
+    The loss is −log η for the ground-truth class of a proposal and −log(1 − η) for the others.
+    λ = 0, κ = 1 gives the Gumbel loss; λ = κ = 1 the sigmoid loss. With ``scarce``, the loss has
+    the weights of DropLoss: see :func:`apa_det.modeling.losses.drop_loss_weights`.
 
     Args:
-        logits: a floating-point tensor of shape (N, K).
-        gt_classes: int64, shape (N,), K for the background.
-        lambda_, kappa: numbers, or tensors of one element or of shape (K,) or (1, K).
-        scarce: boolean, shape (K,), the classes that DropLoss spares; None: all weights are 1.
-        share: scalar, with ``scarce``: the probability that a background proposal's loss on a
-            scarce class is kept. The draws follow the CPU's random state.
-        clamp: logits are clamped to ± this; outside they get no gradient. 0: they are not.
-        backend: as for :func:`apa`.
+        logits: floating-point tensor of shape (N, K).
+        gt_classes: int64, shape (N,); K is the background.
+        lambda_, kappa: numbers, or tensors with one element or of shape (K,) or (1, K).
+        scarce: bool mask of shape (K,), the classes that DropLoss protects. None: all weights are
+            1.
+        share: scalar tensor, required with ``scarce``: the probability of keeping a background
+            proposal's loss on a scarce class. The random draws are seeded from the CPU generator.
+        clamp: clamp logits to [-clamp, clamp]; clamped logits get no gradient. 0: no clamp.
+        backend: as in :func:`apa`.
 
     Returns:
-        A float32 scalar; float64 if ``logits``, ``lambda_`` or ``kappa`` is.
+        Float32 scalar; float64 if ``logits``, ``lambda_`` or ``kappa`` is float64.
 
     Raises:
-        TypeError: ``logits`` is not a floating-point tensor.
-        ValueError: as for :func:`apa`.
+        TypeError: if ``logits`` is not a floating-point tensor.
+        ValueError: as in :func:`apa`.
     """
     _check("apa_cross_entropy", logits, lambda_)
     lambda_, kappa = _parameters(logits, lambda_, kappa)
     logits, gt_classes, seed = logits.contiguous(), gt_classes.contiguous(), 0
     if scarce is not None:
         scarce, seed = scarce.contiguous(), int(torch.randint(2**62, ()))
-    backend = _choose(backend, logits, lambda_, kappa)
+    backend = _select_backend(backend, logits, lambda_, kappa)
     return ops.class_loss(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp, backend)
 
 
@@ -194,19 +200,19 @@ def _evaluate(
         return eager.evaluate(form, z, lambda_, kappa).to(z.dtype)
     shape = torch.broadcast_shapes(z.shape, lambda_.shape, kappa.shape)
     z = z.expand(shape)
-    return ops.activation(z, lambda_, kappa, form, _choose(backend, z, lambda_, kappa))
+    return ops.activation(z, lambda_, kappa, form, _select_backend(backend, z, lambda_, kappa))
 
 
 def _check(name: str, z: Tensor, lambda_: Tensor | float) -> None:
     if not isinstance(z, Tensor) or not z.is_floating_point():
         kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"{name} takes a floating-point tensor z, not {kind}.")
+        raise TypeError(f"{name} expects a floating-point tensor, got {kind}.")
     if not isinstance(lambda_, Tensor) and lambda_ < 0:
-        raise ValueError(f"{name} takes lambda_ >= 0, not {lambda_}.")
+        raise ValueError(f"lambda_ of {name} must be >= 0, got {lambda_}.")
 
 
 def _parameters(z: Tensor, *values: Tensor | float) -> list[Tensor]:
-    """The values as tensors on the device of z, in the dtype to compute in."""
+    """Return the values as tensors on the device of z, in float64 if any input is, else float32."""
     dtypes = [t.dtype for t in (z, *values) if isinstance(t, Tensor)]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     return [
@@ -218,10 +224,10 @@ def _parameters(z: Tensor, *values: Tensor | float) -> list[Tensor]:
 
 
 def _is_exporting() -> bool:
-    """Whether a graph is made that has to run without apa_det: traced, exported, or for ONNX.
+    """Return whether a graph that must run without apa_det is being traced or exported.
 
-    To torch.compile, torch.compiler.is_exporting() is always true; torch 2.4 and 2.5 lack it, and
-    their torch.export keeps the operators of apa_det.
+    Under torch.compile, torch.compiler.is_exporting() always returns True. torch 2.4 and 2.5 do not
+    have it: there, graphs of torch.export contain the operators of apa_det.
     """
     if torch.compiler.is_dynamo_compiling():
         return False
@@ -230,15 +236,16 @@ def _is_exporting() -> bool:
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
-def _choose(requested: Backend | None, z: Tensor, *parameters: Tensor) -> str:
+def _select_backend(requested: Backend | None, z: Tensor, *parameters: Tensor) -> str:
     if requested is not None:
         if requested not in ops.BACKENDS:
-            raise ValueError(f"The backend is one of {', '.join(ops.BACKENDS)}, not {requested!r}.")
+            names = ", ".join(ops.BACKENDS)
+            raise ValueError(f"backend must be one of {names}; got {requested!r}.")
         if requested != "eager" and not ops.BACKENDS[requested].supports(z, *parameters):
             raise ValueError(
-                f"The backend {requested} does not run here, or not for a {z.dtype} tensor of "
-                f"shape {tuple(z.shape)} and strides {z.stride()} on {z.device}: leave the choice "
-                "to apa_det (backend=None)."
+                f"The {requested} backend is not available, or does not support a {z.dtype} tensor "
+                f"of shape {tuple(z.shape)} and strides {z.stride()} on {z.device}. Use "
+                "backend=None to select a supported backend."
             )
         return requested
     for name in ("native", "triton") if _PREFERRED == "auto" else (_PREFERRED,):
@@ -248,17 +255,17 @@ def _choose(requested: Backend | None, z: Tensor, *parameters: Tensor) -> str:
 
 
 class APA(nn.Module):
-    """APA with learned λ and κ, used as a gate.
+    """APA with learned λ and κ, for gates.
 
     Args:
-        num_channels: None for one λ and one κ, of shape (1,); or the number of channels, for one
-            pair a channel, of shape (1, C, 1, 1).
-        lambda_range, kappa_range: the uniform distributions that initial values are drawn from. The
-            defaults are the published ones for the gates of a detector.
-        lambda_min: λ is clamped to at least this.
+        num_channels: None for one λ and one κ, of shape (1,). A number C for one λ and one κ per
+            channel, of shape (1, C, 1, 1).
+        lambda_range, kappa_range: (low, high) of the uniform distributions of the initial values.
+            The defaults are those published for the gates of a detector.
+        lambda_min: lower clamp of λ.
 
     Raises:
-        ValueError: an empty or negative range, or a negative ``lambda_min``.
+        UserError: if a range has low > high, or ``lambda_range`` or ``lambda_min`` is negative.
     """
 
     def __init__(
@@ -273,7 +280,10 @@ class APA(nn.Module):
         _check_range("lambda_range", lambda_range)
         _check_range("kappa_range", kappa_range)
         if lambda_range[0] < 0 or lambda_min < 0:
-            raise ValueError(f"λ cannot be negative: {lambda_range=}, {lambda_min=}.")
+            raise UserError(
+                f"lambda_range and lambda_min must be >= 0, got {tuple(lambda_range)} and "
+                f"{lambda_min} (config keys MODEL.APA.LAMBDA_RANGE, GATE_LAMBDA_RANGE, LAMBDA_MIN)."
+            )
         self.num_channels = num_channels
         self.lambda_range = lambda_range
         self.kappa_range = kappa_range
@@ -288,10 +298,10 @@ class APA(nn.Module):
         nn.init.uniform_(self.kappa_param, *self.kappa_range)
 
     def parameters_for(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """λ, clamped, and κ in a shape that broadcasts along dimension 1 of ``z``.
+        """Return the clamped λ and κ, shaped to broadcast along dimension 1 of ``z``.
 
         Raises:
-            ValueError: there is one pair a channel, and ``z`` has other channels.
+            ValueError: if the parameters are per channel and ``z`` has another number of channels.
         """
         lambda_, kappa = self.lambda_param.clamp(min=self.lambda_min), self.kappa_param
         if self.num_channels is None:
@@ -304,7 +314,7 @@ class APA(nn.Module):
         return lambda_.view(shape), kappa.view(shape)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Args: z of shape (N, C, ...) or, with one λ and κ, any. Returns: η(z), alike."""
+        """Return η(z), of the shape of z: (N, C, ...) if per channel, otherwise any shape."""
         lambda_, kappa = self.parameters_for(z)
         if torch.jit.is_scripting():
             return eager.evaluate("apa", z, lambda_, kappa).to(z.dtype)
@@ -315,9 +325,9 @@ class APA(nn.Module):
 
 
 class AGLU(APA):
-    """AGLU with learned λ and κ, in the place of an activation such as ReLU.
+    """AGLU with learned λ and κ, a replacement for activations such as ReLU.
 
-    Arguments as for :class:`APA`; the default ranges are the published ones for a detector.
+    Arguments as in :class:`APA`. The default ranges are those published for a detector.
     """
 
     def __init__(
@@ -336,7 +346,7 @@ class AGLU(APA):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """Args: z of shape (N, C, ...) or, with one λ and κ, any. Returns: z · η(z), alike."""
+        """Return z · η(z), of the shape of z: (N, C, ...) if per channel, otherwise any shape."""
         lambda_, kappa = self.parameters_for(z)
         if torch.jit.is_scripting():
             return eager.evaluate("aglu", z, lambda_, kappa).to(z.dtype)
@@ -345,4 +355,7 @@ class AGLU(APA):
 
 def _check_range(name: str, values: tuple[float, float]) -> None:
     if len(values) != 2 or values[0] > values[1]:
-        raise ValueError(f"{name} takes (low, high) with low <= high, not {tuple(values)}.")
+        raise UserError(
+            f"{name} must be (low, high) with low <= high, got {tuple(values)} (config keys "
+            f"MODEL.APA.{name.upper()} and GATE_{name.upper()})."
+        )

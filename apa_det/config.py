@@ -4,235 +4,259 @@ from detectron2.config import CfgNode as CN
 
 
 def add_apa_config(cfg: CN) -> None:
-    """Add every key of apa_det to a detectron2 config, with defaults that change nothing."""
+    """Add all keys of apa_det to a detectron2 config. The defaults change nothing."""
+    # Modules given by --import of the tools, which register components. Recorded here for
+    # information, never imported from here
+    cfg.IMPORTS = []
+
     # ---------------------------------------------------------------------------- #
-    # APA ResNet backbones (build_apa_resnet_backbone and those with an FPN on it)
+    # APA ResNet backbones: build_apa_resnet_backbone, build_apa_resnet_fpn_backbone,
+    # build_apa_retinanet_resnet_fpn_backbone
     # ---------------------------------------------------------------------------- #
     cfg.MODEL.APA = CN()
-    # Activation of the stem and the blocks:
-    # aglu, relu, leaky_relu, prelu, elu, gelu, silu, swish, mish or hardswish
+    # Activation of the stem and the residual blocks: aglu, relu, leaky_relu, prelu, elu, gelu,
+    # silu, swish, mish or hardswish
     cfg.MODEL.APA.ACTIVATION = "relu"
-    # One for each of the stem, res2, res3, res4 and res5. Empty: ACTIVATION everywhere
+    # A list of 5 activations, for the stem, res2, res3, res4 and res5. Empty: ACTIVATION everywhere
     cfg.MODEL.APA.ACTIVATION_PER_STAGE = []
-    # One λ and κ (or slope of PReLU, or β of Swish) per channel instead of one per layer
+    # True: aglu, prelu and swish learn their parameters (λ and κ, slope, β) per channel. False: per
+    # layer
     cfg.MODEL.APA.PER_CHANNEL = False
-    # Ranges of the uniform distributions that the λ and κ of AGLU start from. They also hold for
-    # AGLU in the heads.
+    # [low, high] of the uniform distributions that initialize λ and κ of AGLU, in the backbone and
+    # in the heads
     cfg.MODEL.APA.LAMBDA_RANGE = [0.0, 1.0]
     cfg.MODEL.APA.KAPPA_RANGE = [1.0, 1.3]
-    # λ is clamped to at least this, in activations, gates and class scores
+    # Lower bound that λ is clamped to, in activations, gates and class scores
     cfg.MODEL.APA.LAMBDA_MIN = 1e-4
-    # Attention gate at the end of each block's residual branch: none, se or cbam
+    # Attention gate at the end of the residual branch of each block: none, se or cbam
     cfg.MODEL.APA.GATE = "none"
-    # One for each of res2, res3, res4 and res5. Empty: GATE everywhere
+    # A list of 4 gates, for res2, res3, res4 and res5. Empty: GATE everywhere
     cfg.MODEL.APA.GATE_PER_STAGE = []
-    # Settings of that gate, and of the gates of the box head: apa or sigmoid
+    # The keys GATE_* below apply to the gates of the backbone and of the box head.
+    # Activation of the gates: apa or sigmoid
     cfg.MODEL.APA.GATE_ACTIVATION = "apa"
+    # True: the gates learn λ and κ per channel. False: per layer
     cfg.MODEL.APA.GATE_PER_CHANNEL = False
+    # The hidden layer of a gate has C // GATE_REDUCTION channels, and at least one
     cfg.MODEL.APA.GATE_REDUCTION = 16
+    # Dropout probability before the activation of a gate
     cfg.MODEL.APA.GATE_DROPOUT = 0.1
-    # Of the channels of each picture, this share passes, those with the strongest gates; the gates
-    # of the others are 0. 1: all pass
+    # Fraction of the channels of each image that pass a gate: those with the largest gate values.
+    # The others are set to 0. 1: all channels pass
     cfg.MODEL.APA.GATE_TOP_SHARE = 1.0
+    # [low, high] of the uniform distributions that initialize λ and κ of the gates
     cfg.MODEL.APA.GATE_LAMBDA_RANGE = [0.0, 1.0]
     cfg.MODEL.APA.GATE_KAPPA_RANGE = [-1.0, 0.0]
-    # Run norm, gate, shortcut and AGLU in one pass where the norm runs on stored statistics: the
-    # same results, but for rounding
+    # Compute norm, gate, shortcut and AGLU in one pass wherever the norm uses its running
+    # statistics. The results are equal up to rounding
     cfg.MODEL.APA.FUSE = True
-    # Weight decay of every λ and κ. None: SOLVER.WEIGHT_DECAY
+    # Weight decay of all λ and κ. None: SOLVER.WEIGHT_DECAY
     cfg.MODEL.APA.WEIGHT_DECAY = None
-    # Their learning rate is SOLVER.BASE_LR times this
+    # Learning rate of all λ and κ, as a multiple of SOLVER.BASE_LR
     cfg.MODEL.APA.LR_FACTOR = 1.0
-    # Iterations between two writes of every λ and κ to the event storage. 0: never
+    # Write all λ and κ to the event storage every LOG_PERIOD iterations. 0: never
     cfg.MODEL.APA.LOG_PERIOD = 100
 
     # ---------------------------------------------------------------------------- #
-    # APA in any model (apa_det.inject), where MODEL.META_ARCHITECTURE is "APAInjected"
+    # APA in any model (apa_det.inject): set MODEL.META_ARCHITECTURE to "APAInjected"
     # ---------------------------------------------------------------------------- #
     cfg.MODEL.APA.INJECT = CN()
-    # The meta-architecture of the model
+    # Meta-architecture of the model to inject into
     cfg.MODEL.APA.INJECT.META_ARCHITECTURE = "GeneralizedRCNN"
-    # Patterns of the names of activations, such as "backbone.*" or "roi_heads.box_head.*", and of
-    # those to leave out, such as "!backbone.top_block.*"
+    # Name patterns of the activations to replace, e.g. "backbone.*" or "roi_heads.box_head.*".
+    # A pattern that starts with "!" excludes names, e.g. "!backbone.top_block.*"
     cfg.MODEL.APA.INJECT.NAMES = ["*"]
-    # AGLU takes the place of relu, leaky_relu, relu6, elu, celu, selu, gelu, silu, mish and
-    # hardswish, and APA that of sigmoid (modules) and hardsigmoid. Empty: all of them. Calls of
-    # torch.sigmoid, which may be gates or scores, only by their own name, functional_sigmoid
+    # Types of the activations to replace. AGLU replaces relu, leaky_relu, relu6, elu, celu, selu,
+    # gelu, silu, mish and hardswish; APA replaces sigmoid (modules only) and hardsigmoid. Empty:
+    # all of these. Calls of torch.sigmoid may compute gates or scores, so they are replaced only if
+    # functional_sigmoid is listed
     cfg.MODEL.APA.INJECT.TYPES = []
-    # replaced: λ and κ start where they come closest to what was there, so that trained weights go
-    # on working. Empty: they start from LAMBDA_RANGE and KAPPA_RANGE, those of APA from
-    # GATE_LAMBDA_RANGE and GATE_KAPPA_RANGE
+    # "replaced": initialize λ and κ to the best approximation of the replaced activation, so that
+    # pretrained weights stay usable. Empty: draw them from LAMBDA_RANGE and KAPPA_RANGE for AGLU,
+    # from GATE_LAMBDA_RANGE and GATE_KAPPA_RANGE for APA
     cfg.MODEL.APA.INJECT.LIKE = ""
-    # shared: one λ and κ for each place; per_channel: one pair for each channel; tied: one pair for
-    # all activations, and one for all gates
+    # shared: one λ and κ per replaced activation. per_channel: one pair per channel. tied: one pair
+    # for all AGLUs of the model and one for all APA gates
     cfg.MODEL.APA.INJECT.PARAMETERS = "shared"
 
     # ---------------------------------------------------------------------------- #
-    # Heads: APAFastRCNNConvFCHead, APAROIHeads, APACascadeROIHeads,
-    # APAMaskRCNNConvUpsampleHead
+    # Box head: APAFastRCNNConvFCHead, and its predictor in APAROIHeads and APACascadeROIHeads
     # ---------------------------------------------------------------------------- #
-    # Activation of the box head's layers; as MODEL.APA.ACTIVATION
+    # Activation of the layers of the box head: see MODEL.APA.ACTIVATION
     cfg.MODEL.ROI_BOX_HEAD.ACTIVATION = "relu"
-    # Channel gates of the box head: none, roi (on the RoI features, before the FCs), fc (on the
-    # features after the last FC) or roi_fc (both)
+    # SE gates of the box head: none, roi (on the RoI features, before the FCs), fc (on the output
+    # of the last FC) or roi_fc (both)
     cfg.MODEL.ROI_BOX_HEAD.GATE = "none"
-    # The class score: softmax, sigmoid, gumbel (APA with λ → 0, κ = 1) or apa (learned λ and κ).
-    # Empty: detectron2's own, softmax unless USE_SIGMOID_CE.
+    # Class score: softmax, sigmoid, gumbel (APA with λ → 0, κ = 1) or apa (learned λ and κ).
+    # Empty: as in detectron2, sigmoid if USE_SIGMOID_CE, else softmax
     cfg.MODEL.ROI_BOX_HEAD.CLASS_SCORE = ""
-    # For apa: a λ and κ for each class, and the ranges they start from (1 and 1: the sigmoid)
+    # For apa. True: one λ and κ per class. False: one pair for all classes
     cfg.MODEL.ROI_BOX_HEAD.SCORE_PER_CLASS = False
+    # For apa: [low, high] of the uniform distributions that initialize λ and κ. λ = κ = 1 is the
+    # sigmoid
     cfg.MODEL.ROI_BOX_HEAD.SCORE_LAMBDA_RANGE = [1.0, 1.0]
     cfg.MODEL.ROI_BOX_HEAD.SCORE_KAPPA_RANGE = [1.0, 1.0]
-    # For gumbel and apa: the score that every class starts with, set through the bias
+    # For gumbel and apa: initial score of every class, which sets the bias of the classifier
     cfg.MODEL.ROI_BOX_HEAD.SCORE_PRIOR = 0.01
-    # The layer that predicts the classes: linear, normed (the cosine times a temperature) or
-    # wrapped_cauchy
+    # Classifier: linear, normed (cosine similarity times a temperature) or wrapped_cauchy
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "linear"
-    # For normed: the temperature, at the start if it is learned
+    # For normed: the temperature, or its initial value if it is learned
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR_TEMPERATURE = 20.0
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR_LEARN_TEMPERATURE = False
-    # Constants that the layer's weights and biases start from. None: weights are normally
-    # distributed; biases are 0, or follow SCORE_PRIOR
+    # Constants that initialize the weights and biases of the classifier. None: the weights are
+    # drawn from a normal distribution; the biases are 0, or set by SCORE_PRIOR
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR_WEIGHT_INIT = None
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR_BIAS_INIT = None
-    # In training, its outputs are clamped to ± this. 0: they are not
+    # Clamp the logits to [-LOGIT_CLAMP, LOGIT_CLAMP] in training. 0: no clamp
     cfg.MODEL.ROI_BOX_HEAD.LOGIT_CLAMP = 0.0
-    # The loss of the class scores. For softmax: CrossEntropy, BalancedSoftmax, SeesawLoss or
+    # Loss of the class scores. For softmax: CrossEntropy, BalancedSoftmax, SeesawLoss or
     # BalancedGroupSoftmax. For sigmoid, gumbel and apa: CrossEntropy, BalancedSoftmax, FocalLoss,
-    # DropLoss, EqualizationLoss, EqualizationLossV2 or FederatedLoss. Or one of your own in
-    # BOX_CLASS_LOSS_REGISTRY. Empty: CrossEntropy, or DropLoss with USE_DROP_LOSS, or FederatedLoss
-    # with USE_FED_LOSS
+    # DropLoss, EqualizationLoss, EqualizationLossV2 or FederatedLoss. Or the name of a custom loss
+    # in BOX_CLASS_LOSS_REGISTRY. Empty: DropLoss if USE_DROP_LOSS, FederatedLoss if USE_FED_LOSS,
+    # else CrossEntropy
     cfg.MODEL.ROI_BOX_HEAD.CLASS_LOSS = ""
-    # For CrossEntropy and FocalLoss: weights of the classes. inverse or sqrt_inverse (of their
-    # frequency), effective_number, a list of one for each class, or a .json file
-    # {"class": weight, ...}. None: they are alike
+    # For CrossEntropy and FocalLoss: weight of each class. inverse or sqrt_inverse (of the class
+    # frequency), effective_number, a list of one weight per class, or a .json file
+    # {"class": weight, ...}. None: all weights are 1
     cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = None
-    # For effective_number: β, from 0 (all alike) to below 1 (inverse)
+    # For effective_number: β in [0, 1). 0: all weights are equal. β → 1: the inverse frequency
     cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS_BETA = 0.999
-    # What the frequency of a class is, for CLASS_WEIGHTS, BalancedSoftmax and BalancedGroupSoftmax:
-    # image_count, its training pictures, or instance_count. The other losses take image counts
+    # Class frequency for CLASS_WEIGHTS, BalancedSoftmax and BalancedGroupSoftmax: image_count (the
+    # training images with the class) or instance_count. The other losses use image_count
     cfg.MODEL.ROI_BOX_HEAD.CLASS_COUNT = "image_count"
-    # FocalLoss: γ, and α, the weight of positives (1 − α is that of negatives). Below 0: no α
+    # FocalLoss: γ, and the weight α of positives (negatives get 1 − α). α < 0: no weighting
     cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS_GAMMA = 2.0
     cfg.MODEL.ROI_BOX_HEAD.FOCAL_LOSS_ALPHA = 0.25
-    # DropLoss: scarce classes, those with instances in less than the threshold's share of the
-    # training pictures, get fewer negatives
+    # True: the same as CLASS_LOSS DropLoss
     cfg.MODEL.ROI_BOX_HEAD.USE_DROP_LOSS = False
+    # DropLoss drops negatives of scarce classes: those with instances in less than this fraction of
+    # the annotated training images
     cfg.MODEL.ROI_BOX_HEAD.DROP_LOSS_THRESHOLD = 0.0011
-    # EqualizationLoss: a foreground proposal gives no negative loss to classes below this share
+    # EqualizationLoss: foreground proposals are no negatives for classes with instances in less
+    # than this fraction of the annotated training images
     cfg.MODEL.ROI_BOX_HEAD.EQUALIZATION_LOSS_THRESHOLD = 1.76e-3
-    # EqualizationLossV2: γ, μ and α, which map ratios of gradients to weights
+    # EqualizationLossV2: γ, μ and α of the mapping from gradient ratios to weights
     cfg.MODEL.ROI_BOX_HEAD.EQUALIZATION_LOSS_V2_GAMMA = 12.0
     cfg.MODEL.ROI_BOX_HEAD.EQUALIZATION_LOSS_V2_MU = 0.8
     cfg.MODEL.ROI_BOX_HEAD.EQUALIZATION_LOSS_V2_ALPHA = 4.0
-    # SeesawLoss: the exponents of the mitigation and of the compensation factor
+    # SeesawLoss: exponents p of the mitigation factor and q of the compensation factor
     cfg.MODEL.ROI_BOX_HEAD.SEESAW_LOSS_P = 0.8
     cfg.MODEL.ROI_BOX_HEAD.SEESAW_LOSS_Q = 2.0
-    # BalancedSoftmax: τ, the share of the log prior that is added to the logits in training
+    # BalancedSoftmax: τ times the log prior is added to the logits in training
     cfg.MODEL.ROI_BOX_HEAD.BALANCED_SOFTMAX_TAU = 1.0
-    # BalancedGroupSoftmax: the frequencies from which on a class is in the next group, and how many
-    # proposals of other groups are taken for each of a group's own
+    # BalancedGroupSoftmax: ascending class frequencies at which the next group starts, and the
+    # maximum number of proposals of other groups sampled per proposal of a group
     cfg.MODEL.ROI_BOX_HEAD.GROUP_SOFTMAX_BOUNDARIES = [10, 100, 1000]
     cfg.MODEL.ROI_BOX_HEAD.GROUP_SOFTMAX_OTHERS_RATIO = 8.0
-    # Calibration of the class scores, in inference alone: NorCal or LogitAdjustment, by the image
-    # counts of DATASETS.TRAIN, or TauNorm, for the linear PREDICTOR. Empty: none
+    # Post-hoc calibration of the class scores, in inference only: NorCal or LogitAdjustment (by the
+    # image counts of DATASETS.TRAIN) or TauNorm (for the linear PREDICTOR). Empty: none
     cfg.MODEL.ROI_BOX_HEAD.CALIBRATION = ""
-    # Its γ (NorCal) or τ; tools/calibrate.py fits it on a part of the training set. 0: no effect
+    # γ of NorCal, or τ of LogitAdjustment and TauNorm. 0: no effect. tools/calibrate.py fits it on
+    # part of the training set
     cfg.MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH = 0.0
-    # Activation of the mask head's layers; as MODEL.APA.ACTIVATION
+
+    # ---------------------------------------------------------------------------- #
+    # Mask head: APAMaskRCNNConvUpsampleHead
+    # ---------------------------------------------------------------------------- #
+    # Activation of the layers of the mask head: see MODEL.APA.ACTIVATION
     cfg.MODEL.ROI_MASK_HEAD.ACTIVATION = "relu"
-    # Upsampling: deconv, with an activation after it, or carafe, without
+    # Upsampling layer: deconv (followed by ACTIVATION) or carafe (no activation)
     cfg.MODEL.ROI_MASK_HEAD.UPSAMPLE = "deconv"
-    # The layer that predicts the masks: conv or normed (the cosine times a temperature)
+    # Layer that predicts the mask logits: conv or normed (cosine similarity times a temperature)
     cfg.MODEL.ROI_MASK_HEAD.PREDICTOR = "conv"
-    # For normed: the temperature, at the start if it is learned
+    # For normed: the temperature, or its initial value if it is learned
     cfg.MODEL.ROI_MASK_HEAD.PREDICTOR_TEMPERATURE = 20.0
     cfg.MODEL.ROI_MASK_HEAD.PREDICTOR_LEARN_TEMPERATURE = False
-    # Pixels of at least this probability are part of a predicted mask
+    # Probability from which a pixel belongs to the predicted mask
     cfg.MODEL.ROI_MASK_HEAD.THRESHOLD = 0.5
 
     # ---------------------------------------------------------------------------- #
     # Training (apa_det.engine)
     # ---------------------------------------------------------------------------- #
-    # MODEL.WEIGHTS of other classes: the rows of the heads' last layers are taken over by class
-    # name, and those without a counterpart start at random, as the log lists. Where the names of
-    # the checkpoint's classes are: "checkpoint" (in it, as in those trained here), a registered
-    # dataset, or a .json file, a list of names or in LVIS or COCO format. Empty: rows are rows
+    # Source of the class names of MODEL.WEIGHTS, if it was trained on other classes: "checkpoint"
+    # (the file itself, if apa_det trained it), a registered dataset, or a .json file (a list of
+    # names, or in LVIS or COCO format). The class rows of the heads' last layers are then copied by
+    # class name; unmatched rows keep their initialization, and the log lists them. Empty: copy
+    # class rows by position
     cfg.MODEL.TRANSFER_FROM = ""
-    # Patterns of the names of parameters, such as "*score.*", that MODEL.WEIGHTS does not fill
+    # Name patterns of parameters not to load from MODEL.WEIGHTS, e.g. "*score.*"
     cfg.MODEL.REINITIALIZE = []
-    # Patterns of the names of the parameters that train. All others are frozen, with batch norms on
-    # stored statistics and dropout off. Empty: all train
+    # Name patterns of the parameters to train. All others are frozen, their batch norms use running
+    # statistics, and their dropout is off. Empty: train all
     cfg.SOLVER.TRAINED = []
-    # Decoupled training: after SOLVER.MAX_ITER iterations, a second stage trains the classifier
-    # alone, in the folder OUTPUT_DIR/classifier. apa_det.engine.train, and so tools/train_net.py,
-    # runs both; a Trainer alone does the first
+    # Decoupled training: after SOLVER.MAX_ITER iterations, a second stage trains only the
+    # classifier and writes to OUTPUT_DIR/classifier. apa_det.engine.train and tools/train_net.py
+    # run both stages; a Trainer runs only the first
     cfg.SOLVER.DECOUPLED = CN()
-    # Its iterations. 0: there is no second stage
+    # Iterations of the second stage. 0: no second stage
     cfg.SOLVER.DECOUPLED.MAX_ITER = 0
-    # Its DATALOADER.SAMPLER_TRAIN
+    # DATALOADER.SAMPLER_TRAIN of the second stage
     cfg.SOLVER.DECOUPLED.SAMPLER_TRAIN = "ClassAwareTrainingSampler"
-    # Its learning rate at the start (None: SOLVER.BASE_LR), and the iterations that lower it
+    # Initial learning rate of the second stage (None: SOLVER.BASE_LR), and the iterations at which
+    # it is decreased
     cfg.SOLVER.DECOUPLED.BASE_LR = None
     cfg.SOLVER.DECOUPLED.STEPS = []
-    # Its SOLVER.TRAINED: the layers that predict classes, λ and κ of the class score included
+    # SOLVER.TRAINED of the second stage. The default trains the classifier, including λ and κ of
+    # the class score
     cfg.SOLVER.DECOUPLED.TRAINED = ["*score.*"]
-    # Whether these start anew, from their initial values
+    # True: the second stage reinitializes these parameters. False: it continues from the first
     cfg.SOLVER.DECOUPLED.REINITIALIZE = True
-    # SGD or ADAMW
+    # Optimizer: SGD or ADAMW. For both, SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model",
+    # which clips the norm of all gradients together
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may also be "full_model": the norm of the gradients of all
-    # parameters together is clipped
-    # The parts that the pictures of a step go through the model in, one after the other, for want
-    # of memory. SOLVER.IMS_PER_BATCH stays the pictures of a step, and an iteration is a step: each
-    # process takes IMS_PER_BATCH / processes / ACCUMULATE pictures at once
+    # Gradient accumulation: split the batch into this many parts, to save memory. IMS_PER_BATCH
+    # stays the number of images per iteration (one optimizer step); each process forwards
+    # IMS_PER_BATCH / number of processes / ACCUMULATE images at a time
     cfg.SOLVER.ACCUMULATE = 1
-    # Several processes: whether a parameter may get no gradient in an iteration, as in a branch
-    # that is not always taken. Takes a little time. False: that is an error
+    # With several processes: allow parameters that get no gradient in an iteration, e.g. those of a
+    # branch that is not always used. This costs some time. False: a missing gradient is an error
     cfg.SOLVER.FIND_UNUSED_PARAMETERS = False
-    # Several processes: split the parameters, their gradients and the optimizer's state over them
-    # (PyTorch's fully_shard, torch 2.6 or later). Checkpoints are the same as without. Each
-    # parameter must get a gradient in each iteration, and none may be a scalar
+    # With several processes: shard parameters, gradients and optimizer state (PyTorch's
+    # fully_shard, torch >= 2.6). The checkpoint format does not change. Every parameter must get a
+    # gradient in every iteration, and no parameter may be a scalar
     cfg.SOLVER.FSDP = False
-    # An exponential moving average of the weights, which is evaluated, and kept in checkpoints
-    # beside them. model_best.pth holds the averaged weights alone
+    # Exponential moving average of the weights. The averaged model is evaluated. Checkpoints hold
+    # both; model_best.pth holds only the averaged weights
     cfg.SOLVER.EMA = CN()
     cfg.SOLVER.EMA.ENABLED = False
-    # The share of the average that stays in each iteration; less in the first iterations
+    # Factor of the old average in each update. It is smaller in the first iterations
     cfg.SOLVER.EMA.DECAY = 0.999
 
     # ---------------------------------------------------------------------------- #
     # Data and evaluation
     # ---------------------------------------------------------------------------- #
-    # Datasets of LVIS format to register: a list of [name, json_file, image_root]
+    # Datasets in LVIS format to register: a list of [name, json_file, image_root]
     cfg.DATASETS.LVIS_FORMAT = []
-    # DATALOADER.SAMPLER_TRAIN takes three names beside detectron2's:
-    # InstanceAwareRepeatFactorTrainingSampler, which reads REPEAT_THRESHOLD;
-    # ClassAwareTrainingSampler, which draws each class as often as any other; and
-    # UndersamplingTrainingSampler, which keeps this share of the pictures of frequent classes alone
+    # DATALOADER.SAMPLER_TRAIN also takes InstanceAwareRepeatFactorTrainingSampler (which uses
+    # REPEAT_THRESHOLD), ClassAwareTrainingSampler (which draws all classes equally often) and
+    # UndersamplingTrainingSampler.
+    # UndersamplingTrainingSampler: fraction of the images with only frequent classes that an epoch
+    # keeps. All other images are kept
     cfg.DATALOADER.FREQUENT_SHARE = 0.5
-    # Keep the checkpoint that is best by this metric, such as "bbox/AP" or "segm/APr", as
-    # model_best.pth. Empty: keep none
+    # Metric by which the best model is saved as model_best.pth, e.g. "bbox/AP" or "segm/APr".
+    # Empty: it is not saved
     cfg.TEST.BEST_METRIC = ""
-    # While training, evaluate this many pictures of each test set alone, with names such as
-    # "subset/bbox/AP"; they are chosen so that rare categories stay in. The whole set is evaluated
-    # at the end. 0: always the whole set
+    # During training, evaluate only this many images of each test set, chosen so that rare
+    # categories are included. The metrics get the prefix "subset/", e.g. "subset/bbox/AP". After
+    # the last iteration the whole test set is evaluated. 0: always evaluate the whole test set
     cfg.TEST.SUBSET = 0
-    # fast (ultrafast-pycocotools) or lvis (lvis-api): the same numbers. Where the fast one is not
-    # installed, lvis-api evaluates
+    # Evaluation engine: fast (ultrafast-pycocotools) or lvis (lvis-api), which give the same
+    # numbers. If ultrafast-pycocotools is not installed, fast falls back to lvis
     cfg.TEST.ENGINE = "fast"
-    # Evaluate COCO-format datasets by LVIS's metrics too, with AP by frequency group
+    # Evaluate datasets in COCO format with the LVIS metrics, which include AP by frequency group,
+    # instead of the COCO metrics
     cfg.TEST.LONG_TAIL = False
-    # The frequency groups, each with its largest image count: "r:10,c:100,f"; or a .json file
-    # {"category": "group", ...}. Empty: LVIS's, as the dataset's file says
+    # Frequency groups, each with its maximum image count, e.g. "r:10,c:100,f"; or a .json file
+    # {"category": "group", ...}. Empty: those of LVIS, as given in the dataset's file
     cfg.TEST.FREQUENCY_GROUPS = ""
-    # A registered dataset, such as the training set, to take the image counts of the categories
-    # from. Empty: the counts in the evaluated file
+    # Registered dataset (usually the training set) that provides the image counts of the
+    # categories. Empty: the evaluated dataset itself
     cfg.TEST.COUNT_FROM = ""
-    # Any of AR (average recalls, of the groups too), fixed (AP-fixed), pool (AP-pool) and boundary
-    # (mask boundary AP; with the fast engine). All but AR take their time
+    # Names in apa_det.evaluation.METRIC_REGISTRY: AR (average recall, also by frequency group),
+    # fixed (AP-fixed), pool (AP-pool) or a custom metric; and boundary (mask boundary AP; needs the
+    # fast engine). All but AR add evaluation time
     cfg.TEST.EXTRA_METRICS = []
-    # Write the AP of each category to OUTPUT_DIR/inference/<task>_per_category.csv
+    # Write the AP of each category to OUTPUT_DIR/inference/<iou_type>_per_category.csv
     cfg.TEST.PER_CATEGORY = False
     # Write the predictions to OUTPUT_DIR/inference/lvis_instances_results.json
     cfg.TEST.SAVE_PREDICTIONS = False

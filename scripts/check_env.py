@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Check that this Python has what a make target needs: check_env.py TARGET.
+"""Check that this Python has the packages of a make target: check_env.py TARGET.
 
-Prints one line when it has, else what is missing and how to install it, and exits with 1.
+If packages are missing, print how to install them and exit with 1.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import NamedTuple
 
 
-class Need(NamedTuple):
+class Requirement(NamedTuple):
     name: str
-    check: Callable[[], object]  # raises where the package is missing or does not work
-    mend: str
+    check: Callable[[], object]  # raises if the package is missing or broken
+    fix: str
 
 
 def check_torchvision():
@@ -34,14 +34,14 @@ def check_detectron2():
     from detectron2.data.detection_utils import get_fed_loss_cls_weights  # noqa: F401
 
 
-def package(name: str, mend: str) -> Need:
-    return Need(name, partial(import_module, name), mend)
+def package(name: str, fix: str) -> Requirement:
+    return Requirement(name, partial(import_module, name), fix)
 
 
 RUN = [
-    package("torch", "install PyTorch and torchvision as pytorch.org says"),
-    Need("torchvision", check_torchvision, "install the torchvision release made for this torch"),
-    Need(
+    package("torch", "install PyTorch and torchvision as described on pytorch.org"),
+    Requirement("torchvision", check_torchvision, "install the torchvision release for this torch"),
+    Requirement(
         "detectron2",
         check_detectron2,
         "install detectron2's main branch (github.com/facebookresearch/detectron2, INSTALL.md; "
@@ -60,7 +60,7 @@ TEST = FAST + [
         ("mpmath", "mpmath"),
     )
 ]
-NEEDS = {
+REQUIREMENTS = {
     "quickstart": RUN,
     "benchmark": RUN + FAST,
     "test": RUN + TEST,
@@ -75,8 +75,8 @@ def device() -> str:
         return torch.cuda.get_device_name(0)
     if torch.version.cuda and shutil.which("nvidia-smi"):
         return (
-            f"CPU: there is an NVIDIA driver, but torch's CUDA {torch.version.cuda} finds no GPU "
-            "that it can use; update the driver, or use your own torch with make TARGET PYTHON=..."
+            "CPU: an NVIDIA driver is installed, but torch finds no GPU. Update the driver for "
+            f"CUDA {torch.version.cuda}, or use your own torch: make TARGET PYTHON=..."
         )
     return "CPU"
 
@@ -85,17 +85,22 @@ def main() -> int:
     target = sys.argv[1]
     warnings.simplefilter("ignore")
     missing = []
-    for need in NEEDS[target]:
+    for requirement in REQUIREMENTS[target]:
         try:
-            need.check()
+            requirement.check()
         except Exception as error:  # a broken install can raise anything
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            missing.append(f"  {need.name}: {reason}\n      {need.mend}")
+            missing.append(f"  {requirement.name}: {reason}\n      {requirement.fix}")
     python = f"{sys.executable} (Python {sys.version.split()[0]})"
-    if sys.version_info < (3, 10):  # noqa: UP036 (this file runs before anything is checked)
-        missing.append("  python: apa_det needs Python 3.10 or later")
+    if sys.version_info < (3, 10):  # noqa: UP036 (this file runs with any Python 3)
+        missing.append("  python: apa_det requires Python 3.10 or later")
     if missing:
-        print(f"{python} lacks what `make {target}` needs:", *missing, sep="\n", file=sys.stderr)
+        print(
+            f"{python} does not have the packages for `make {target}`:",
+            *missing,
+            sep="\n",
+            file=sys.stderr,
+        )
         return 1
     if target != "lint":
         import torch

@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# Make .venv with everything that apa_det needs, or find it ready (well under a second).
+# Create .venv with all packages of apa_det. If it is up to date, this takes less than a second.
 #
-#   scripts/setup_env.sh                              with python3, or the first of python3.13 ... 3.10
-#   BASE_PYTHON=/path/to/python scripts/setup_env.sh  with this Python
+#   scripts/setup_env.sh                              use python3, or else python3.13 ... python3.10
+#   BASE_PYTHON=/path/to/python scripts/setup_env.sh  use this Python
 #
-# requirements/ pins what is installed. .venv/.apa_det says that this script made .venv; once
-# everything is in and imports, it holds the stamp: the pins, Python and checkout it was made for.
-# Without the right stamp .venv is made anew. A .venv of another origin is never touched.
+# requirements/ pins the packages. The file .venv/.apa_det marks a .venv created by this script.
+# After a complete installation it contains a stamp of the pins, the Python and the checkout. With
+# another stamp .venv is created again. A .venv without this file is never changed.
 
 set -Eeuo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly VERSION=1 # raise it when a change of this script must rebuild everyone's .venv
+readonly VERSION=1 # increment it to create all existing .venv again
 readonly VENV=.venv
 readonly PY=$VENV/bin/python
 readonly MARK=$VENV/.apa_det
-readonly LOG=$VENV/setup.log # what the current step printed
+readonly LOG=$VENV/setup.log # output of the current step
 readonly LOCK=.venv.lock
 readonly STEPS=6
 readonly NEED_GB=8
 
 step_number=0
-step_name="looking at $VENV"
+step_name="checking $VENV"
 
-die() { # MESSAGE [ADVICE]: say which step failed, why, and what to do
+die() { # MESSAGE [ADVICE]: print the failed step, the reason and the advice, and exit
     {
         echo
         echo "scripts/setup_env.sh failed at: $step_name"
@@ -39,17 +39,17 @@ step() {
     echo "[$step_number/$STEPS] $1"
 }
 
-# --- is it ready? -----------------------------------------------------------------------------
+# --- is .venv up to date? ----------------------------------------------------------------------
 
 sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi; }
 
-stamp() { # PYTHON_VERSION: what MARK must hold
+stamp() { # PYTHON_VERSION: the expected content of MARK
     local pins
     pins=$(cat requirements/*.txt | sha256)
     echo "setup_env $VERSION, Python $1, pins ${pins%% *}, $PWD"
 }
 
-installed_python() { # version of .venv's Python, if every package is still in its place
+installed_python() { # version of the Python in .venv, if all packages are installed
     "$PY" -I - <<'PYTHON' 2>/dev/null
 import sys
 from importlib.util import find_spec
@@ -69,7 +69,7 @@ ready() {
 
 # --- which Python? ----------------------------------------------------------------------------
 
-fitness() { # PYTHON: its version if a .venv can be made with it, else what stands in the way
+fitness() { # PYTHON: its version if it can create .venv, else the problem
     command -v "$1" >/dev/null || { echo "not found" && return; }
     "$1" - <<'PYTHON' 2>/dev/null || echo "does not run"
 import sys
@@ -108,22 +108,23 @@ choose_python() { # sets base, base_version
 
 take_lock() {
     if command -v flock >/dev/null; then
-        # pip inherits the lock: should this script be killed, the next one waits for pip to end.
+        # pip inherits the lock. If this script is killed, the next one waits for pip to finish.
         exec 9>"$LOCK"
         flock -n 9 || {
-            echo "Another set-up is at work here: waiting for it to end."
+            echo "Another set-up is running in this checkout. Waiting for it to finish."
             flock 9
         }
         return
     fi
-    local holder told=""
+    local holder announced=""
     until mkdir "$LOCK.d" 2>/dev/null; do
         holder=$(cat "$LOCK.d/pid" 2>/dev/null || true)
         if [[ -n $holder ]] && ! kill -0 "$holder" 2>/dev/null; then
             rm -rf "$LOCK.d"
         else
-            [[ -n $told ]] || echo "Another set-up is at work here: waiting (if none is, remove $LOCK.d)."
-            told=yes
+            [[ -n $announced ]] ||
+                echo "Another set-up is running in this checkout. Waiting for it to finish (if there is none, remove $LOCK.d)."
+            announced=yes
             sleep 1
         fi
     done
@@ -133,7 +134,7 @@ take_lock() {
 
 # --- the steps --------------------------------------------------------------------------------
 
-show_progress() { # pip's output in, one line for each large download out
+show_progress() { # reduce the output of pip to one line per large download
     awk '/^ *Downloading .* MB\)$/ {
              size = substr($(NF - 1), 2) + 0
              if (size >= 20) { sub(/.*\//, "", $2); print "      " $2 ", " int(size) " MB" }
@@ -144,17 +145,17 @@ show_progress() { # pip's output in, one line for each large download out
 
 advice_for_pip() {
     if grep -q "No space left" "$LOG"; then
-        echo "free some disk space ($NEED_GB GB are needed here; a small /tmp: set TMPDIR to a larger folder)."
+        echo "free disk space: $NEED_GB GB are required here. If /tmp is too small, set TMPDIR to a larger folder."
     elif grep -q "DO NOT MATCH THE HASHES" "$LOG"; then
-        echo "the registry served another file than the pinned one: do not use it; look into the registry that pip is set to."
+        echo "the registry served a file that differs from the pinned one. Do not use it; check the registry configured in pip."
     elif grep -qE "No matching distribution|Connection|Retrying|Temporary failure|Max retries" "$LOG"; then
-        echo "pip could not get a package: check the network, the proxy and the registry that pip is set to (pip config list), then run this again. Without a network, or on a platform that the pinned releases do not cover: make TARGET PYTHON=/path/to/python, with a Python that has torch and detectron2."
+        echo "pip could not download a package: check the network, the proxy and the registry of pip (pip config list), then run this again. Without a network, or on a platform without the pinned releases, use make TARGET PYTHON=/path/to/python with a Python that has torch and detectron2."
     else
-        echo "read $LOG, mend the cause, then run this again."
+        echo "read $LOG, fix the problem, then run this again."
     fi
 }
 
-run_pip() { # pip install with these arguments
+run_pip() { # ARGUMENTS of pip install
     echo "pip install $*" >"$LOG"
     "$PY" -m pip --no-input --disable-pip-version-check install "$@" 2>&1 |
         tee -a "$LOG" | show_progress ||
@@ -162,14 +163,14 @@ run_pip() { # pip install with these arguments
 }
 
 make_venv() {
-    step "making $VENV with $base (Python $base_version)"
+    step "creating $VENV with $base (Python $base_version)"
     mkdir -p "$VENV"
-    : >"$MARK" # first: whatever stops us now, what is left is known as ours and as unfinished
+    : >"$MARK" # first: if this script is stopped, .venv is recognized as incomplete
     find "$VENV/" -mindepth 1 -maxdepth 1 ! -name "${MARK##*/}" -exec rm -rf {} +
     local free_kb
     free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
     if ((free_kb < NEED_GB * 1024 * 1024)); then
-        echo "      WARNING: $((free_kb / 1024 / 1024)) GB of disk are free here; the install needs about $NEED_GB GB."
+        echo "      WARNING: $((free_kb / 1024 / 1024)) GB of disk space are free; about $NEED_GB GB are required."
     fi
     "$base" -m venv "$VENV" >"$LOG" 2>&1 ||
         die "$(tail -n 15 "$LOG")" "try another Python: make TARGET BASE_PYTHON=/path/to/python3.12"
@@ -179,13 +180,13 @@ install_packages() {
     step "installing pip and setuptools"
     run_pip -r requirements/installer.txt
 
-    step "installing torch, torchvision and what detectron2 imports (5 GB; 1 to 10 minutes)"
+    step "installing torch, torchvision and the dependencies of detectron2 (5 GB; 1 to 10 minutes)"
     run_pip --no-build-isolation -r requirements/environment.txt -c requirements/constraints.txt
 
     step "installing detectron2, lvis and timm"
     run_pip --no-deps -r requirements/without_dependencies.txt
-    # The wheel is tagged for one Python but fits all: so it goes through a folder, from where all
-    # but its stray top-level `tools` moves to site-packages at once.
+    # The wheel is tagged for Python 3.10 but works with all. Install it to a folder and move all but
+    # its stray top-level `tools` to site-packages.
     local folder=$VENV/detectron2 site_packages
     run_pip --target "$folder" --no-deps --only-binary=:all: --python-version 3.10 \
         --implementation cp --abi none --platform any --require-hashes -r requirements/detectron2.txt
@@ -194,48 +195,53 @@ install_packages() {
     mv "$folder"/* "$site_packages"
     rmdir "$folder"
 
-    step "installing apa_det itself (a link to this folder)"
+    step "installing apa_det (editable)"
     run_pip --no-deps --no-build-isolation -e .
 }
 
-build_kernels() { # anew, where the source has changed since; without a compiler there are none
+update() { # install apa_det again if setup.py changed, and compile the kernels if native.cpp did
     local built
+    if [[ setup.py -nt $MARK ]]; then
+        echo "Installing apa_det again because setup.py changed."
+        run_pip --no-deps --no-build-isolation -e .
+        touch "$MARK"
+    fi
     for built in apa_det/kernels/_native_*.so; do
         if [[ -e $built && apa_det/kernels/native.cpp -nt $built ]]; then
-            echo "Compiling the kernels again, whose source has changed."
+            echo "Compiling the kernels again because native.cpp changed."
             "$PY" setup.py -q build_ext --inplace --force >"$LOG" 2>&1 ||
-                echo "They do not compile (see $LOG): plain PyTorch is used instead."
+                echo "The kernels do not compile (see $LOG); apa_det uses plain PyTorch instead."
             return
         fi
     done
 }
 
 check() {
-    step "importing everything once"
+    step "checking the installation"
     "$PY" scripts/check_env.py test >"$LOG" 2>&1 ||
-        die "$(tail -n 15 "$LOG")" "run this again; if it fails the same way, report it with $LOG."
+        die "$(tail -n 15 "$LOG")" "run this again. If it fails again, report it with $LOG."
     tail -n 1 "$LOG"
 }
 
 main() {
     unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT
     export PIP_USER=0
-    PATH=${PATH//"$PWD/$VENV/bin:"/} # an activated .venv must not be the Python that makes it anew
+    PATH=${PATH//"$PWD/$VENV/bin:"/} # do not create .venv with the Python of an activated .venv
     if ready; then
-        build_kernels
+        update
         return
     fi
-    [[ -w . ]] || die "$PWD is not writable." "use a checkout of your own, or a ready Python: make TARGET PYTHON=/path/to/python"
+    [[ -w . ]] || die "$PWD is not writable." "use another checkout, or an existing Python: make TARGET PYTHON=/path/to/python"
     take_lock
-    if ready; then return; fi # made while we waited
+    if ready; then return; fi # created while waiting
 
     if [[ -e $VENV && ! -f $MARK && -n $(ls -A "$VENV" 2>/dev/null || echo file) ]]; then
-        die "There is a $VENV here that this script did not make." \
-            "move it away, or use the Python in it: make TARGET PYTHON=$PY"
+        die "This script did not create the existing $VENV." \
+            "move it away, or use its Python: make TARGET PYTHON=$PY"
     fi
     choose_python
-    trap 'die "Interrupted." "run it again: it starts from the beginning, with what pip has in its cache."' INT TERM
-    trap 'die "Command failed: $BASH_COMMAND" "read $LOG, mend the cause, then run this again."' ERR
+    trap 'die "Interrupted." "run it again. It starts from the beginning, with the cache of pip."' INT TERM
+    trap 'die "Command failed: $BASH_COMMAND" "read $LOG, fix the problem, then run this again."' ERR
     SECONDS=0
     make_venv
     install_packages

@@ -1,8 +1,8 @@
-"""Run by test_import.py in processes of their own; each command prints JSON.
+"""Run by test_import.py in subprocesses; each command prints JSON.
 
-outputs first|between   hashes of what detectron2's own models give, with apa_det imported first, or
-                        before and after its import
-state                   what importing apa_det changes
+outputs first|between   hashes of the outputs of detectron2's models, with apa_det imported first,
+                        or before and after its import
+state                   global state that importing apa_det changes, and registered names
 """
 
 import gc
@@ -11,12 +11,12 @@ import importlib
 import json
 import logging
 import os
-import pkgutil
 import random
 import signal
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ CONFIGS = (
 
 
 def build(name):
-    """The config's model, with few proposals and detections: enough to compare, and fast."""
+    """Build the model of a config, with few proposals and detections for speed."""
     cfg = model_zoo.get_config(name)
     if name.endswith(".yaml"):
         cfg.MODEL.DEVICE = "cpu"
@@ -52,29 +52,29 @@ def build(name):
 
 
 def outputs(name):
-    """A hash of the weights, the losses, gradients and detections of one picture."""
+    """Return a hash of the weights, and of losses, gradients and detections of one image."""
     torch.manual_seed(0)
     model = build(name)
-    with torch.no_grad():  # frozen batch norms let features grow from block to block
+    with torch.no_grad():  # with frozen batch norms, features would grow
         for parameter in model.backbone.parameters():
             parameter.mul_(0.7)
     masks = torch.zeros(1, 64, 64, dtype=torch.bool)
     masks[0, 8:40, 4:30] = True
     instances = Instances((64, 64), gt_boxes=Boxes([[4.0, 8, 30, 40]]), gt_masks=BitMasks(masks))
     instances.gt_classes = torch.tensor([2])
-    picture = {"image": torch.randint(256, (3, 64, 64)).float(), "height": 64, "width": 64}
-    labelled = {**picture, "instances": instances, "sem_seg": masks[0].long()}
+    inputs = {"image": torch.randint(256, (3, 64, 64)).float(), "height": 64, "width": 64}
+    labeled = {**inputs, "instances": instances, "sem_seg": masks[0].long()}
     with EventStorage():
-        losses = model.train()([labelled])
+        losses = model.train()([labeled])
     sum(losses.values()).backward()
     with torch.no_grad():
-        (found,) = model.eval()([picture])
-    fields = found["instances"].get_fields()
+        (results,) = model.eval()([inputs])
+    fields = results["instances"].get_fields()
     assert len(fields["scores"]) > 0
     tensors = [*model.state_dict().values(), *losses.values()]
     tensors += [p.grad for p in model.parameters() if p.grad is not None]
     tensors += [getattr(fields[key], "tensor", fields[key]) for key in sorted(fields)]
-    tensors += [found["sem_seg"]] if "sem_seg" in found else []
+    tensors += [results["sem_seg"]] if "sem_seg" in results else []
     assert all(t.isfinite().all() for t in tensors)
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -87,7 +87,7 @@ def all_outputs():
 
 
 def settings():
-    """What a process has once, for everybody."""
+    """Return the global state of the process."""
     numpy_state = np.random.get_state()
     return {
         "torch threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
@@ -126,7 +126,7 @@ def loggers():
 
 
 def attributes():
-    """The identity of all that others' modules and classes hold."""
+    """Return the identity of all attributes of modules and classes of other packages."""
     packages = ("detectron2", "fvcore", "iopath", "yacs", "torchvision", "torch.nn", "torch.optim")
     found = {}
     for name, module in list(sys.modules.items()):
@@ -140,7 +140,7 @@ def attributes():
 
 
 def registries():
-    """By its name, what each registry of detectron2 holds; and the catalogs."""
+    """Return the entries of each registry of detectron2 by its name, and those of the catalogs."""
     found = {"datasets": {name: "" for name in DatasetCatalog}}
     found["metadata"] = {name: repr(vars(MetadataCatalog.get(name))) for name in MetadataCatalog}
     for name, module in list(sys.modules.items()):
@@ -152,17 +152,18 @@ def registries():
 
 
 def import_all(package):
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        if "._native_" not in module.name:  # the kernels, which are no modules
-            importlib.import_module(module.name)
+    root = Path(package.__file__).parents[1]
+    for file in sorted(root.glob(f"{package.__name__}/**/*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
+        importlib.import_module(".".join(parts).removesuffix(".__init__"))
 
 
 def state():
-    """What importing apa_det, then all of its modules, changes or adds."""
+    """Return what importing apa_det, then all its modules, changes and registers."""
     for name in ("engine", "evaluation", "checkpoint", "solver", "export", "projects", "layers"):
         importlib.import_module(f"detectron2.{name}")
     before = settings(), loggers(), attributes(), registries()
-    changed, gained = [], {}
+    changed, added = [], {}
     import apa_det
 
     for import_more in (lambda: None, lambda: import_all(apa_det)):
@@ -170,14 +171,14 @@ def state():
         after = settings(), loggers(), attributes(), registries()
         for old, new in zip(before[:3], after[:3], strict=True):
             changed += [f"{k}: {v} → {new.get(k)}" for k, v in old.items() if new.get(k) != v]
-        for name, held in before[3].items():
+        for name, entries in before[3].items():
             now = after[3][name]
-            changed += [f"{name} {key}" for key, value in held.items() if now.get(key) != value]
-            gained[name] = sorted(now.keys() - held.keys())
+            changed += [f"{name} {key}" for key, value in entries.items() if now.get(key) != value]
+            added[name] = sorted(now.keys() - entries.keys())
         names = after[1].keys() - before[1].keys()
         configured = [n for n in names if n.startswith("apa_det") and after[1][n][:2] != [0, []]]
         changed += [f"logger {name}" for name in configured]
-    return {"changed": changed, "gained": {k: v for k, v in gained.items() if v}}
+    return {"changed": changed, "added": {k: v for k, v in added.items() if v}}
 
 
 def main(command, when=""):

@@ -1,4 +1,4 @@
-"""The activation against mpmath, float64 autograd and its closed forms."""
+"""APA and AGLU against mpmath, float64 autograd and closed forms."""
 
 import itertools
 
@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apa_det import AGLU, APA, activation, aglu, apa, log_apa, logit_apa
+from apa_det.errors import UserError
 
 FORMS = {"apa": apa, "log_apa": log_apa, "aglu": aglu, "logit_apa": logit_apa}
 ULP = 2.0**-23
 
 
 def exact(form, z, lambda_, kappa):
-    """The value and its derivatives with respect to z, λ and κ, in mpmath."""
+    """Return the value and its derivatives for z, λ and κ, in mpmath."""
     z, lambda_, kappa = map(mpmath.mpf, (z, lambda_, kappa))
     e = mpmath.exp(-kappa * z)
     x = lambda_ * e
@@ -47,7 +48,7 @@ def grid():
 
 @pytest.mark.parametrize("form", ["apa", "log_apa", "aglu"])
 def test_backward_stable(form):
-    """Value and gradients are exact, but for 4 ulp, for inputs within 64 ulp of those given."""
+    """Value and gradients are within 4 ulp of the exact ones at some input within 64 ulp."""
     mpmath.mp.dps = 60
     points = grid()
     inputs = [torch.tensor(column).requires_grad_() for column in zip(*points, strict=True)]
@@ -74,7 +75,7 @@ def test_backward_stable(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_finite(form):
-    """No NaN for any finite input, and no Inf where the true value is finite."""
+    """No NaN for finite inputs, and no Inf where the true value is finite."""
     z = torch.cat([torch.logspace(-30, 38, 200), torch.zeros(1)])
     z = torch.cat([z, -z])[:, None, None]
     lambda_ = torch.tensor([0, 1e-20, 1e-8, 1e-4, 0.1, 1, 100])[:, None]
@@ -106,7 +107,7 @@ def test_gradcheck(form, shape):
         lambda_ = torch.empty(shape, dtype=torch.float64).uniform_(low, high).requires_grad_()
         for kappa_low, kappa_high in [(-3, -0.5), (-0.5, 0.5), (0.5, 5)]:
             kappa = torch.empty(shape, dtype=torch.float64).uniform_(kappa_low, kappa_high)
-            # λ matters to nobody at 1e-6, where a step of 1e-6 would leave the domain.
+            # At λ = 1e-6 a step of 1e-6 would leave the domain.
             eps = min(1e-6, low / 10)
             assert torch.autograd.gradcheck(
                 FORMS[form], (z, lambda_, kappa.requires_grad_()), eps=eps, atol=1e-3, rtol=1e-3
@@ -142,8 +143,8 @@ def test_against_float64_autograd(form, lambda_, kappa, seed):
         torch.testing.assert_close(mine.double(), reference, rtol=2e-5, atol=2e-5 * scale)
 
 
-def test_the_lambda_gradient_that_others_get_wrong():
-    """1,000 normal draws, λ = 0.5, κ = 1.1: about −56 for AGLU's sum, not about −20."""
+def test_lambda_gradient_includes_the_log_term():
+    """∂η/∂λ = (η/λ)·(−log η − s); other implementations omit −log η."""
     torch.manual_seed(0)
     z = torch.randn(1000)
     lambda_ = torch.tensor(0.5, requires_grad=True)
@@ -163,7 +164,7 @@ def test_half_types_round_once(form, dtype):
     z = torch.linspace(-200, 200, 4001).to(dtype)
     for lambda_, kappa in itertools.product([1e-4, 0.03, 1, 3], [-1, 0.5, 1.1, 3]):
         half, single = z.clone().requires_grad_(), z.float().requires_grad_()
-        backend = "eager" if dtype == torch.float16 else None  # the others do not take it on a CPU
+        backend = "eager" if dtype == torch.float16 else None  # the only CPU backend for it
         out, expected = (FORMS[form](t, lambda_, kappa, backend=backend) for t in (half, single))
         assert out.dtype == dtype and torch.equal(out, expected.to(dtype))
         grad = torch.randn(4001).to(dtype)
@@ -230,7 +231,7 @@ def test_cross_entropy_of_the_log_odds():
 
 
 def test_layouts_and_sizes():
-    """Blocks, strides and broadcasting change nothing."""
+    """Results do not depend on blocks, strides or broadcasting."""
     torch.manual_seed(0)
     lambda_, kappa = torch.rand(1, 5, 1, 1), torch.rand(1, 5, 1, 1)
     big = torch.randn(3, 5, 200, 300)
@@ -261,7 +262,7 @@ def test_layouts_and_sizes():
                 torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
 
 
-def test_same_gradient_every_time():
+def test_gradients_are_deterministic():
     z, layer = torch.randn(2, 64, 100, 100), AGLU()
     gradients = [
         torch.autograd.grad(layer(z).sum(), [layer.lambda_param, layer.kappa_param])
@@ -271,7 +272,7 @@ def test_same_gradient_every_time():
         assert all(torch.equal(a, b) for a, b in zip(gradient, gradients[0], strict=True))
 
 
-def test_only_the_input_is_kept():
+def test_saves_only_its_inputs():
     z = torch.randn(10, 10, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -280,7 +281,7 @@ def test_only_the_input_is_kept():
     assert any(t.data_ptr() == z.data_ptr() for t in kept)
 
 
-def test_double_backward_says_so():
+def test_double_backward_raises():
     z = torch.randn(3, requires_grad=True)
     (grad,) = torch.autograd.grad(aglu(z, 0.5, 1.0).sum(), z, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives"):
@@ -311,12 +312,12 @@ def test_modules(module):
 def test_errors():
     with pytest.raises(TypeError, match="int64"):
         apa(torch.arange(3), 1.0, 1.0)
-    with pytest.raises(ValueError, match="lambda_ >= 0"):
+    with pytest.raises(ValueError, match="lambda_ of aglu must be >= 0, got -0.1"):
         aglu(torch.zeros(3), -0.1, 1.0)
     assert apa(torch.zeros(1), torch.tensor(-0.1), 1.0).isnan().all()
-    with pytest.raises(ValueError, match="low <= high"):
+    with pytest.raises(UserError, match="low <= high.*MODEL.APA.LAMBDA_RANGE"):
         APA(lambda_range=(1.0, 0.0))
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(UserError, match="must be >= 0.*MODEL.APA.LAMBDA_RANGE"):
         AGLU(lambda_range=(-1.0, 0.0))
     functions = {"apa", "aglu", "log_apa", "logit_apa", "affine_aglu", "apa_cross_entropy"}
     assert set(activation.__all__) == {"APA", "AGLU"} | functions

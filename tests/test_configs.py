@@ -1,4 +1,4 @@
-"""Every config builds its model, and the steps of a series differ in what they say."""
+"""Every config builds its model, with the layers that its name promises."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ NAMES = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob("*.yaml")
     if not path.name.startswith("Base-")
-    and path.parent.name != "Comparison"  # descriptions for tools/compare.py
+    and path.parent.name != "Comparison"  # experiment files for tools/compare.py
 )
 
 
@@ -59,7 +59,7 @@ def test_builds(name):
 
 @pytest.mark.parametrize("depth", [50, 101])
 def test_baseline_is_detectron2s_model(depth):
-    """The state dict of detectron2's own configs for LVIS v1, but for the batch norms."""
+    """The state dict equals that of detectron2's configs, except for batch norm counters."""
     ours = build_model(load(f"LVISv1-InstanceSegmentation/mask_rcnn_R_{depth}_FPN_1x.yaml"))
     cfg = model_zoo.get_config(f"LVISv1-InstanceSegmentation/mask_rcnn_R_{depth}_FPN_1x.yaml")
     cfg.MODEL.DEVICE = "cpu"

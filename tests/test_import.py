@@ -1,4 +1,4 @@
-"""Importing apa_det changes nothing for who does not ask for it."""
+"""Importing apa_det does not change detectron2 or global state; it only registers names."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def probe(*command):
             "PYTHONPATH": str(PROBE.parents[1]),
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
-            "PYTORCH_JIT": "0",  # it computes a function otherwise from the second call on
+            "PYTORCH_JIT": "0",  # TorchScript changes results from the second call on
         },
         capture_output=True,
         text=True,
@@ -27,8 +27,8 @@ def probe(*command):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_models_of_detectron2_give_the_same_bits():
-    """Losses, gradients and detections, of several architectures."""
+def test_detectron2_models_are_bitwise_equal():
+    """Losses, gradients and detections of several architectures."""
     before, after = probe("outputs", "between")
     assert len(before) == len(set(before.values())) == 5
     assert after == before
@@ -36,10 +36,10 @@ def test_models_of_detectron2_give_the_same_bits():
     assert imported_first == before
 
 
-def test_changes_nothing_and_adds_names():
-    found = probe("state")
-    assert found["changed"] == []
-    gained = found["gained"]
-    assert "APAROIHeads" in gained["ROI_HEADS"]
-    names = [name.lower() for held in gained.values() for name in held]
+def test_import_changes_nothing_and_registers_names():
+    result = probe("state")
+    assert result["changed"] == []
+    added = result["added"]
+    assert "APAROIHeads" in added["ROI_HEADS"]
+    names = [name.lower() for registry in added.values() for name in registry]
     assert all("apa" in name or name.startswith("v3det") for name in names)

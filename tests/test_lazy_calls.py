@@ -1,4 +1,4 @@
-"""Every class can be described by a LazyCall of plain arguments, saved to yaml and read back."""
+"""Every class works as a LazyCall of plain arguments, also after a round trip through yaml."""
 
 import itertools
 from functools import partial
@@ -49,7 +49,7 @@ from apa_det.modeling import (
 )
 from apa_det.modeling.losses import DropLoss
 
-PICTURE, FEATURES, VECTORS = (2, 3, 32, 32), (2, 32, 8, 8), (4, 32)
+IMAGE, FEATURES, VECTORS = (2, 3, 32, 32), (2, 32, 8, 8), (4, 32)
 ROI = ShapeSpec(channels=32, height=8, width=8)
 SCALED_SIGMOID = partial(APA, lambda_range=(1.0, 1.0), kappa_range=(2.0, 2.0))
 PER_CHANNEL = partial(get_activation, "aglu", per_channel=True, kappa_range=(1.0, 1.0))
@@ -67,7 +67,7 @@ CALLS = [
     (NormedLinear, dict(in_features=32, out_features=5, temperature=3.0), VECTORS),
     (NormedConv2d, dict(in_channels=32, out_channels=5, kernel_size=1), FEATURES),
     (WrappedCauchyLinear, dict(in_features=32, out_features=5), VECTORS),
-    (APABasicStem, dict(out_channels=8, norm="EvalBN", activation="aglu"), PICTURE),
+    (APABasicStem, dict(out_channels=8, norm="EvalBN", activation="aglu"), IMAGE),
     (
         APABasicBlock,
         dict(in_channels=32, out_channels=8, norm="EvalBN", activation=PER_CHANNEL),
@@ -80,7 +80,7 @@ CALLS = [
         ),
         FEATURES,
     ),
-    (make_apa_resnet, dict(depth=18, activation=PER_CHANNEL, gate=SMALL_GATE), PICTURE),
+    (make_apa_resnet, dict(depth=18, activation=PER_CHANNEL, gate=SMALL_GATE), IMAGE),
     (
         make_apa_resnet,
         dict(
@@ -96,7 +96,7 @@ CALLS = [
             out_features=["stem", "res4"],
             freeze_at=2,
         ),
-        PICTURE,
+        IMAGE,
     ),
     (
         ResNet,
@@ -107,7 +107,7 @@ CALLS = [
             ),
             out_features=["res3"],
         ),
-        PICTURE,
+        IMAGE,
     ),
     (
         APAFastRCNNConvFCHead,
@@ -137,7 +137,7 @@ CALLS = [
 
 
 def saved(call, folder):
-    """The call after a round trip through a yaml file."""
+    """Return the call after a round trip through a yaml file."""
     path = str(folder / "config.yaml")
     LazyConfig.save(OmegaConf.create({"call": call}, flags={"allow_objects": True}), path)
     assert not (folder / "config.yaml.pkl").exists()
@@ -188,7 +188,7 @@ def data(tmp_path_factory):
 
 
 def test_loader(data, tmp_path):
-    """Pictures come in the order, and as often, as detectron2's sampler says."""
+    """Images come in the order of detectron2's sampler, repeated ones included."""
     call = L(build_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="lazy_calls_train"),
         mapper=L(DatasetMapper)(is_train=True, augmentations=[], image_format="RGB"),
@@ -201,7 +201,7 @@ def test_loader(data, tmp_path):
     )
     loader = instantiate(saved(call, tmp_path))
     batches = itertools.islice(loader, 20)
-    seen = [picture["image_id"] for batch in batches for picture in batch]
+    seen = [image["image_id"] for batch in batches for image in batch]
     records = get_detection_dataset_dicts("lazy_calls_train")
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.9)
     assert factors.max() > 1
@@ -236,7 +236,7 @@ def test_evaluators(data, tmp_path):
 
 
 def test_weight_decay_of_lambda_and_kappa():
-    """``overrides`` of detectron2's groups does what ``MODEL.APA.WEIGHT_DECAY`` does."""
+    """detectron2's ``overrides`` have the effect of ``MODEL.APA.WEIGHT_DECAY``."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), AGLU(8), SEGate(8))
     cfg = get_cfg()
     add_apa_config(cfg)
@@ -256,9 +256,9 @@ def test_weight_decay_of_lambda_and_kappa():
     def decays(optimizer):
         return {p: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
 
-    found = decays(instantiate(call))
-    assert found == decays(build_optimizer(cfg, model))
-    assert found[model[2].kappa_param] == 0 and found[model[0].weight] == 0.01
+    decay_of = decays(instantiate(call))
+    assert decay_of == decays(build_optimizer(cfg, model))
+    assert decay_of[model[2].kappa_param] == 0 and decay_of[model[0].weight] == 0.01
 
 
 def test_clip_gradients():

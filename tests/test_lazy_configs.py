@@ -1,4 +1,4 @@
-"""Each lazy config says what the yaml beside it says: model, data, optimizer and schedule."""
+"""Each lazy config equals its yaml: model, data, optimizer and schedule."""
 
 from functools import cache
 from pathlib import Path
@@ -47,13 +47,13 @@ def load_lazy(name, *overrides):
 
 @cache
 def meta_model(name):
-    """The yaml's model, without values."""
+    """The yaml's model on the meta device."""
     with torch.device("meta"):
         return build_model(load_yaml(name, "meta"))
 
 
 def plain(value):
-    """Values of either kind of config in a form that compares; objects by their attributes."""
+    """Convert values of both kinds of configs to a comparable form; objects to attributes."""
     if isinstance(value, (list, tuple, ListConfig)):
         return tuple(plain(v) for v in value)
     if value is None or isinstance(value, (str, int, float)):
@@ -64,16 +64,16 @@ def plain(value):
 
 
 def settings(model):
-    """The type and all settings of every module, by its name."""
-    found = {}
+    """Return the type and all settings of every module by name."""
+    modules = {}
     for name, module in model.named_modules():
         attributes = {
             key: plain(value)
             for key, value in vars(module).items()
             if not key.startswith("_") and not isinstance(value, Tensor)
         }
-        found[name] = type(module), attributes
-    return found
+        modules[name] = type(module), attributes
+    return modules
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,7 +90,7 @@ def test_same_model(name):
     assert settings(ours) == settings(theirs)
 
 
-def test_settings_see_a_difference():
+def test_settings_detect_differences():
     name = "Quickstart/mask_rcnn_R_18_FPN_APA"
     for override in (
         "model.roi_heads.box_predictor.test_nms_thresh=0.4",
@@ -104,9 +104,9 @@ def test_settings_see_a_difference():
 
 
 def optimizer_groups(model, optimizer):
-    """Of each parameter, what the optimizer does with it."""
+    """Return the optimizer settings of each parameter."""
     names = {p: name for name, p in model.named_parameters()}
-    other = ("params", "foreach")  # foreach: the same numbers, faster
+    other = ("params", "foreach")  # foreach affects only speed
     return {
         names[p]: {k: plain(v) for k, v in group.items() if k not in other}
         for group in optimizer.param_groups
@@ -139,17 +139,17 @@ def test_same_training(name):
     multiplier = instantiate(lazy.lr_multiplier)
     scheduler = build_lr_scheduler(cfg, optimizer)
     end = solver.MAX_ITER
-    places = [0, 1, solver.WARMUP_ITERS // 2, solver.WARMUP_ITERS, end - 1]
-    for place in places + [step + i for step in solver.STEPS for i in (-1, 0, 1)]:
-        expected = scheduler._multiplier(place / end)
-        assert multiplier(place / end) == pytest.approx(expected, rel=1e-12), place
+    iterations = [0, 1, solver.WARMUP_ITERS // 2, solver.WARMUP_ITERS, end - 1]
+    for i in iterations + [step + k for step in solver.STEPS for k in (-1, 0, 1)]:
+        expected = scheduler._multiplier(i / end)
+        assert multiplier(i / end) == pytest.approx(expected, rel=1e-12), i
 
 
 def augmentations(mapper):
-    found = [plain(augmentation) for augmentation in mapper.augmentations.augs]
-    if not mapper.is_train:  # there is one size to choose from, or a range of that size alone
-        found = [(kind, {**v, "is_range": None, "sample_style": None}) for kind, v in found]
-    return found
+    result = [plain(augmentation) for augmentation in mapper.augmentations.augs]
+    if not mapper.is_train:  # one size is a choice in one config, a range in the other
+        result = [(kind, {**v, "is_range": None, "sample_style": None}) for kind, v in result]
+    return result
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,7 +179,7 @@ def test_same_data(name):
     assert loader.evaluator.dataset_name == loader.test.dataset.names
 
 
-def make_pictures(num_classes):
+def make_images(num_classes):
     generator = torch.Generator().manual_seed(0)
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     masks[0, 8:40, 4:30], masks[1, 20:60, 30:62] = True, True
@@ -191,18 +191,18 @@ def make_pictures(num_classes):
     return [{"image": image, "instances": instances, "height": 64, "width": 64}]
 
 
-def losses_of(model, pictures):
+def losses_of(model, images):
     torch.manual_seed(1)
     with EventStorage():
-        return model.train()(pictures)
+        return model.train()(images)
 
 
-def outputs(model, pictures):
-    losses = losses_of(model, pictures)
+def outputs(model, images):
+    losses = losses_of(model, images)
     with torch.no_grad():
-        found = model.eval()(pictures)[0]["instances"].get_fields()
-    boxes = found.pop("pred_boxes").tensor
-    return {**losses, **found, "pred_boxes": boxes}
+        fields = model.eval()(images)[0]["instances"].get_fields()
+    boxes = fields.pop("pred_boxes").tensor
+    return {**losses, **fields, "pred_boxes": boxes}
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def outputs(model, pictures):
     ],
 )
 def test_same_outputs(name):
-    """With the weights copied; and from the same seed, up to the predictors.
+    """Outputs are equal with copied weights, and weights outside the RoI heads with the same seed.
 
-    In a yaml's RoI heads, detectron2 first draws weights for a predictor of its own.
+    In yaml RoI heads, detectron2 first initializes its own predictor, which draws random numbers.
     """
     cfg, lazy = load_yaml(name), load_lazy(name)
     cfg.TEST.DETECTIONS_PER_IMAGE = 5
@@ -237,12 +237,12 @@ def test_same_outputs(name):
         if not key.startswith("roi_heads."):
             assert torch.equal(ours.state_dict()[key], value), key
     ours.load_state_dict(theirs.state_dict())
-    pictures = make_pictures(4)
-    expected, found = outputs(theirs, pictures), outputs(ours, pictures)
-    assert found.keys() == expected.keys()
+    images = make_images(4)
+    expected, actual = outputs(theirs, images), outputs(ours, images)
+    assert actual.keys() == expected.keys()
     for key, value in expected.items():
-        assert torch.equal(found[key], value), key
-    assert len(found["scores"]) == 5
+        assert torch.equal(actual[key], value), key
+    assert len(actual["scores"]) == 5
 
 
 def test_vitdet_without_timm():
@@ -259,7 +259,7 @@ def test_vitdet_without_timm():
 
 
 def test_vitdet():
-    """Starts close to ViTDet with GELU, by which its weights were pretrained."""
+    """AGLU starts close to GELU, with which the weights were pretrained."""
     pytest.importorskip("timm", reason="detectron2's ViT needs timm")
     sizes = ("embed_dim=32", "depth=2", "num_heads=2", "img_size=64", "window_size=2")
     small = [f"model.backbone.net.{size}" for size in sizes]
@@ -271,7 +271,7 @@ def test_vitdet():
     groups = optimizer_groups(model, instantiate(lazy.optimizer))
     assert groups["backbone.net.blocks.0.mlp.act.kappa_param"]["weight_decay"] == 0
     assert groups["backbone.net.blocks.0.mlp.fc1.weight"]["weight_decay"] == 0.1
-    sum(losses_of(model, make_pictures(4)).values()).backward()
+    sum(losses_of(model, make_images(4)).values()).backward()
     assert model.backbone.net.blocks[1].mlp.act.kappa_param.grad.abs().item() > 0
 
     lazy.model.backbone.net.act_layer = torch.nn.GELU

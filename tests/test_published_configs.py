@@ -1,4 +1,4 @@
-"""The published recipes: sizes by a formula of their own, schedules, and what is frozen."""
+"""The published recipes: parameter counts, schedules, and frozen layers."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def conv(inputs, outputs, size):
 
 
 def resnet(blocks, *, groups=1, width=64, published=True):
-    """Of stage 1 and the stem, norms are no parameters any more."""
+    """Count parameters; the frozen norms of the stem and stage 1 are not parameters."""
     total = 3 * 64 * 7**2 + (2 if published else 0)
     inputs = 64
     for stage, count in enumerate(blocks):
@@ -132,7 +132,7 @@ def test_frozen_parameters(name):
 
 @pytest.mark.parametrize("name", [LVIS_R50, V3DET_R50])
 def test_optimizer(name):
-    """All that is trained decays alike, norms, biases, λ and κ too."""
+    """All trained parameters, including norms, biases, λ and κ, have the same weight decay."""
     cfg = load(name)
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)

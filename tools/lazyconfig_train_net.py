@@ -1,21 +1,9 @@
 #!/usr/bin/env python3
-"""Train and evaluate detectors that a LazyConfig describes, with the flags of detectron2's own.
+"""Train and evaluate detectors: tools/train_net.py by the name of detectron2's LazyConfig tool."""
 
-Overrides are written key=value, as in train.max_iter=1000. Without CUDA, --num-gpus is the number
-of processes on the CPU.
-"""
+import sys
 
-from detectron2.engine import default_argument_parser
-
-from apa_det.engine import evaluate_lazy, run, setup_lazy, train_lazy
-
-
-def main(args):
-    cfg = setup_lazy(args)
-    return (evaluate_lazy if args.eval_only else train_lazy)(cfg, resume=args.resume)
-
+from apa_det_cli import tool
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    print("Command Line Args:", args)
-    run(main, args)
+    sys.exit(tool("train"))

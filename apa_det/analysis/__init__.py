@@ -1,8 +1,8 @@
-from .course import draw_course, layer_kinds, read_course
 from .distributions import GeneralizedLogistic, fit
 from .inputs import ACTIVATION, CLASS_SCORE, GATE, InputSample, InputSampler, eta_parameters
 from .layer_statistics import Analysis, Layer, analyze
 from .output import write_analysis
+from .parameter_history import layer_kinds, plot_parameter_history, read_parameter_history
 
 __all__ = [
     "ACTIVATION",
@@ -14,10 +14,10 @@ __all__ = [
     "InputSampler",
     "Layer",
     "analyze",
-    "draw_course",
     "eta_parameters",
     "fit",
     "layer_kinds",
-    "read_course",
+    "plot_parameter_history",
+    "read_parameter_history",
     "write_analysis",
 ]

@@ -1,4 +1,4 @@
-"""What goes into class scores: of proposals or anchors that are matched with ground truth."""
+"""Samples of class logits, of proposals or anchors labeled as in training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,11 +15,11 @@ from .inputs import CLASS_SCORE, InputSampler, eta_parameters
 
 __all__ = ["has_roi_class_scores", "sample_dense_class_scores", "sample_roi_class_scores"]
 
-_BACKGROUND = 512  # anchors of a batch
+_BACKGROUND = 512  # background anchors per batch
 
 
 def has_roi_class_scores(model: nn.Module) -> bool:
-    """Whether a model has RoI heads whose class scores :func:`sample_roi_class_scores` takes."""
+    """Return whether :func:`sample_roi_class_scores` supports the RoI heads of a model."""
     heads = getattr(model, "roi_heads", None)
     return hasattr(heads, "label_and_sample_proposals") and hasattr(heads, "box_predictor")
 
@@ -31,18 +31,18 @@ def sample_roi_class_scores(
     category_groups: np.ndarray,
     sampler: InputSampler,
 ) -> None:
-    """Add the logits of one batch to the samples: of each frequency group, and for each stage of a
-    cascade, those of proposals' own classes, and those of classes that they are not of.
+    """Add the class logits of one batch to the samples.
 
-    The proposals are matched with ground truth, and chosen, as in training: only the heads
-    themselves are in training mode, not their layers, and only boxes are predicted.
+    There are two samples per cascade stage and frequency group: the logits of the proposals'
+    ground-truth classes, and those of all other classes. Proposals are labeled and sampled as in
+    training: the heads, but not their layers, are in training mode. Only boxes are predicted.
 
     Args:
-        heads: detectron2's StandardROIHeads or CascadeROIHeads, or a class of these.
+        heads: detectron2's StandardROIHeads or CascadeROIHeads, or a subclass.
         inputs: images, features and proposals that the heads were called with.
-        targets: the ground truth of each picture, with ``gt_boxes`` and ``gt_classes``.
-        category_groups: (K,) the place of each class's frequency group; -1: no group.
-        sampler: where the samples are.
+        targets: the ground truth of each image, with ``gt_boxes`` and ``gt_classes``.
+        category_groups: (K,) index of each class's frequency group; -1: no group.
+        sampler: collects the samples.
     """
     images, features, proposals = inputs
     device = proposals[0].proposal_boxes.device
@@ -52,8 +52,8 @@ def sample_roi_class_scores(
     if isinstance(heads.box_predictor, nn.ModuleList):
         predictors = {f"{name}.{i}": p for i, p in enumerate(heads.box_predictor)}
 
-    def sample(name: str, predictor: nn.Module, predictions, labelled: list[Instances]) -> dict:
-        gt_classes = torch.cat([p.gt_classes for p in labelled])
+    def sample(name: str, predictor: nn.Module, predictions, labeled: list[Instances]) -> dict:
+        gt_classes = torch.cat([p.gt_classes for p in labeled])
         score = name, *_score(predictor)
         _add(score, predictions[0], gt_classes, category_groups, sampler)
         return {}
@@ -71,23 +71,23 @@ def sample_roi_class_scores(
 def sample_dense_class_scores(
     model: DenseDetector, batch: list[dict], category_groups: np.ndarray, sampler: InputSampler
 ) -> None:
-    """:func:`sample_roi_class_scores` of RetinaNet and FCOS, whose class scores are sigmoids.
+    """Like :func:`sample_roi_class_scores`, for RetinaNet and FCOS, which have sigmoid scores.
 
-    The anchors, or points, are matched with ground truth as in training. Those of objects are taken
-    all, and some of the background.
+    Anchors or points are labeled as in training. All foreground ones are used, and a random subset
+    of the background ones.
 
     Args:
-        model: the detector, in evaluation mode; its layers stay in it.
-        batch: pictures with ``instances``.
-        category_groups, sampler: as there.
+        model: the detector, in evaluation mode.
+        batch: inputs with ``instances``.
+        category_groups, sampler: as for :func:`sample_roi_class_scores`.
     """
 
     def sample(anchors, logits: list[Tensor], gt_labels: list[Tensor], *_) -> dict:
         logits, gt_labels = torch.cat(logits, dim=1).flatten(0, 1), torch.cat(gt_labels)
         background = (gt_labels == model.num_classes).nonzero()[:, 0]
-        some = torch.randperm(len(background))[:_BACKGROUND].to(background.device)
-        objects = ((gt_labels >= 0) & (gt_labels < model.num_classes)).nonzero()[:, 0]
-        rows = torch.cat([objects, background[some]])
+        chosen = torch.randperm(len(background))[:_BACKGROUND].to(background.device)
+        foreground = ((gt_labels >= 0) & (gt_labels < model.num_classes)).nonzero()[:, 0]
+        rows = torch.cat([foreground, background[chosen]])
         score = "head.cls_score", "sigmoid", (np.ones(1), np.ones(1))
         _add(score, logits[rows], gt_labels[rows], category_groups, sampler)
         return {}
@@ -106,21 +106,23 @@ def _add(
     """Add logits of shape (N, K), or (N, K + 1) with the background, to the samples of a score.
 
     Args:
-        score: the layer's name, the name of the class score, and its λ and κ.
+        score: layer name, name of the class score, and its λ and κ.
     """
-    name, layer, eta = score
+    name, layer_type, eta = score
     groups = torch.from_numpy(category_groups).to(gt_classes.device)
     logits = logits[:, : len(groups)]
-    own = torch.nn.functional.one_hot(gt_classes, len(groups) + 1)[:, :-1].bool()
+    is_gt = torch.nn.functional.one_hot(gt_classes, len(groups) + 1)[:, :-1].bool()
     for group in range(int(groups.max()) + 1):
-        for own_class, mask in ((True, own), (False, ~own)):
+        for gt_class, mask in ((True, is_gt), (False, ~is_gt)):
             rows, classes = (mask & (groups == group)).nonzero(as_tuple=True)
-            sample = sampler.sample(name, CLASS_SCORE, layer, eta, group=group, own_class=own_class)
+            sample = sampler.sample(
+                name, CLASS_SCORE, layer_type, eta, group=group, gt_class=gt_class
+            )
             sample.add(logits[rows, classes], classes)
 
 
 def _score(predictor: nn.Module) -> tuple[str, tuple[np.ndarray, np.ndarray] | None]:
-    """The name of a predictor's class score, and its λ and κ."""
+    """Return the name of a predictor's class score, and its λ and κ."""
     default = "sigmoid" if predictor.use_sigmoid_ce else "softmax"
     name = getattr(predictor, "class_score", default)
     if name == "apa":
@@ -131,7 +133,7 @@ def _score(predictor: nn.Module) -> tuple[str, tuple[np.ndarray, np.ndarray] | N
 
 @contextmanager
 def _replaced(module: nn.Module, name: str, value) -> Iterator[None]:
-    """Within, an attribute of the object has another value; its class stays as it is."""
+    """Temporarily set an instance attribute."""
     attributes = vars(module)
     before = dict(attributes)
     attributes[name] = value

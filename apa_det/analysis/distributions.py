@@ -1,9 +1,8 @@
-"""η as a distribution function: the logistic and the Gumbel distribution, and what lies between.
+"""η as the CDF of a generalized logistic distribution, and maximum-likelihood fits.
 
-For κ > 0, η(z; λ, κ) = (λ e^(−κz) + 1)^(−1/λ) rises from 0 to 1: it is the distribution function of
-a generalized logistic distribution (type I; Balakrishnan and Leung, 1988), at λ = 1 of the logistic
-one, in the limit λ → 0 of the Gumbel distribution (Alexandridis et al., "Adaptive Parametric
-Activation", ECCV 2024, section 3).
+For κ > 0, η(z; λ, κ) = (λ e^(−κz) + 1)^(−1/λ) is the CDF of a generalized logistic distribution
+(type I; Balakrishnan and Leung, 1988): the logistic distribution at λ = 1, the Gumbel distribution
+in the limit λ → 0 (Alexandridis et al., "Adaptive Parametric Activation", ECCV 2024, section 3).
 """
 
 from dataclasses import dataclass
@@ -12,20 +11,21 @@ import numpy as np
 
 __all__ = ["GeneralizedLogistic", "fit"]
 
-_GUMBEL_BELOW = 1e-12  # a λ as small as this is 0
+_GUMBEL_BELOW = 1e-12  # λ up to here is treated as 0
 _MAX_STEPS = 1000
 _TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
 class GeneralizedLogistic:
-    """The distribution of F(z) = (λ e^(−u) + 1)^(−1/λ), u = (z − location) / scale.
+    """The distribution with CDF F(z) = (λ e^(−u) + 1)^(−1/λ), u = (z − location) / scale.
+
+    Attributes are numbers, or arrays that broadcast with z.
 
     Attributes:
-        lambda_: λ ≥ 0; 1 is the logistic, 0 the Gumbel distribution. A number, or an array that
-            broadcasts with z, as all three.
-        location: the z with u = 0.
-        scale: above 0; with location 0 it is 1 / κ.
+        lambda_: λ ≥ 0; 1 is the logistic, 0 the Gumbel distribution.
+        location: the z where u = 0.
+        scale: > 0; it is 1 / κ when F is η, which has location 0.
     """
 
     lambda_: float | np.ndarray
@@ -33,45 +33,45 @@ class GeneralizedLogistic:
     scale: float | np.ndarray = 1.0
 
     def cdf(self, z: np.ndarray) -> np.ndarray:
-        """F(z), which is η for location 0."""
+        """Return F(z); for location 0 this is η."""
         return np.exp(-_power((z - self.location) / self.scale, self.lambda_))
 
     def log_density(self, z: np.ndarray) -> np.ndarray:
-        """log F'(z) = −u − (1/λ + 1) log(1 + λ e^(−u)) − log scale."""
+        """Return log F'(z) = −u − (1/λ + 1) log(1 + λ e^(−u)) − log scale."""
         u = (z - self.location) / self.scale
         lambda_ = np.asarray(self.lambda_)
         return -u - (1 + lambda_) * _power(u, lambda_) - np.log(self.scale)
 
     def log_likelihood(self, z: np.ndarray) -> float:
-        """The mean log-density of a sample."""
+        """Return the mean log-density of a sample."""
         return float(self.log_density(np.asarray(z, np.float64)).mean())
 
 
 def fit(z: np.ndarray, lambda_: float) -> GeneralizedLogistic | None:
-    """The location and scale of the greatest likelihood, λ given: 1 logistic, 0 Gumbel.
+    """Fit location and scale by maximum likelihood for a given λ: 1 logistic, 0 Gumbel.
 
-    With a = 1 / scale and b = −location / scale the log-likelihood is concave in (a, b), so that
-    Newton's method with a line search finds its one maximum.
+    With a = 1 / scale and b = −location / scale the log-likelihood is concave in (a, b), so
+    Newton's method with a line search finds its only maximum.
 
     Args:
         z: a sample of any shape.
         lambda_: λ ≥ 0.
 
     Returns:
-        None: the sample has less than two different finite values, and no such maximum.
+        None if the sample has fewer than two distinct finite values, so there is no maximum.
     """
     z = np.asarray(z, np.float64).ravel()
     z = z[np.isfinite(z)]
     spread = z.std() if len(z) else 0.0
     if not spread > 1e-12 * np.abs(z).max(initial=0.0):
         return None
-    middle = z.mean()
-    x = (z - middle) / spread
+    mean = z.mean()
+    x = (z - mean) / spread
 
     def mean_log_likelihood(a: float, b: float) -> float:
         return GeneralizedLogistic(lambda_, -b / a, 1 / a).log_likelihood(x)
 
-    a, b = min(1.5, 10 / np.abs(x).max()), 0.5  # an outlier's term is no more than e^10
+    a, b = min(1.5, 10 / np.abs(x).max()), 0.5  # an outlier's term is at most e^10
     best = mean_log_likelihood(a, b)
     for _ in range(_MAX_STEPS):
         slope, curvature = _derivatives(a * x + b, lambda_)
@@ -93,11 +93,11 @@ def fit(z: np.ndarray, lambda_: float) -> GeneralizedLogistic | None:
         else:
             break
         a, b, best = next_a, next_b, value
-    return GeneralizedLogistic(lambda_, float(middle - spread * b / a), float(spread / a))
+    return GeneralizedLogistic(lambda_, float(mean - spread * b / a), float(spread / a))
 
 
 def _power(u: np.ndarray, lambda_: float | np.ndarray) -> np.ndarray:
-    """log(1 + λ e^(−u)) / λ, and its limit e^(−u) for λ = 0."""
+    """Return log(1 + λ e^(−u)) / λ, or its limit e^(−u) for λ = 0."""
     lambda_ = np.asarray(lambda_, np.float64)
     positive = np.maximum(lambda_, _GUMBEL_BELOW)
     with np.errstate(over="ignore"):
@@ -109,7 +109,7 @@ def _power(u: np.ndarray, lambda_: float | np.ndarray) -> np.ndarray:
 
 
 def _derivatives(u: np.ndarray, lambda_: float) -> tuple[np.ndarray, np.ndarray]:
-    """First and second derivative of the log-density in u."""
+    """Return the first and second derivative of the log-density with respect to u."""
     if lambda_ <= _GUMBEL_BELOW:
         e = np.exp(-u)
         return e - 1, -e

@@ -1,4 +1,4 @@
-"""What goes into the gates, the activations and the class scores of a model: uniform samples."""
+"""Uniform samples of the inputs of a model's gates, activations and class scores."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,9 +34,9 @@ _ACTIVATIONS = (
 
 
 def eta_parameters(module: nn.Module) -> tuple[np.ndarray, np.ndarray] | None:
-    """λ, as it is used, and κ of the η in a layer: shapes (1,), or (C,) with a pair per channel.
+    """Return the effective (clamped) λ and κ of a layer, of shape (1,), or (C,) if per channel.
 
-    Sigmoid and SiLU have λ = κ = 1, Swish λ = 1 and κ = β. None: there is no η in it.
+    Sigmoid and SiLU have λ = κ = 1, Swish λ = 1 and κ = β. None: the layer has no η.
     """
     if isinstance(module, APA):
         lambda_ = module.lambda_param.detach().clamp(min=module.lambda_min)
@@ -50,40 +50,40 @@ def eta_parameters(module: nn.Module) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 class InputSample:
-    """A uniform sample, of bounded size, of the numbers that go into one layer.
+    """A uniform sample of bounded size of one layer's input values (reservoir sampling).
 
-    Every number gets a random key, and those with the smallest keys stay: so each of a stream is in
-    the sample with the same probability, however long the stream (Vitter, "Random Sampling with a
-    Reservoir", 1985). Where κ < 0 the sign of a number is changed, as η(z; λ, κ) = η(−z; λ, −κ):
-    η rises with what is kept.
+    Each value gets a random key, and the values with the smallest keys are kept. So all values of a
+    stream of any length have the same probability of being in the sample (Vitter, "Random Sampling
+    with a Reservoir", 1985). Values of channels with κ < 0 are negated: η(z; λ, κ) = η(−z; λ, −κ),
+    so η is increasing in all sampled values.
 
     Attributes:
-        name: of the layer.
+        name: module name of the layer.
         kind: :data:`GATE`, :data:`ACTIVATION` or :data:`CLASS_SCORE`.
-        layer: the name of its class, or of the class score.
-        eta: its λ and κ, see :func:`eta_parameters`; None: it has none.
-        group: of class scores, the place of the frequency group; else None.
-        own_class: of class scores, whether the numbers are those of the proposals' own classes, or
-            those of other classes; else None.
-        seen: how many numbers there were.
+        layer_type: class name of the layer, or name of the class score.
+        eta: λ and κ, see :func:`eta_parameters`. None: no η.
+        group: for class scores, the index of the frequency group; otherwise None.
+        gt_class: for class scores, True for the logits of the proposals' ground-truth classes,
+            False for those of all other classes; otherwise None.
+        seen: number of input values so far.
         values: (S,) float32, the sample.
-        channels: (S,) int64, the channel that each is of; 0 if λ and κ are not per channel.
+        channels: (S,) int64, channel of each value; 0 if λ and κ are not per channel.
     """
 
     def __init__(
         self,
         name: str,
         kind: str,
-        layer: str,
+        layer_type: str,
         eta: tuple[np.ndarray, np.ndarray] | None,
         *,
         size: int,
         rng: np.random.Generator,
         group: int | None = None,
-        own_class: bool | None = None,
+        gt_class: bool | None = None,
     ):
-        self.name, self.kind, self.layer, self.eta = name, kind, layer, eta
-        self.group, self.own_class = group, own_class
+        self.name, self.kind, self.layer_type, self.eta = name, kind, layer_type, eta
+        self.group, self.gt_class = group, gt_class
         self.seen = 0
         self.values = np.empty(0, np.float32)
         self.channels = np.empty(0, np.int64)
@@ -92,27 +92,27 @@ class InputSample:
 
     @property
     def mirrored(self) -> bool:
-        """Whether the sign of all numbers was changed."""
+        """Whether all values were negated."""
         return self.eta is not None and bool((self.eta[1] < 0).all())
 
     def add(self, z: Tensor, channels: Tensor | None = None) -> None:
-        """
+        """Add input values.
+
         Args:
-            z: floating-point numbers of any shape.
-            channels: the channel of each number, of the same shape. None: dimension 1 of z has the
-                channels.
+            z: floating-point tensor of any shape.
+            channels: channel of each value, of the same shape. None: dimension 1 of z.
         """
         self.seen += z.numel()
         number = self._rng.binomial(z.numel(), self._largest_key)
         new_keys = _smallest(self._rng.uniform(0, self._largest_key, number), self._size)
         number = len(new_keys)
-        places = self._rng.choice(z.numel(), number, replace=False, shuffle=False)
-        index = torch.from_numpy(places).to(z.device)
+        indices = self._rng.choice(z.numel(), number, replace=False, shuffle=False)
+        index = torch.from_numpy(indices).to(z.device)
         values = z.detach().take(index).float().cpu().numpy()
         if self.eta is None or len(self.eta[1]) == 1:
             channel = np.zeros(number, np.int64)
         elif channels is None:
-            channel = places // max(z[0, 0].numel(), 1) % z.shape[1]
+            channel = indices // max(z[0, 0].numel(), 1) % z.shape[1]
         else:
             channel = channels.take(index).cpu().numpy()
         if self.eta is not None:
@@ -130,15 +130,15 @@ class InputSample:
 
 @dataclass
 class InputSampler:
-    """Samples what goes into every gate and activation of a model that is a module.
+    """Samples the inputs of every gate and activation module of a model.
 
-    Functions that a forward pass calls, such as ``F.relu``, are not seen. What
-    :mod:`apa_det.layers.fused` runs in one pass is run one by one meanwhile.
+    Functions called in a forward pass (``F.relu``) are not seen. While sampling,
+    :mod:`apa_det.layers.fused` does not fuse the modules.
 
     Args:
         model: any module.
-        size: of each sample, at most.
-        seed: of the choice.
+        size: maximum size of each sample.
+        seed: seed of the sampling.
     """
 
     model: nn.Module
@@ -151,12 +151,12 @@ class InputSampler:
 
     @property
     def samples(self) -> list[InputSample]:
-        """One for each layer that has run, in the order in which they ran first."""
+        """The samples of all layers that ran, in order of their first call."""
         return list(self._samples.values())
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Within, what goes into the layers is sampled."""
+    def sampling(self) -> Iterator[None]:
+        """Sample the layers' inputs in all forward passes inside this context."""
         handles = [
             module.register_forward_pre_hook(self._hook(name, module))
             for name, module in self.model.named_modules()
@@ -168,12 +168,12 @@ class InputSampler:
             for handle in handles:
                 handle.remove()
 
-    def sample(self, name: str, kind: str, layer: str, eta, **of_class_scores) -> InputSample:
-        """The sample of this name, group and own class; a new one if there is none."""
-        key = " ".join(map(str, (name, *of_class_scores.values())))
+    def sample(self, name: str, kind: str, layer_type: str, eta, **class_score) -> InputSample:
+        """Return the sample of this name, ``group`` and ``gt_class``; create it if missing."""
+        key = " ".join(map(str, (name, *class_score.values())))
         if key not in self._samples:
             self._samples[key] = InputSample(
-                *(name, kind, layer, eta), size=self.size, rng=self._rng, **of_class_scores
+                *(name, kind, layer_type, eta), size=self.size, rng=self._rng, **class_score
             )
         return self._samples[key]
 

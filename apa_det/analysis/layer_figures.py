@@ -1,4 +1,4 @@
-"""The figures of an analysis: each kind of layer, and all at a glance."""
+"""Figures of an analysis: input distributions per kind of layer, and a summary."""
 
 import math
 from itertools import groupby
@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..utils.plotting import GREY, INK, grid, group_colour, label
+from ..utils.plotting import GREY, INK, grid, group_color, label
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
 from .layer_statistics import Analysis, Layer
 
-__all__ = ["distributions", "place", "short_name", "summary"]
+__all__ = ["distributions", "network_part", "short_name", "summary"]
 
 _FITS = {"logistic": "#b57f00", "Gumbel": "#a8329e", "neither": GREY, "": GREY}
 _MARKERS = {GATE: "D", ACTIVATION: "o"}
@@ -21,25 +21,24 @@ _PLURALS = {GATE: "gates", ACTIVATION: "activations"}
 _OUTER = ("backbone", "bottom_up", "roi_heads", "proposal_generator", "head")
 _HISTOGRAM = "#dddddd"
 _BINS = 60
-_TAIL = 0.002  # of a sample, on each side, is not drawn
+_TAIL = 0.002  # fraction of a sample on each side that is not drawn
 
 
 def short_name(name: str) -> str:
-    """The name of a layer without the parts that say little."""
+    """Return a layer name without redundant parts: backbone, bottom_up, roi_heads, activation."""
     parts = [part for part in name.split(".") if part not in (*_OUTER, "activation")]
     return ".".join(parts) or name
 
 
-def place(name: str) -> str:
-    """The part of the network that a layer is in, such as res4 or box_head."""
+def network_part(name: str) -> str:
+    """Return the part of the network that contains a layer: res4, box_head."""
     return short_name(name).split(".")[0]
 
 
 def distributions(analysis: Analysis, kind: str) -> Figure | None:
-    """What goes into each layer of a kind: its histogram with both fits, and η beside the share of
-    the numbers that are smaller. Where κ < 0 it is −z that is drawn, with which η rises.
+    """Draw the inputs of each layer of a kind: histogram with both fits, empirical CDF and η.
 
-    None: there is no layer of the kind.
+    For κ < 0 it shows −z, in which η increases. None: no layer of this kind.
     """
     layers = analysis.of_kind(kind)
     if not layers:
@@ -55,10 +54,10 @@ def distributions(analysis: Analysis, kind: str) -> Figure | None:
         axis.set_axis_off()
     figure.legend(
         handles=[
-            Patch(color=_HISTOGRAM, label="what goes in"),
+            Patch(color=_HISTOGRAM, label="inputs"),
             Line2D([], [], color=_FITS["logistic"], label="logistic fit"),
             Line2D([], [], color=_FITS["Gumbel"], label="Gumbel fit"),
-            Line2D([], [], color=GREY, label="share below (right axis, 0 to 1)"),
+            Line2D([], [], color=GREY, label="empirical CDF (right axis)"),
             Line2D([], [], color=INK, linestyle="--", label="η of the layer (right axis)"),
         ],
         loc="outside upper center",
@@ -69,10 +68,9 @@ def distributions(analysis: Analysis, kind: str) -> Figure | None:
 
 
 def summary(analysis: Analysis) -> Figure:
-    """All layers at a glance: which distribution what goes in is closer to, λ and κ across depth,
-    and the class scores by frequency group."""
-    layers = [layer for kind in _PLURALS for layer in analysis.of_kind(kind)]
-    layers = [layer for layer in analysis.layers if layer in layers]
+    """Draw a summary of all layers: the better fit, λ and κ over depth, and the class scores of
+    each frequency group."""
+    layers = [layer for layer in analysis.layers if layer.inputs.kind in _PLURALS]
     scores = _last_scores(analysis)
     figure = Figure(figsize=(15 if scores else 10.5, 9.5), layout="constrained")
     figure.suptitle(_headline(analysis), fontsize=14, fontweight="bold", ha="left", x=0.01)
@@ -84,7 +82,7 @@ def summary(analysis: Analysis) -> Figure:
         _draw_advantages(advantage, layers)
         _draw_parameters(lambdas, kappas, layers)
         for axis in (advantage, lambdas, kappas):
-            _mark_places(axis, layers, named=axis is advantage)
+            _mark_parts(axis, layers, named=axis is advantage)
     if scores:
         _draw_scores(right.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0], analysis)
     return figure
@@ -96,19 +94,19 @@ def _draw_distribution(axis: Axes, analysis: Analysis, layer: Layer) -> None:
     if inputs.group is not None:
         stage = title.rpartition(".")[2]
         title = f"{analysis.groups.labels[inputs.group]}, {_classes(layer)}"
-        if stage.isdecimal():  # of a cascade
+        if stage.isdecimal():  # cascade
             title = f"stage {stage}, {title}"
     if inputs.mirrored:
         title += ", −z"
     axis.set_title(label(title), fontsize=9)
     if layer.logistic is None:
-        axis.text(0.5, 0.5, _why_not(layer), transform=axis.transAxes, ha="center", color=GREY)
+        axis.text(0.5, 0.5, _no_fit(layer), transform=axis.transAxes, ha="center", color=GREY)
         axis.set(xticks=[], yticks=[])
         return
     z = _draw_histogram(axis, layer, _HISTOGRAM)
     for name, fitted in (("logistic", layer.logistic), ("Gumbel", layer.gumbel)):
         axis.plot(z, np.exp(fitted.log_density(z)), color=_FITS[name], linewidth=1.6)
-    _draw_eta(axis, layer, z, share=True)
+    _draw_eta(axis, layer, z, empirical=True)
     advantage, _ = layer.advantage_of_gumbel
     text = f"{layer.fits_better}\nby {abs(advantage):.3f}"
     if layer.fits_better == "neither":
@@ -124,23 +122,23 @@ def _draw_distribution(axis: Axes, analysis: Analysis, layer: Layer) -> None:
     )
 
 
-def _draw_histogram(axis: Axes, layer: Layer, colour: str, **style) -> np.ndarray:
-    """Draw the sample without its tails; returns values z to draw curves over."""
+def _draw_histogram(axis: Axes, layer: Layer, color: str, **style) -> np.ndarray:
+    """Draw the sample without its tails; return values z to draw curves over."""
     values = layer.inputs.values
     low, high = np.quantile(values, (_TAIL, 1 - _TAIL))
     bins = min(_BINS, max(8, len(values) // 8))
     heights, edges = np.histogram(values, bins, range=(low, high), density=True)
-    axis.stairs(heights, edges, fill=True, color=colour, **style)
+    axis.stairs(heights, edges, fill=True, color=color, **style)
     axis.set_yticks([])
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(labelsize=8)
     return np.linspace(low, high, 200)
 
 
-def _draw_eta(axis: Axes, layer: Layer, z: np.ndarray, *, share: bool) -> None:
-    """Draw η of the layer on a right axis from 0 to 1, and the share of the sample below z."""
+def _draw_eta(axis: Axes, layer: Layer, z: np.ndarray, *, empirical: bool) -> None:
+    """Draw η of the layer, and optionally the empirical CDF, on a right axis from 0 to 1."""
     right = axis.twinx()
-    if share:
+    if empirical:
         values = np.sort(layer.inputs.values)
         right.plot(z, np.searchsorted(values, z) / len(values), color=GREY, linewidth=1)
     eta = layer.learned_cdf(z)
@@ -159,10 +157,10 @@ def _draw_advantages(axis: Axes, layers: list[Layer]) -> None:
             continue
         x = [x for x, _ in chosen]
         y, errors = np.array([layer.advantage_of_gumbel for _, layer in chosen]).T
-        colours = [_FITS[layer.fits_better] for _, layer in chosen]
-        axis.vlines(x, 0, y, colors=colours, linewidth=1.4, alpha=0.6)
+        colors = [_FITS[layer.fits_better] for _, layer in chosen]
+        axis.vlines(x, 0, y, colors=colors, linewidth=1.4, alpha=0.6)
         axis.errorbar(x, y, 2 * errors, fmt="none", ecolor=GREY, elinewidth=0.8)
-        axis.scatter(x, y, s=46, c=colours, marker=marker, zorder=3, label=_PLURALS[kind])
+        axis.scatter(x, y, s=46, c=colors, marker=marker, zorder=3, label=_PLURALS[kind])
     axis.axhline(0, color=INK, linewidth=1)
     limit = 1.15 * max(np.abs(axis.get_ylim()).max(), 1e-3)
     axis.set_ylim(-limit, limit)
@@ -172,13 +170,13 @@ def _draw_advantages(axis: Axes, layers: list[Layer]) -> None:
         axis.text(
             0.01,
             y,
-            f"{name} fits better what goes in",
+            f"{name} fits the inputs better",
             transform=axis.transAxes,
             color=_FITS[name],
             fontweight="bold",
             va=va,
         )
-    axis.set_ylabel("log-likelihood per number:\nGumbel fit − logistic fit")
+    axis.set_ylabel("log-likelihood per value:\nGumbel fit − logistic fit")
     axis.legend(
         handles=[
             Line2D([], [], color=INK, marker=m, linestyle="", label=_PLURALS[kind])
@@ -219,17 +217,17 @@ def _draw_parameters(lambdas: Axes, kappas: Axes, layers: list[Layer]) -> None:
         )
     lambdas.set_ylabel("λ of the layer")
     kappas.axhline(0, color=INK, linewidth=1)
-    kappas.set_ylabel("κ of the layer\n(below 0 its η falls)")
+    kappas.set_ylabel("κ of the layer\n(κ < 0: η decreases)")
 
 
-def _mark_places(axis: Axes, layers: list[Layer], *, named: bool) -> None:
-    """Bands for the parts of the network, named above the axis."""
+def _mark_parts(axis: Axes, layers: list[Layer], *, named: bool) -> None:
+    """Draw a band for each part of the network, with its name above the axis."""
     grid(axis, "y")
     axis.set(xticks=[], xlim=(-0.7, len(layers) - 0.3))
     start = 0
-    places = [place(layer.inputs.name) for layer in layers]
-    for i, (name, of_place) in enumerate(groupby(places)):
-        end = start + len(list(of_place))
+    parts = [network_part(layer.inputs.name) for layer in layers]
+    for i, (name, run) in enumerate(groupby(parts)):
+        end = start + len(list(run))
         if i % 2:
             axis.axvspan(start - 0.5, end - 0.5, color=INK, alpha=0.04, linewidth=0)
         if named:
@@ -256,31 +254,31 @@ def _draw_scores(axes: np.ndarray, analysis: Analysis) -> None:
     for axis, (group, pair) in zip(axes, scores.items(), strict=True):
         lines = []
         for layer in pair:
-            own = layer.inputs.own_class
-            colour = group_colour(group) if own else _HISTOGRAM
-            numbers = f"n = {len(layer.inputs.values):,}"
-            lines.append((f"{_classes(layer)}: {numbers}, {_verdict(layer)}", own))
+            is_gt = layer.inputs.gt_class
+            color = group_color(group) if is_gt else _HISTOGRAM
+            size = f"n = {len(layer.inputs.values):,}"
+            lines.append((f"{_classes(layer)}: {size}, {_verdict(layer)}", is_gt))
             if layer.logistic is not None:
-                _draw_histogram(axis, layer, colour, alpha=0.65 if own else 1.0)
+                _draw_histogram(axis, layer, color, alpha=0.65 if is_gt else 1.0)
         if pair[0].inputs.eta is not None:
-            _draw_eta(axis, pair[0], z, share=False)
+            _draw_eta(axis, pair[0], z, empirical=False)
         axis.set_xlim(low, high)
         axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
         axis.tick_params(labelbottom=True)
         axis.set_title(
             f"{analysis.groups.labels[group]} classes",
-            color=group_colour(group),
+            color=group_color(group),
             fontweight="bold",
             loc="left",
         )
-        for k, (text, own) in enumerate(lines):
+        for k, (text, is_gt) in enumerate(lines):
             axis.text(
                 0.0,
                 0.98 - 0.09 * k,
                 f"■ {text}",
                 transform=axis.transAxes,
                 fontsize=8.5,
-                color=group_colour(group) if own else GREY,
+                color=group_color(group) if is_gt else GREY,
                 va="top",
                 zorder=5,
             )
@@ -289,20 +287,18 @@ def _draw_scores(axes: np.ndarray, analysis: Analysis) -> None:
     if eta is not None:
         lambda_, kappa = (values.mean() for values in eta)
         means = "mean " if len(eta[0]) > 1 else ""
-        curve = f"\nand its η (dashed, right axis): {means}λ = {lambda_:.3g}, κ = {kappa:.3g}"
-    axes[0].figure.suptitle(
-        f"What goes into the class score{curve}", fontsize=10.5, ha="left", x=0.04
-    )
+        curve = f" and η (dashed, right axis):\n{means}λ = {lambda_:.3g}, κ = {kappa:.3g}"
+    axes[0].figure.suptitle(f"Inputs of the class score{curve}", fontsize=10.5, ha="left", x=0.04)
 
 
 def _last_scores(analysis: Analysis) -> dict[int, list[Layer]]:
-    """Of the last stage, the samples of own and of other classes for each frequency group."""
+    """Return the last stage's two samples (other, ground-truth classes) by frequency group."""
     scores = analysis.of_kind(CLASS_SCORE)
     last = [layer for layer in scores if layer.inputs.name == scores[-1].inputs.name]
     return {
         group: sorted(
             (layer for layer in last if layer.inputs.group == group),
-            key=lambda layer: layer.inputs.own_class,
+            key=lambda layer: layer.inputs.gt_class,
         )
         for group in sorted({layer.inputs.group for layer in last})
     }
@@ -316,21 +312,21 @@ def _headline(analysis: Analysis) -> str:
             gumbel = sum(layer.fits_better == "Gumbel" for layer in layers)
             logistic = sum(layer.fits_better == "logistic" for layer in layers)
             parts.append(f"{len(layers)} {plural}: {gumbel} Gumbel, {logistic} logistic")
-    pictures = f"{analysis.num_pictures:,} pictures"
-    return f"Closer to Gumbel or to logistic?   {';   '.join(parts)}   ({pictures})"
+    images = f"{analysis.num_images:,} images"
+    return f"Inputs closer to Gumbel or logistic?   {';   '.join(parts)}   ({images})"
 
 
 def _verdict(layer: Layer) -> str:
     if layer.logistic is None:
-        return _why_not(layer)
+        return _no_fit(layer)
     if layer.fits_better == "neither":
         return "neither fits better"
     return f"{layer.fits_better} by {abs(layer.advantage_of_gumbel[0]):.3f}"
 
 
-def _why_not(layer: Layer) -> str:
-    return "all alike" if len(layer.inputs.values) > 1 else "too few"
+def _no_fit(layer: Layer) -> str:
+    return "constant" if len(layer.inputs.values) > 1 else "too few values"
 
 
 def _classes(layer: Layer) -> str:
-    return "own classes" if layer.inputs.own_class else "other classes"
+    return "GT classes" if layer.inputs.gt_class else "other classes"

@@ -1,4 +1,4 @@
-"""The analysis of a model: which distribution what goes into its layers is of."""
+"""Analysis of a model: the distributions that fit its layers' inputs."""
 
 import logging
 import math
@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
-from ..evaluation import FrequencyGroups
+from ..data.frequency import FrequencyGroups
 from .class_scores import (
     has_roi_class_scores,
     sample_dense_class_scores,
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layer:
-    """What goes into a layer, and the distributions that fit it.
+    """A layer's sampled inputs and their fitted distributions.
 
     Attributes:
         inputs: the sample.
-        logistic, gumbel: the fits of maximum likelihood. None: the inputs are all alike.
+        logistic, gumbel: maximum-likelihood fits. None: fewer than two distinct inputs.
     """
 
     inputs: InputSample
@@ -45,9 +45,9 @@ class Layer:
 
     @property
     def learned(self) -> GeneralizedLogistic | None:
-        """η as a distribution, with the λ and κ of each number of the sample.
+        """η as a distribution, with the λ and κ of each sampled value's channel.
 
-        None: the layer has no η, or a κ of 0, with which η is a constant.
+        None: the layer has no η, or a κ is 0 and η is constant.
         """
         if self.inputs.eta is None or not np.all(self.inputs.eta[1]):
             return None
@@ -55,24 +55,23 @@ class Layer:
         return GeneralizedLogistic(lambda_, scale=1 / np.abs(kappa))
 
     def learned_cdf(self, z: np.ndarray) -> np.ndarray | None:
-        """The mean over the channels of η at the values z, of shape (Z,); None: there is no η."""
+        """Return (Z,) η at the values z, averaged over channels; None if the layer has no η."""
         if self.inputs.eta is None:
             return None
         lambda_, kappa = (values[:, None] for values in self.inputs.eta)
         return GeneralizedLogistic(lambda_, scale=1.0).cdf(np.abs(kappa) * z).mean(axis=0)
 
     def log_likelihood(self, distribution: GeneralizedLogistic | None) -> float:
-        """Mean over the sample, in nats; NaN without a distribution or a sample."""
+        """Return the mean over the sample in nats; NaN without a distribution or sample."""
         if distribution is None or not len(self.inputs.values):
             return math.nan
         return distribution.log_likelihood(self.inputs.values)
 
     @property
     def advantage_of_gumbel(self) -> tuple[float, float]:
-        """How much greater the log-likelihood of the Gumbel fit is than that of the logistic fit,
-        in nats per sample, and its standard error (Vuong, "Likelihood Ratio Tests for Model
-        Selection and Non-Nested Hypotheses", 1989), as of independent numbers; below 0 the logistic
-        fits better. NaN: the inputs are all alike."""
+        """Log-likelihood of the Gumbel fit minus that of the logistic fit, in nats per value, and
+        its standard error for independent values (Vuong, "Likelihood Ratio Tests for Model
+        Selection and Non-Nested Hypotheses", 1989). NaN without fits."""
         if self.gumbel is None:
             return math.nan, math.nan
         values = self.inputs.values.astype(np.float64)
@@ -92,28 +91,28 @@ class Layer:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The layers of a model in the order in which they run, and the class scores after them.
+    """The analyzed layers in execution order, followed by the class scores.
 
     Attributes:
-        layers: one for each gate and activation; and for each class score, frequency group, and
-            own and other classes.
+        layers: one per gate and activation; two per class score and frequency group, for
+            ground-truth and other classes.
         groups: the frequency groups.
-        num_pictures: how many pictures were looked at.
+        num_images: number of images the model ran on.
     """
 
     layers: list[Layer]
     groups: FrequencyGroups | None
-    num_pictures: int
+    num_images: int
 
     def of_kind(self, kind: str) -> list[Layer]:
         return [layer for layer in self.layers if layer.inputs.kind == kind]
 
     def rows(self) -> list[dict[str, str | int | float]]:
-        """The numbers of ``layers.csv``, a row for each layer; what does not apply is empty."""
+        """Return the rows of ``layers.csv``, one per layer; undefined values are empty strings."""
         return [self._row(layer) for layer in self.layers]
 
     def table(self) -> str:
-        """The main ones of the numbers, for a terminal."""
+        """Return the main columns as a text table."""
         rows = []
         for row in self.rows():
             classes = f", {row['group']}, {row['classes']} classes" if row["group"] else ""
@@ -142,11 +141,11 @@ class Analysis:
         row = {
             "layer": inputs.name,
             "kind": inputs.kind,
-            "type": inputs.layer,
+            "type": inputs.layer_type,
             "group": self.groups.labels[inputs.group] if has_classes else "",
-            "classes": ("own" if inputs.own_class else "other") if has_classes else "",
-            "numbers": inputs.seen,
-            "sample": len(values),
+            "classes": ("ground truth" if inputs.gt_class else "other") if has_classes else "",
+            "num_values": inputs.seen,
+            "sample_size": len(values),
             "mean": values.mean() if len(values) else math.nan,
             "std": values.std() if len(values) else math.nan,
             "mirrored": inputs.mirrored,
@@ -174,38 +173,38 @@ def analyze(
     sample_size: int = 100_000,
     seed: int = 0,
 ) -> Analysis:
-    """Run a model on pictures, and find which distribution goes into each of its layers.
+    """Run a model on images, and fit distributions to the inputs of its layers.
 
-    Alexandridis et al. (ECCV 2024, section 3) found that what goes into the gates of a network is
-    closer to a Gumbel than to a logistic distribution where classes are imbalanced, and that a
-    fixed sigmoid is the wrong gate for it.
+    Alexandridis et al. (ECCV 2024, section 3) found that gate inputs are closer to a Gumbel than to
+    a logistic distribution if classes are imbalanced, so a fixed sigmoid is the wrong gate.
 
     Args:
         model: a detectron2 model, or any module that takes the loader's batches. It runs in
-            evaluation mode, and is left in the mode that it was in.
-        loader: batches of pictures. Those with ``instances`` (``gt_boxes``, ``gt_classes``) show
-            the class scores too, of models with RoI heads, RetinaNet and FCOS.
+            evaluation mode; its training mode is restored afterwards.
+        loader: batches of inputs. Class scores are analyzed in batches where all inputs have
+            ``instances`` (``gt_boxes``, ``gt_classes``), for models with RoI heads, RetinaNet and
+            FCOS.
         groups: the frequency groups, for the class scores.
-        category_groups: (K,) each class's place in ``groups.names``; -1: no group.
-        sample_size: the numbers that are kept of what goes into each layer, at most.
-        seed: of the choice of numbers and proposals.
+        category_groups: (K,) index of each class's group in ``groups.names``; -1: no group.
+        sample_size: maximum number of input values kept per layer.
+        seed: seed for sampling values and proposals.
     """
     sampler = InputSampler(model, sample_size, seed)
     has_rois, is_dense = has_roi_class_scores(model), isinstance(model, DenseDetector)
     if category_groups is not None and not (has_rois or is_dense):
-        logger.warning("The class scores of %s are left out.", type(model).__name__)
-    modes, num_pictures = {m: m.training for m in model.modules()}, 0
+        logger.warning("Class scores of %s cannot be analyzed.", type(model).__name__)
+    modes, num_images = {m: m.training for m in model.modules()}, 0
     model.eval()
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for batch in tqdm(loader, desc="pictures", unit="batch"):
-                num_pictures += len(batch)
+            for batch in tqdm(loader, desc="images", unit="batch"):
+                num_images += len(batch)
                 inputs = _run(model, batch, sampler)
                 if category_groups is None or not all("instances" in x for x in batch):
                     continue
                 if has_rois:
-                    targets = [picture["instances"] for picture in batch]
+                    targets = [x["instances"] for x in batch]
                     heads = model.roi_heads
                     sample_roi_class_scores(heads, inputs, targets, category_groups, sampler)
                 elif is_dense:
@@ -214,17 +213,17 @@ def analyze(
         for module, training in modes.items():
             module.training = training
     layers = [Layer.of(sample) for sample in tqdm(sampler.samples, desc="fits", unit="layer")]
-    return Analysis(layers, groups, num_pictures)
+    return Analysis(layers, groups, num_images)
 
 
 def _run(model: nn.Module, batch: list[dict], sampler: InputSampler) -> tuple | None:
-    """Run the model; returns what its RoI heads were called with, but the targets."""
+    """Run the model; return the images, features and proposals its RoI heads were called with."""
     seen = []
     handle = None
     if has_roi_class_scores(model):
         handle = model.roi_heads.register_forward_pre_hook(lambda _, args: seen.append(args[:3]))
     try:
-        with sampler.watching():
+        with sampler.sampling():
             model(batch)
     finally:
         if handle is not None:

@@ -1,9 +1,11 @@
-"""Writing an analysis: figures and a table."""
+"""Writing the figures and the table of an analysis."""
 
 import csv
 import os
 from pathlib import Path
 
+from ..errors import UserError
+from ..utils.json_files import writing
 from ..utils.plotting import DPI
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
 from .layer_figures import distributions, summary
@@ -15,30 +17,31 @@ _FILES = {GATE: "gates.png", ACTIVATION: "activations.png", CLASS_SCORE: "class_
 
 
 def write_analysis(analysis: Analysis, folder: str | os.PathLike) -> list[Path]:
-    """Write ``summary.png``, ``layers.csv``, and a figure for each kind of layer that there is.
+    """Write ``summary.png``, ``layers.csv``, and a figure for each kind of layer in the model.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
-        ValueError: the analysis is of no layer.
+        UserError: the analysis has no layers, or a file cannot be written.
     """
     if not analysis.layers:
-        raise ValueError(
-            "The model ran no gate or activation that is a module, so there is nothing to analyze."
+        raise UserError(
+            "The model has nothing to analyze: it calls no gate or activation module. Functions "
+            "called in forward (F.relu) are not analyzed."
         )
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     figures = {"summary.png": summary(analysis)}
     figures |= {name: distributions(analysis, kind) for kind, name in _FILES.items()}
-    written = []
-    for name, figure in figures.items():
-        if figure is not None:
-            figure.savefig(folder / name, dpi=DPI)
-            written.append(folder / name)
-    rows = analysis.rows()
-    with open(folder / "layers.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    rows, written = analysis.rows(), []
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            if figure is not None:
+                figure.savefig(folder / name, dpi=DPI)
+                written.append(folder / name)
+        with open(folder / "layers.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
     return [*written, folder / "layers.csv"]

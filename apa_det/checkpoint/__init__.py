@@ -1,14 +1,14 @@
 from .averaging import average_checkpoints
-from .conversion import Account, Conversion, adapt, convert, reverse
+from .conversion import Conversion, TensorRecord, adapt, convert, reverse
 from .layouts import Layout, recognize, select_state
 from .reading import load_checkpoint
 from .transfer import ClassTransfer, match_classes, read_class_names, transfer_rows
 
 __all__ = [
-    "Account",
     "ClassTransfer",
     "Conversion",
     "Layout",
+    "TensorRecord",
     "adapt",
     "average_checkpoints",
     "convert",

@@ -1,4 +1,4 @@
-"""The average of several checkpoints' weights."""
+"""Average the weights of several checkpoints."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from tqdm import tqdm
 
+from ..errors import UserError
 from .layouts import select_state
 from .reading import load_checkpoint
 
@@ -13,37 +14,38 @@ __all__ = ["average_checkpoints"]
 
 
 def average_checkpoints(
-    paths: Sequence[str], weights: Sequence[float] | None = None, *, averaged: bool = False
+    paths: Sequence[str], weights: Sequence[float] | None = None, *, ema: bool = False
 ) -> dict:
     """Average the weights of checkpoints of one model, tensor by tensor.
 
-    Checkpoints of the end of one training ("Averaging Weights Leads to Wider Optima and Better
-    Generalization", Izmailov et al., UAI 2018), or of several trainings from the same start ("Model
-    soups", Wortsman et al., ICML 2022). The sums are float64. Tensors of integers, such as
-    ``num_batches_tracked``, are the last file's.
+    Meant for checkpoints from the end of one training run ("Averaging Weights Leads to Wider Optima
+    and Better Generalization", Izmailov et al., UAI 2018), or from several runs with the same
+    initialization ("Model soups", Wortsman et al., ICML 2022). Sums are accumulated in float64.
+    Integer tensors, such as ``num_batches_tracked``, are copied from the last file.
 
-    The statistics of batch norms are averaged as the weights are, and are then not quite those of
-    the averaged model. That is exact for frozen ones that all files share; trained ones can be
-    computed anew by training no iteration more with ``TEST.PRECISE_BN``.
+    Batch norm statistics are averaged like the weights. This is exact if they are frozen and all
+    files share them. Otherwise recompute them: train for zero more iterations with
+    ``TEST.PRECISE_BN``.
 
     Args:
-        paths: files in any format and layout of :func:`load_checkpoint`, with the same names.
-        weights: of the files, at least 0; they are divided by their sum. None: all the same.
-        averaged: take the moving averages that each file has beside its weights (``SOLVER.EMA``).
+        paths: files in any format and layout that :func:`load_checkpoint` reads, with the same
+            parameter names.
+        weights: one weight >= 0 per file; they are divided by their sum. None: equal weights.
+        ema: average the EMA weights (``SOLVER.EMA``) that each file stores beside its weights.
 
     Returns:
-        A checkpoint of the averaged weights, with ``class_names`` where the files have them.
+        A checkpoint with the averaged weights, and ``class_names`` if the files have them.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or broken, or is not of the same model and
-            classes as the first; or the weights are not right.
+        UserError: a file is missing or damaged, or its parameters or classes differ from those of
+            the first file; or the weights are invalid.
     """
     shares = _shares(paths, weights)
     sums: dict[str, Tensor] = {}
     first, result = {}, {}
     for path, share in zip(tqdm(paths, desc="averaging", unit="file"), shares, strict=True):
         checkpoint = load_checkpoint(path)
-        state = _state_of(path, checkpoint, averaged)
+        state = _read_state(path, checkpoint, ema)
         if not sums:
             first = {name: tensor.dtype for name, tensor in state.items()}
             result = {k: checkpoint[k] for k in _KEPT if k in checkpoint}
@@ -51,9 +53,9 @@ def average_checkpoints(
             _require_same_model(path, state, paths[0], sums)
             known = checkpoint.get("class_names"), result.get("class_names")
             if None not in known and known[0] != known[1]:
-                raise ValueError(
-                    f"{path} is of other classes than {paths[0]}, by their class_names: average "
-                    "checkpoints of the same classes, in the same order."
+                raise UserError(
+                    f"{path} and {paths[0]} have different class_names. Average checkpoints of the "
+                    "same classes in the same order."
                 )
         for name, tensor in state.items():
             if not first[name].is_floating_point:
@@ -63,38 +65,41 @@ def average_checkpoints(
             else:
                 sums[name] = tensor.double() * share
     model = {name: tensor.to(first[name]) for name, tensor in sums.items()}
-    return {**result, "model": model, "__author__": f"apa_det, an average of {len(paths)} files"}
+    return {**result, "model": model, "__author__": f"apa_det, average of {len(paths)} files"}
 
 
 _KEPT = ("class_names", "matching_heuristics")
+_MISMATCH = "{}. Average checkpoints of the same model."
 
 
 def _shares(paths: Sequence[str], weights: Sequence[float] | None) -> list[float]:
     if not paths:
-        raise ValueError("There is no checkpoint to average: name some.")
+        raise UserError("No checkpoints to average. Name at least one.")
     if weights is None:
         return [1 / len(paths)] * len(paths)
     if len(weights) != len(paths):
-        raise ValueError(f"There are {len(paths)} checkpoints and {len(weights)} weights of them.")
+        raise UserError(
+            f"Got {len(weights)} weights for {len(paths)} checkpoints. Give one weight for each."
+        )
     total = math.fsum(weights)
     if not all(weight >= 0 for weight in weights) or not 0 < total < math.inf:
-        raise ValueError(
-            "The weights of the checkpoints are finite numbers of at least 0, not all 0, and not "
+        raise UserError(
+            "Checkpoint weights must be finite and >= 0, and not all 0; got "
             f"{', '.join(map(str, weights))}."
         )
     return [weight / total for weight in weights]
 
 
-def _state_of(path: str, checkpoint: dict, averaged: bool) -> dict[str, Tensor]:
+def _read_state(path: str, checkpoint: dict, ema: bool) -> dict[str, Tensor]:
     try:
-        if not averaged:
+        if not ema:
             return select_state(checkpoint)
         if not isinstance(checkpoint.get("ema"), dict):
             return select_state(checkpoint, ema=True)
         state = select_state({"model": checkpoint["ema"]})
         return {name: tensor for name, tensor in state.items() if name != "n_averaged"}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _require_same_model(
@@ -102,12 +107,14 @@ def _require_same_model(
 ) -> None:
     for name, tensor in first.items():
         if name not in state:
-            raise ValueError(f"{path} lacks {name}, which {first_path} has.")
+            raise UserError(_MISMATCH.format(f"{name} is in {first_path} but not in {path}"))
         if state[name].shape != tensor.shape:
-            raise ValueError(
-                f"{path} has {name} of shape {tuple(state[name].shape)}, and {first_path} of shape "
-                f"{tuple(tensor.shape)}."
+            raise UserError(
+                _MISMATCH.format(
+                    f"{name} has shape {tuple(state[name].shape)} in {path}, but "
+                    f"{tuple(tensor.shape)} in {first_path}"
+                )
             )
     for name in state:
         if name not in first:
-            raise ValueError(f"{path} has {name}, which {first_path} lacks.")
+            raise UserError(_MISMATCH.format(f"{name} is in {path} but not in {first_path}"))

@@ -1,4 +1,4 @@
-"""What may be built from a pickle: tensors, arrays and plain objects, from checked arguments."""
+"""Constructors that unpickling may call: of tensors, arrays and plain objects."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class Inert:
-    """Stands for an object outside the allow-list: it has a name, and nothing happens to it."""
+    """Placeholder for an object outside the allow-list: only its name is kept."""
 
     __slots__ = ("name",)
 
@@ -29,7 +29,7 @@ class Inert:
 
 
 class NumpyType(Inert):
-    """A numeric dtype of NumPy, which gets its byte order after it is made."""
+    """A numeric NumPy dtype, whose byte order is set after construction."""
 
     __slots__ = ("order",)
 
@@ -43,22 +43,22 @@ class NumpyType(Inert):
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A torch storage: its bytes, a uint8 tensor of shape (N,), and the type of its elements."""
+    """A torch storage: its bytes, a uint8 tensor of shape (N,), and the dtype of its elements."""
 
     data: Tensor
     dtype: torch.dtype
 
     def view(self, dtype: torch.dtype, offset: int, size: tuple, stride: tuple) -> Tensor:
-        """The tensor of this size and stride whose first element is ``offset`` elements on.
+        """Return the tensor of this size and stride that starts at element ``offset``.
 
         Raises:
-            ValueError: it would reach beyond the storage.
+            ValueError: it is invalid or exceeds the storage.
         """
         if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
-            raise ValueError("it has a tensor of no valid size")
+            raise ValueError("a tensor has an invalid size")
         count = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if (offset + count) * dtype.itemsize > len(self.data):
-            raise ValueError("it has a tensor that reaches beyond its storage")
+            raise ValueError("a tensor exceeds its storage")
         elements = self.data.view(dtype)
         return elements.as_strided(size, stride, elements.storage_offset() + offset)
 
@@ -81,19 +81,19 @@ _STORAGE_DTYPES = {
 
 
 def storage_dtype(storage_class: Inert) -> torch.dtype:
-    """The element type of a named storage class.
+    """Return the dtype of a named storage class.
 
     Raises:
-        ValueError: it names no storage class, or one of a kind that is not read.
+        ValueError: it is not a supported storage class.
     """
     name = storage_class.name.replace("torch.cuda.", "torch.")
     if name not in _STORAGE_DTYPES:
-        raise ValueError(f"it has a storage of type {name}, which is not read here")
+        raise ValueError(f"unsupported storage type {name}")
     return _STORAGE_DTYPES[name]
 
 
 def numpy_contents(data: str | bytes | bytearray, numpy_type: NumpyType) -> np.ndarray:
-    """A one-dimensional array on raw data; a string stands for bytes, in latin-1."""
+    """Return raw data as a one-dimensional array; a string holds bytes in latin-1."""
     data = data.encode("latin1") if type(data) is str else bytes(memoryview(data))
     return np.frombuffer(data, numpy_type.dtype())
 
@@ -114,9 +114,9 @@ def _rebuild_tensor_of_dtype(
     storage, offset, size, stride, requires_grad, hooks, dtype, metadata=None
 ):
     if type(storage) is not Storage:
-        raise ValueError("it has a tensor without a storage")
+        raise ValueError("a tensor has no storage")
     if metadata:
-        raise ValueError("it has a conjugated or negated view of a tensor, which is not read here")
+        raise ValueError("conjugated and negated tensor views are not supported")
     return storage.view(dtype, offset, size, stride)
 
 
@@ -141,7 +141,7 @@ def _numpy_array(data, numpy_type, shape, order):
 
 def _encode(text, encoding):
     if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"it has bytes in the encoding {encoding}")
+        raise ValueError(f"unsupported encoding {encoding} of bytes")
     return text.encode("latin1")
 
 

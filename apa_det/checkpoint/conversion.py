@@ -1,4 +1,4 @@
-"""Conversion of checkpoints to detectron2's names and back, with an account of every tensor."""
+"""Convert checkpoints to detectron2's names and back, with a record of every tensor."""
 
 import logging
 import re
@@ -11,37 +11,38 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .layouts import Layout, recognize, select_state
 from .names import BOTTOM_UP, to_detectron2, to_published
 
-__all__ = ["Account", "Conversion", "adapt", "convert", "reverse"]
+__all__ = ["Conversion", "TensorRecord", "adapt", "convert", "reverse"]
 
 logger = logging.getLogger(__name__)
 
 Status = Literal[
-    "same name", "renamed", "left out", "as configured", "unexpected", "wrong shape", "missing"
+    "same name", "renamed", "ignored", "initialized", "unexpected", "wrong shape", "missing"
 ]
 _MISFITS = ("unexpected", "wrong shape", "missing")
 
-# What no model takes: a classifier of ImageNet, and what training stores beside the weights.
-_USELESS = re.compile(
+# Tensors that no model uses: ImageNet classifiers and training state
+_UNUSED = re.compile(
     r"((.*\.)?fc(1000)?|linear)\.(weight|bias)|fc1000_[wb]|.*_momentum|lr|weight_order|steps"
     r"|n_averaged|(.*\.)?pixel_(mean|std)|.*anchor_generator\.cell_anchors\..*"
 )
-# Buffers that a file and a model may or may not hold: evaluation makes no use of them.
+# Buffers that evaluation does not use: a file or a model may lack them
 OPTIONAL_BUFFERS = (
     "num_batches_tracked",
     "fed_loss_cls_weights",
-    # what a class loss gathers in training
+    # statistics of the class losses
     "class_loss.sample_counts",
     "class_loss.positive_gradients",
     "class_loss.negative_gradients",
 )
-# What detectron2's checkpointer takes, where it takes anything.
-_DETECTRON2S = (Layout.DETECTRON2, Layout.ZOO, None)
-# Published with shape (1,), whatever shape of one element the model has.
+# Layouts that detectron2's checkpointer loads by itself
+_DETECTRON2_LAYOUTS = (Layout.DETECTRON2, Layout.ZOO, None)
+# One-element tensors that are published with shape (1,), which may differ in the model
 _SCALARS = ("lambda_param", "kappa_param", ".temperature")
-# What a backbone of this project may have, and files of plain ResNets do not.
+# Layouts that fill only the backbone, and the backbone tensors that they may lack
 _EXTRAS = {
     Layout.CLASSIFIER: re.compile(r"(?!)"),
     Layout.TORCHVISION: re.compile(r".*\.(act\d?|gate)\..*"),
@@ -50,11 +51,15 @@ _EXTRAS = {
 }
 
 
-class Account(NamedTuple):
-    """What becomes of one tensor.
+class TensorRecord(NamedTuple):
+    """How one tensor was converted.
 
-    ``source`` is its name in the file and ``target`` that in the result; ``shape`` is its shape in
-    the file, and ``expected`` the shape in the model. None: there is no such.
+    Attributes:
+        status: "initialized" tensors are not expected in the file and keep their initialization.
+        source: name in the file, or None if the file lacks it.
+        target: name in the result, or None if it has no counterpart there.
+        shape: shape in the file, or None if the file lacks it.
+        expected: shape in the model, or None if the model lacks it or there is no model.
     """
 
     status: Status
@@ -69,111 +74,112 @@ class Conversion:
     """A converted state dict.
 
     Attributes:
-        layout: that of the input.
-        state: name to tensor, of all that fits.
-        accounts: of every tensor of the input, and of every one of the model that it lacks.
+        layout: layout of the input.
+        state: all tensors that fit, by name.
+        records: one per tensor of the input, and one per tensor of the model that the input lacks.
     """
 
     layout: Layout
     state: dict[str, Tensor]
-    accounts: list[Account]
+    records: list[TensorRecord]
 
     def check(self) -> None:
-        """Raise a ValueError unless every tensor has a place, and every place a tensor."""
-        misfits = [a for a in self.accounts if a.status in _MISFITS]
+        """Raise UserError if a tensor of the input does not fit or one of the model is missing."""
+        misfits = [record for record in self.records if record.status in _MISFITS]
         if not misfits:
             return
-        counts = Counter(a.status for a in misfits)
+        counts = Counter(record.status for record in misfits)
         status, source, target, shape, expected = misfits[0]
         example = {
-            "unexpected": f"{source} has no place",
-            "missing": f"{target} is not in it",
-            "wrong shape": f"{source} has shape {shape}, and the model's {target} {expected}",
+            "unexpected": f"{source} is unexpected",
+            "missing": f"{target} is missing",
+            "wrong shape": f"{source} has shape {shape}, but the model's {target} has {expected}",
         }
-        raise ValueError(
-            f"It is a {self.layout.value} that does not fit: {example[status]} "
-            f"({', '.join(f'{n} {status}' for status, n in counts.items())}). Give the config of "
-            "the model that it is from, or allow a partial conversion."
+        raise UserError(
+            f"The checkpoint ({self.layout.value}) does not fit the model: {example[status]} "
+            f"({', '.join(f'{n} {status}' for status, n in counts.items())}). Use the config that "
+            "it was trained with, or convert only what fits (--allow-partial)."
         )
 
     def unfilled(self) -> list[str]:
-        """The names of the model that the state leaves as they are, a line for each module."""
-        statuses = ("missing", "wrong shape", "as configured")
+        """Return the tensors of the model that keep their initialization, one entry per module."""
+        statuses = ("missing", "wrong shape", "initialized")
         return [
-            _joined(account.target for account in accounts)
-            for accounts in self._modules()
-            if accounts[0].status in statuses
+            _joined(record.target for record in records)
+            for records in self._modules()
+            if records[0].status in statuses
         ]
 
     def table(self) -> str:
-        """The accounts, a line for each module, and the counts."""
+        """Format the records as a table with one line per module, and count each status."""
         lines = [
             (
-                accounts[0].status,
-                _joined(account.source for account in accounts),
-                _joined(account.target for account in accounts),
-                ", ".join(dict.fromkeys(map(_shapes, accounts))),
+                records[0].status,
+                _joined(record.source for record in records),
+                _joined(record.target for record in records),
+                ", ".join(dict.fromkeys(map(_shapes, records))),
             )
-            for accounts in self._modules()
+            for records in self._modules()
         ]
-        counts = Counter(account.status for account in self.accounts)
+        counts = Counter(record.status for record in self.records)
         return (
-            tabulate(lines, headers=["", "in the file", "becomes", "shape"])
+            tabulate(lines, headers=["status", "in the file", "in the result", "shape"])
             + "\n\n"
             + ", ".join(f"{n} {status}" for status, n in counts.items())
         )
 
-    def _modules(self) -> list[list[Account]]:
+    def _modules(self) -> list[list[TensorRecord]]:
         groups = defaultdict(list)
-        for account in self.accounts:
-            source, target = ((name or "").rpartition(".")[0] for name in account[1:3])
-            groups[account.status, source, target].append(account)
+        for record in self.records:
+            source, target = ((name or "").rpartition(".")[0] for name in record[1:3])
+            groups[record.status, source, target].append(record)
         return list(groups.values())
 
 
 def convert(checkpoint: dict, model: nn.Module | None = None, *, ema: bool = False) -> Conversion:
-    """Give the weights of a checkpoint the names that they have in detectron2.
+    """Rename the weights of a checkpoint to detectron2's names.
 
     Args:
-        checkpoint: as :func:`load_checkpoint` returns it, in any layout of :class:`Layout`.
-        model: the model that it is for. Without it names are looked up, and neither shapes nor
-            completeness. A classifier need only fill the backbone, and one without APA only the
-            convolutions and norms of that; the rest is accounted for "as configured".
-        ema: take the moving averages of the weights.
+        checkpoint: as returned by :func:`load_checkpoint`, in any :class:`Layout`.
+        model: the model to convert for. Without it, neither shapes nor completeness are checked.
+            An ImageNet classifier need only fill the backbone, and one without APA only its
+            convolutions and norms; the other tensors of the model are "initialized".
+        ema: convert the EMA weights instead of the weights.
 
     Raises:
-        ValueError: it holds no weights, or none in a known layout; or only detectron2's heuristics
-            can match them, and there is no model.
+        UserError: the checkpoint has no weights or an unknown layout; or there is no model, and
+            only detectron2's heuristics can match the names.
     """
     state = select_state(checkpoint, ema=ema)
     layout = recognize(state, matching_heuristics=checkpoint.get("matching_heuristics") is True)
     if layout is None:
-        raise ValueError(
-            f"The checkpoint is in no known layout: it has names such as {', '.join([*state][:3])}."
+        raise UserError(
+            f"Unknown checkpoint layout, with names like {', '.join([*state][:3])}. Supported: "
+            f"{', '.join(layout.value for layout in Layout)}."
         )
     expected = None if model is None else model.state_dict()
     renamed = _rename(state, layout, expected)
     conversion = _settle(layout, renamed, expected)
-    conversion.accounts.extend(_lacking(layout, renamed, expected or {}))
+    conversion.records.extend(_missing(layout, renamed, expected or {}))
     return conversion
 
 
 def adapt(checkpoint: dict, model: nn.Module) -> dict:
-    """Make a checkpoint one that detectron2's checkpointer can load into a model.
+    """Prepare a checkpoint for detectron2's checkpointer.
 
-    A published or torchvision layout gets detectron2's names; what has no name there keeps its own,
-    so that the checkpointer reports it. Files of detectron2's model zoo are marked for its
-    heuristics, and anything else is taken as it is.
+    Published and torchvision layouts are renamed; tensors without a counterpart keep their names,
+    so that the checkpointer reports them. Files of detectron2's model zoo are marked for its
+    matching heuristics. Everything else stays as it is.
 
     Args:
-        checkpoint: as :func:`load_checkpoint` returns it.
-        model: the model to be filled.
+        checkpoint: as returned by :func:`load_checkpoint`.
+        model: the model to load into.
 
     Returns:
         A dict with the entry "model".
 
     Raises:
-        ValueError: it holds no weights.
+        UserError: the checkpoint has no weights.
     """
     state = select_state(checkpoint)
     heuristics = checkpoint.get("matching_heuristics") is True or "model_state" in checkpoint
@@ -182,16 +188,16 @@ def adapt(checkpoint: dict, model: nn.Module) -> dict:
         state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
         return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
     expected = model.state_dict()
-    if not state.keys().isdisjoint(expected) or layout in _DETECTRON2S:
+    if not state.keys().isdisjoint(expected) or layout in _DETECTRON2_LAYOUTS:
         adapted = checkpoint if "model" in checkpoint else {"model": state}
         return {**adapted, "matching_heuristics": heuristics or layout is Layout.ZOO}
-    logger.info("The checkpoint is a %s: it is given detectron2's names.", layout.value)
+    logger.info("Renaming the tensors of a %s to detectron2's names.", layout.value)
     renamed = _rename(state, layout, expected)
     return {"model": {target or source: tensor for source, target, tensor in renamed}}
 
 
 def reverse(state: dict[str, Tensor]) -> Conversion:
-    """Give weights with detectron2's names those of the published detector.
+    """Rename weights from detectron2's names to those of the published detector.
 
     Args:
         state: as in :attr:`Conversion.state`.
@@ -209,7 +215,7 @@ def reverse(state: dict[str, Tensor]) -> Conversion:
     return _settle(Layout.DETECTRON2, renamed, None)
 
 
-Renamed = list[tuple[str, str | None, Tensor]]  # old name, new one, and the tensor
+Renamed = list[tuple[str, str | None, Tensor]]  # (old name, new name, tensor)
 Expected = dict[str, Tensor] | None  # the state dict of a model
 
 
@@ -226,7 +232,7 @@ def _rename(state: dict[str, Tensor], layout: Layout, expected: Expected) -> Ren
         if target is not None and target.startswith(BOTTOM_UP):
             target = bottom_up + target.removeprefix(BOTTOM_UP)
         if expected is None and name.endswith(".tempearture"):
-            tensor = tensor.reshape(())  # as NormedConv2d has it
+            tensor = tensor.reshape(())  # the shape in NormedConv2d
         elif tensor.numel() == 1 and target in (expected or {}) and expected[target].numel() == 1:
             tensor = tensor.reshape(expected[target].shape)
         renamed.append((name, target, tensor))
@@ -234,12 +240,13 @@ def _rename(state: dict[str, Tensor], layout: Layout, expected: Expected) -> Ren
 
 
 def _align(state: dict[str, Tensor], layout: Layout, expected: Expected) -> Renamed:
-    """By detectron2's heuristics, which compare the ends of names with those of a model."""
+    """Match names by detectron2's heuristics, which compare their ends with those of a model."""
     if expected is None:
-        raise ValueError(
-            f"This is a {layout.value}, whose names only fit those of a model: give its config."
+        raise UserError(
+            f"The names of this checkpoint ({layout.value}) can only be matched against a model. "
+            "Give the model's config (--config-file)."
         )
-    useful = {name: tensor for name, tensor in state.items() if not _USELESS.fullmatch(name)}
+    useful = {name: tensor for name, tensor in state.items() if not _UNUSED.fullmatch(name)}
     aligned = align_and_update_state_dicts(expected, useful, c2_conversion=layout is Layout.CAFFE2)
     sources = {id(tensor): name for name, tensor in state.items()}
     return [
@@ -253,7 +260,7 @@ def _bottom_up(expected: Expected) -> str:
 
 
 def _settle(layout: Layout, renamed: Renamed, expected: Expected) -> Conversion:
-    state, accounts = {}, []
+    state, records = {}, []
     for source, target, tensor in renamed:
         shape, expected_shape = tuple(tensor.shape), None
         if target is not None and target in (expected or {}):
@@ -261,29 +268,31 @@ def _settle(layout: Layout, renamed: Renamed, expected: Expected) -> Conversion:
         elif expected is not None and not (target or "").endswith(OPTIONAL_BUFFERS):
             target = None
         if target is None:
-            status = "left out" if _USELESS.fullmatch(source) else "unexpected"
+            status = "ignored" if _UNUSED.fullmatch(source) else "unexpected"
         elif expected_shape not in (None, shape):
             status = "wrong shape"
         else:
             status = "same name" if source == target else "renamed"
             state[target] = tensor
-        accounts.append(Account(status, source, target, shape, expected_shape))
-    return Conversion(layout, state, accounts)
+        records.append(TensorRecord(status, source, target, shape, expected_shape))
+    return Conversion(layout, state, records)
 
 
-def _lacking(layout: Layout, renamed: Renamed, expected: dict[str, Tensor]) -> Iterable[Account]:
+def _missing(
+    layout: Layout, renamed: Renamed, expected: dict[str, Tensor]
+) -> Iterable[TensorRecord]:
     filled = {target for _, target, _ in renamed}
     for name, tensor in expected.items():
         if name not in filled and not name.endswith(OPTIONAL_BUFFERS):
             needed = layout not in _EXTRAS or (
                 name.startswith(_bottom_up(expected)) and not _EXTRAS[layout].fullmatch(name)
             )
-            status = "missing" if needed else "as configured"
-            yield Account(status, None, name, None, tuple(tensor.shape))
+            status = "missing" if needed else "initialized"
+            yield TensorRecord(status, None, name, None, tuple(tensor.shape))
 
 
 def _joined(names: Iterable[str | None]) -> str:
-    """Names of one module as one: ``conv1.{bias, weight}``."""
+    """Join the names of one module: ``conv1.{bias, weight}``."""
     parts = [name.rpartition(".") for name in names if name is not None]
     if not parts:
         return ""
@@ -293,7 +302,7 @@ def _joined(names: Iterable[str | None]) -> str:
     return module + dot + leaf
 
 
-def _shapes(account: Account) -> str:
-    if account.status == "wrong shape":
-        return f"{account.shape} for {account.expected}"
-    return str(account.shape if account.shape is not None else account.expected)
+def _shapes(record: TensorRecord) -> str:
+    if record.status == "wrong shape":
+        return f"{record.shape} for {record.expected}"
+    return str(record.shape if record.shape is not None else record.expected)

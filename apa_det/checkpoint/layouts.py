@@ -1,4 +1,4 @@
-"""Which weights a checkpoint holds, and in which layout."""
+"""Find the weights in a checkpoint, and recognize their layout."""
 
 import logging
 from collections.abc import Collection
@@ -6,13 +6,15 @@ from enum import Enum
 
 from torch import Tensor
 
+from ..errors import UserError
+
 __all__ = ["Layout", "recognize", "select_state"]
 
 logger = logging.getLogger(__name__)
 
 
 class Layout(Enum):
-    """The layouts that are told apart, by what to call them."""
+    """Known layouts; the values name them in messages."""
 
     PUBLISHED = "published detector"
     CLASSIFIER = "published ImageNet classifier"
@@ -27,11 +29,11 @@ _AVERAGES = ("ema_state_dict", "state_dict_ema", "model_ema")
 
 
 def recognize(names: Collection[str], *, matching_heuristics: bool = False) -> Layout | None:
-    """The layout that the names of a state dict show; None where they show no known one.
+    """Return the layout of a state dict with these names, or None if it is unknown.
 
     Args:
         names: the names, without a ``module.`` prefix.
-        matching_heuristics: the entry of that name in a checkpoint of detectron2.
+        matching_heuristics: the entry of that name in a detectron2 checkpoint.
     """
     published = ("backbone.layer1.", "neck.", "rpn_head.", "roi_head.")
     if any(name.startswith(published) for name in names):
@@ -49,23 +51,23 @@ def recognize(names: Collection[str], *, matching_heuristics: bool = False) -> L
 
 
 def select_state(checkpoint: dict, *, ema: bool = False) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, its names without ``module.``.
+    """Return the state dict of a checkpoint, without the prefix ``module.`` of its names.
 
-    Moving averages are known as a state dict of their own (``ema_state_dict``, ``state_dict_ema``
-    or ``model_ema``) and as buffers beside the weights, which are called ``ema_`` and the name of
-    the weight, with dots or underscores.
+    EMA weights are either a separate state dict (``ema_state_dict``, ``state_dict_ema`` or
+    ``model_ema``) or buffers beside the weights, named ``ema_`` plus the name of the weight, with
+    dots or underscores.
 
     Args:
-        checkpoint: as :func:`load_checkpoint` returns it.
-        ema: take the moving averages instead of the weights.
+        checkpoint: as returned by :func:`load_checkpoint`.
+        ema: return the EMA weights instead of the weights.
 
     Raises:
-        ValueError: there is no state dict, or there are no moving averages.
+        UserError: there is no state dict, or there are no EMA weights.
     """
     state = _tensors(_first_dict(checkpoint, _STATES) or checkpoint)
     if not state:
-        raise ValueError(
-            "The checkpoint holds no tensors where weights should be; its entries are "
+        raise UserError(
+            "The checkpoint has no weights, only these entries: "
             f"{', '.join(map(str, list(checkpoint)[:10])) or 'none'}."
         )
     averages = _tensors(_first_dict(checkpoint, _AVERAGES) or {})
@@ -76,10 +78,10 @@ def select_state(checkpoint: dict, *, ema: bool = False) -> dict[str, Tensor]:
                 buffers[name] = state.pop(buffer)
     if not ema:
         if averages or buffers:
-            logger.info("The checkpoint holds moving averages too; the weights are taken.")
+            logger.info("The checkpoint also has EMA weights; using the plain weights.")
         return state
     if not averages and not buffers:
-        raise ValueError("The checkpoint holds no moving averages, but the weights alone.")
+        raise UserError("The checkpoint has no EMA weights. Leave out --ema.")
     return averages or {**state, **buffers}
 
 
@@ -91,5 +93,5 @@ def _tensors(state: dict) -> dict[str, Tensor]:
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     plain = {str(name).removeprefix("module."): value for name, value in tensors.items()}
     if len(plain) < len(tensors):
-        raise ValueError("The checkpoint holds weights both with and without the prefix module.")
+        raise UserError("The checkpoint has names both with and without the prefix 'module.'")
     return plain

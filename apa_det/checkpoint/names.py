@@ -1,4 +1,4 @@
-"""The names of the published layouts, module by module, beside those of detectron2."""
+"""Names of the published layouts and their counterparts in detectron2, module by module."""
 
 from functools import lru_cache
 
@@ -41,18 +41,18 @@ _MASK_HEAD = {
 }
 _BOX_PREDICTOR = {"fc_cls": "cls_score", "fc_reg": "bbox_pred"}
 
-_PARAMETERS = {"tempearture": "temperature"}  # so spelt in the published files
+_PARAMETERS = {"tempearture": "temperature"}  # spelled this way in the published files
 
 
 def to_detectron2(name: str) -> str | None:
-    """The name in detectron2 of a tensor of a published detector; None where it has none."""
+    """Return detectron2's name of a tensor of a published detector, or None if it has none."""
     module, _, parameter = name.rpartition(".")
     module = _modules("cbam" if ".cbam." in name else "se").get(module)
     return module and f"{module}.{_PARAMETERS.get(parameter, parameter)}"
 
 
 def to_published(name: str, *, cbam: bool = False) -> str | None:
-    """The inverse of :func:`to_detectron2`; ``cbam`` says that the gates are CBAM's."""
+    """Invert :func:`to_detectron2`; set ``cbam`` if the gates are CBAM gates."""
     module, _, parameter = name.rpartition(".")
     module = _inverse_modules("cbam" if cbam else "se").get(module)
     inverse = {ours: theirs for theirs, ours in _PARAMETERS.items()}
@@ -72,7 +72,7 @@ def _modules(gate: str) -> dict[str, str]:
         modules[f"neck.fpn_convs.{stage}.conv"] = f"backbone.fpn_output{stage + 2}"
     for theirs, ours in _RPN.items():
         modules[f"rpn_head.{theirs}"] = f"proposal_generator.rpn_head.{ours}"
-    for stage in ("", ".0", ".1", ".2"):  # of one head, or of a cascade
+    for stage in ("", ".0", ".1", ".2"):  # a single head, or the stages of a cascade
         for i in range(2):
             theirs = f"roi_head.bbox_head{stage}.shared_fcs.{i}"
             modules[theirs] = f"roi_heads.box_head{stage}.fc{i + 1}"

@@ -1,4 +1,4 @@
-"""Reading of checkpoint files as data: whatever a file says, none of it is run."""
+"""Read checkpoint files as data: no code in a file is ever run."""
 
 import io
 import logging
@@ -10,11 +10,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from ..errors import MissingFileError, UserError
 from .constructors import Inert, Storage, storage_dtype
 from .safetensors import is_safetensors, read_safetensors
 from .unpickler import RunsCodeError, unpickle
 
-__all__ = ["load_checkpoint"]
+__all__ = ["load_checkpoint", "read_torch_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,50 +24,68 @@ _LEGACY_VERSION = 1001
 
 
 def load_checkpoint(path: str) -> dict:
-    """Read a file of weights: PyTorch's (either format), a pickle of arrays, or safetensors.
+    """Read a checkpoint: PyTorch's (either format), pickled arrays or safetensors.
 
-    The format is told from the contents. Objects of classes that are neither plain data nor tensors
-    are left out, and a line in the log names their classes.
+    The format is detected from the contents. Objects that are neither plain data nor tensors are
+    dropped, and their classes are logged.
 
     Args:
         path: a local file.
 
     Returns:
-        The dict that the file holds: of tensors (on the CPU, without gradient; NumPy arrays are
-        tensors too) and of plain data, nested.
+        The dict in the file, of tensors (on the CPU, without gradient; NumPy arrays become tensors)
+        and of plain data, nested.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, is damaged or cut off, or names a program to run.
+        MissingFileError: the file does not exist.
+        UserError: the file cannot be read, is not a checkpoint, is damaged or truncated, or calls
+            a function that could run a program.
+    """
+    checkpoint, inert = read_torch_file(path)
+    if type(checkpoint) is not dict:
+        kind = checkpoint.name if isinstance(checkpoint, Inert) else type(checkpoint).__name__
+        raise UserError(
+            f"{path} contains an object of {kind} instead of a dict of tensors. Load it with the "
+            "program that saved it, and save its state_dict()."
+        )
+    if inert:
+        logger.info("%s: dropped objects of these classes: %s", path, ", ".join(sorted(inert)))
+    return checkpoint
+
+
+def read_torch_file(path: str, kind: str = "checkpoint") -> tuple[object, set[str]]:
+    """Read a file as :func:`load_checkpoint` does, whatever object it contains.
+
+    Args:
+        path: a local file.
+        kind: what the file should be, for errors.
+
+    Returns:
+        The object, and the names of the classes and functions whose objects were dropped. A dropped
+        object is missing from a dict; elsewhere an :class:`Inert` replaces it.
+
+    Raises:
+        MissingFileError, UserError: see :func:`load_checkpoint`.
     """
     try:
         file = open(path, "rb")
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no checkpoint {path}.") from None
+        raise MissingFileError(f"{kind.capitalize()} not found: {path}.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read the {kind} {path}: {error.strerror}.") from error
     try:
         with file:
-            checkpoint, inert = _read(file)
+            return _read(file)
     except RunsCodeError as error:
-        raise ValueError(
-            f"{path} is a pickle made to call {error}, which no checkpoint needs: nothing was run; "
-            "delete it, and get the weights from a place that you trust."
+        raise UserError(
+            f"{path} would call {error} on unpickling, which no {kind} needs. Nothing was run: "
+            "delete the file, and get another from a source that you trust."
         ) from None
-    except Exception as error:  # a stranger's bytes can go wrong in any way
+    except Exception as error:  # damaged data can raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(
-            f"{path} is no checkpoint, or a damaged one ({reason}): download or save it again."
+        raise UserError(
+            f"{path} is not a {kind}, or is damaged ({reason}). Download or save it again."
         ) from error
-    if type(checkpoint) is not dict:
-        kind = checkpoint.name if isinstance(checkpoint, Inert) else type(checkpoint).__name__
-        raise ValueError(
-            f"{path} holds an object of {kind} instead of a dict of tensors: "
-            "load it where it comes from, and save its state_dict()."
-        )
-    if inert:
-        logger.info(
-            "%s: left out objects that are no plain data, of %s", path, ", ".join(sorted(inert))
-        )
-    return checkpoint
 
 
 def _read(file: BinaryIO) -> tuple[object, set[str]]:
@@ -77,7 +96,7 @@ def _read(file: BinaryIO) -> tuple[object, set[str]]:
     if start.startswith(b"PK\x03\x04"):
         return _read_zip(file, size)
     if not isinstance(file, io.BytesIO):
-        # Of a map, one can ask for more than there is without allocating it.
+        # A read beyond the end of a memory map allocates nothing.
         file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if is_safetensors(start, size):
         return read_safetensors(file, size), set()
@@ -89,12 +108,12 @@ def _read_bytes(data: bytes) -> object:
 
 
 def _read_zip(file: BinaryIO, size: int) -> tuple[object, set[str]]:
-    """PyTorch's format since 1.6: a pickle, and a record for each storage."""
+    """Read PyTorch's format since 1.6: a pickle, and one record per storage."""
     with zipfile.ZipFile(file) as archive:
         records = _records(archive, size)
         byteorder = archive.read(records["byteorder"]) if "byteorder" in records else b"little"
         if byteorder not in (b"little", b"big"):
-            raise ValueError("its byte order is neither little nor big")
+            raise ValueError("unknown byte order")
         swapped = byteorder.decode() != sys.byteorder
         contents = {}
 
@@ -102,7 +121,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[object, set[str]]:
             kind, storage_class, key, _, numel = persistent_id
             dtype = storage_dtype(storage_class)
             if kind != "storage" or f"data/{key}" not in records:
-                raise ValueError(f"its storage {key} is missing")
+                raise ValueError(f"storage {key} is missing")
             if key not in contents:
                 data = bytearray(records[f"data/{key}"].file_size)
                 with archive.open(records[f"data/{key}"]) as record:
@@ -111,7 +130,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[object, set[str]]:
                 if swapped:
                     contents[key].untyped_storage().byteswap(dtype)
             if len(contents[key]) != numel * dtype.itemsize:
-                raise ValueError(f"its storage {key} is not of the size that it says")
+                raise ValueError(f"storage {key} has the wrong size")
             return Storage(contents[key], dtype)
 
         pickled = io.BytesIO(archive.read(records["data.pkl"]))
@@ -119,35 +138,35 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[object, set[str]]:
 
 
 def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The records of the archive by their names in its one folder, as torch.save writes them."""
+    """Return the records of the archive by name, without the one folder of torch.save."""
     infos = archive.infolist()
     folder = infos[0].filename.partition("/")[0] + "/"
     records = {info.filename[len(folder) :]: info for info in infos}
     for info in infos:
         path = info.filename
         if not path.startswith(folder) or "\\" in path or {"", ".", ".."} & {*path.split("/")}:
-            raise ValueError(f"it is a zip archive with a record {path!r}, where no other one lies")
+            raise ValueError(f"unexpected zip record {path!r}")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise ValueError(f"it is a zip archive with a compressed record {path!r}")
+            raise ValueError(f"compressed zip record {path!r}")
     if len(records) < len(infos):
-        raise ValueError("it is a zip archive with two records of one name")
+        raise ValueError("duplicate zip records")
     if sum(info.file_size for info in infos) > size:
-        raise ValueError("it is a zip archive with records that overlap")
+        raise ValueError("overlapping zip records")
     if "constants.pkl" in records:
-        raise ValueError("it is a TorchScript program instead of a state dict")
+        raise ValueError("a TorchScript program, not a state dict")
     if "data.pkl" not in records:
-        raise ValueError("it is a zip archive that torch.save did not write")
+        raise ValueError("a zip archive that torch.save did not write")
     return records
 
 
 def _read_pickle(file: BinaryIO, size: int) -> tuple[object, set[str]]:
-    """A plain pickle, or PyTorch's format before 1.6: pickles, and after them the storages."""
+    """Read a plain pickle, or PyTorch's format before 1.6: pickles followed by the storages."""
     first, inert = unpickle(file, load_bytes=_read_bytes)
     if type(first) is not int or first != _LEGACY_MAGIC:
         return first, inert
     version, _ = unpickle(file)
     if version != _LEGACY_VERSION:
-        raise ValueError(f"it is of version {version} of PyTorch's old format")
+        raise ValueError(f"unsupported version {version} of PyTorch's legacy format")
     system, _ = unpickle(file)
     swapped = system["little_endian"] != (sys.byteorder == "little")
     contents, dtypes = {}, {}
@@ -158,15 +177,15 @@ def _read_pickle(file: BinaryIO, size: int) -> tuple[object, set[str]]:
         kind, storage_class, key, _, numel, view = persistent_id
         dtype = storage_dtype(storage_class)
         if kind != "storage" or type(key) is not str:
-            raise ValueError("it refers to something that is no storage")
+            raise ValueError("invalid reference to a storage")
         if key not in contents:
-            # It comes after the pickle; what does not fit into the file is not allocated.
+            # Its bytes follow the pickle: allocate no more than the file can hold.
             if not 0 <= numel * dtype.itemsize <= size - sum(map(len, contents.values())):
-                raise ValueError(f"its storage {key} is larger than the file")
+                raise ValueError(f"storage {key} is larger than the file")
             contents[key] = _tensor(bytearray(numel * dtype.itemsize))
             dtypes[key] = dtype
         elif len(contents[key]) != numel * dtype.itemsize:
-            raise ValueError(f"its storage {key} is not of the size that it says")
+            raise ValueError(f"storage {key} has the wrong size")
         data = contents[key]
         if view is not None:
             _, offset, length = view
@@ -176,7 +195,7 @@ def _read_pickle(file: BinaryIO, size: int) -> tuple[object, set[str]]:
     checkpoint, inert = unpickle(file, load_storage=load_storage, load_bytes=_read_bytes)
     keys, _ = unpickle(file)
     if sorted(keys) != sorted(contents):
-        raise ValueError("it does not hold the storages that it needs")
+        raise ValueError("storages are missing")
     for key in keys:
         _fill(contents[key], dtypes[key], file)
         if swapped:
@@ -188,7 +207,7 @@ def _fill(storage: Tensor, dtype: torch.dtype, file: BinaryIO) -> None:
     numel = int.from_bytes(file.read(8), "little")
     data = file.read(len(storage))
     if numel * dtype.itemsize != len(storage) or len(data) != len(storage):
-        raise ValueError("its storages are cut off")
+        raise ValueError("the storages are truncated")
     if data:
         storage.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
 

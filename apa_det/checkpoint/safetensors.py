@@ -1,4 +1,4 @@
-"""Reading of the safetensors format: a JSON header and, after it, the bytes of the tensors."""
+"""Reader of the safetensors format: a JSON header followed by the bytes of the tensors."""
 
 import json
 import math
@@ -24,15 +24,15 @@ _DTYPES = {
 
 
 def is_safetensors(start: bytes, size: int) -> bool:
-    """Whether a file of ``size`` bytes that starts with these 9 is in this format."""
+    """Return whether a file of ``size`` bytes with these first 9 bytes is in this format."""
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
 
 
 def read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
-    """The tensors of a file of ``size`` bytes, by name; its metadata is left out.
+    """Return the tensors of a file of ``size`` bytes by name; its metadata is ignored.
 
     Raises:
-        ValueError: it breaks a rule of the format, or has a dtype that torch or this reader lacks.
+        ValueError: the file violates the format or has an unsupported dtype.
     """
     header_size = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(header_size), object_pairs_hook=_without_duplicates)
@@ -42,26 +42,26 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
         begin, end = entry["data_offsets"]
         shape = entry["shape"]
         if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"the dtype {entry['dtype']} of {name} is not read here")
+            raise ValueError(f"unsupported dtype {entry['dtype']} of {name}")
         dtype = _DTYPES[entry["dtype"]]
         if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
-            raise ValueError(f"{name} has a size or offset that is no number")
+            raise ValueError(f"{name} has an invalid shape or offset")
         if begin != position or end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name} does not lie where the header says")
+            raise ValueError(f"the data_offsets of {name} are inconsistent")
         data = bytearray(file.read(end - begin))
         if len(data) != end - begin:
-            raise ValueError(f"it ends within {name}")
+            raise ValueError(f"truncated within {name}")
         tensors[name] = (
             torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         ).reshape(shape)
         position = end
     if 8 + header_size + position != size:
-        raise ValueError("it has bytes after the last tensor")
+        raise ValueError("extra bytes after the last tensor")
     return tensors
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise ValueError("its header names something twice")
+        raise ValueError("duplicate names in the header")
     return result

@@ -1,9 +1,8 @@
-"""A pickle reader that builds plain data, tensors and arrays, and calls nothing by name.
+"""A pickle reader that builds only plain data, tensors and arrays.
 
-``pickle`` looks up whatever a file names, and calls it. Here a name stays a name: the opcodes that
-:mod:`pickletools` decodes work on a stack of our own, and our own :data:`CONSTRUCTORS` are all that
-can be called. Whatever else a file names or makes is an :class:`Inert`, which takes arguments,
-items and state, and forgets them.
+``pickle`` imports and calls whatever a file names. Here names are never imported: the opcodes that
+:mod:`pickletools` decodes run on our own stack, and only :data:`CONSTRUCTORS` can be called. Every
+other object is an :class:`Inert`, which discards its arguments, items and state.
 """
 
 import pickletools
@@ -19,7 +18,7 @@ __all__ = ["RunsCodeError", "unpickle"]
 
 
 class RunsCodeError(ValueError):
-    """A pickle calls what no checkpoint has a reason to call."""
+    """A pickle calls a function that could run a program."""
 
 
 def unpickle(
@@ -32,35 +31,36 @@ def unpickle(
 
     Args:
         file: a binary file at the start of the pickle, with ``read``, ``readline`` and ``tell``. It
-            is left behind the pickle.
-        load_storage: turns a persistent id into a :class:`Storage`; see :func:`storage_dtype`.
+            is left at the end of the pickle.
+        load_storage: converts a persistent id to a :class:`Storage`; see :func:`storage_dtype`.
         load_bytes: reads a storage that is a whole file in bytes, as plain ``pickle`` writes it.
 
     Returns:
-        The object: of lists, tuples, sets, dicts, strings, bytes, numbers, None, dtypes, tensors
-        and :class:`Inert`. A dict has scalars and tuples of scalars as keys, and what is inert is
-        left out of it; NumPy arrays in a dict or list are tensors. And the names of what is inert.
+        The object, made of lists, tuples, sets, dicts, strings, bytes, numbers, None, dtypes,
+        tensors and :class:`Inert`; and the names of all inert objects. Dicts keep only keys that
+        are scalars or tuples of scalars, and only values that are not inert. NumPy arrays in a
+        dict or list become tensors.
 
     Raises:
-        RunsCodeError: it calls what would run a program.
-        Exception: of whatever kind, where it is malformed.
+        RunsCodeError: the pickle calls a function that could run a program.
+        Exception: any type, if the pickle is malformed.
     """
     machine = _Machine(load_storage, load_bytes)
     return machine.run(file), machine.inert
 
 
 class _Global(Inert):
-    """A function or class that a pickle names."""
+    """A function or class named in a pickle."""
 
     __slots__ = ()
 
 
 class _Machine:
-    """The stack, marks and memo of the pickle language."""
+    """The pickle machine: its stack, marks and memo."""
 
     def __init__(self, load_storage, load_bytes):
         self.stack, self.marked, self.memo = [], [], {}
-        self.unfilled = {}  # arrays that still wait for their contents, by id
+        self.unfilled = {}  # arrays whose contents are not set yet, by id
         self.inert = set()
         self.load_storage = load_storage
         self.constructors = {
@@ -174,7 +174,7 @@ class _Machine:
             case "BINPERSID":
                 stack.append(self.load_storage(stack.pop()))
             case _:
-                raise ValueError(f"it has the opcode {opcode}, which no checkpoint needs")
+                raise ValueError(f"unsupported opcode {opcode}")
 
     def _to_mark(self) -> list:
         items = self.stack
@@ -182,7 +182,7 @@ class _Machine:
         return items
 
     def _data(self, value: object) -> object:
-        """What is kept of a value: of an array a tensor, of one without contents nothing."""
+        """Convert an array to a tensor, or to Inert if its contents were never set."""
         if id(value) in self.unfilled:
             return Inert("numpy.ndarray")
         return numpy_to_tensor(value) if type(value) is np.ndarray else value
@@ -214,7 +214,7 @@ class _Machine:
     def _call(self, function: object, args: tuple) -> object:
         _expect(tuple, args)
         if not isinstance(function, Inert):
-            raise ValueError("it calls what has no name")
+            raise ValueError("it calls an object that is not a global")
         if _runs_code(function.name):
             raise RunsCodeError(function.name)
         constructor = self.constructors.get(function.name) if type(function) is _Global else None
@@ -240,7 +240,7 @@ class _Machine:
         return array
 
     def _fill(self, array: np.ndarray, state: tuple) -> object:
-        """Give an array its contents, once: nothing may hold a view of it yet."""
+        """Set the contents of an array, only once: a view of it may exist afterwards."""
         *_, shape, numpy_type, column_major, data = state
         if not isinstance(numpy_type, NumpyType):
             return Inert("numpy.ndarray")
@@ -260,7 +260,7 @@ _LITERALS = frozenset(
     "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
 )
 _TORCH_DTYPES = {str(t): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # since Python 2
+_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names in Python 2
 
 
 def _global(module: str, name: str) -> object:
@@ -270,7 +270,7 @@ def _global(module: str, name: str) -> object:
     return _TORCH_DTYPES.get(name) or _Global(name)
 
 
-# These make for a clear message. What is not among them is not run either.
+# Calls of these get a clear message. Calls of other unlisted names are not run either.
 _RUNNERS = frozenset(
     "os nt posix pty subprocess sys importlib runpy ctypes socket shutil marshal pickle _pickle "
     "webbrowser timeit".split()
@@ -287,13 +287,13 @@ def _runs_code(name: str) -> bool:
 
 def _expect(kind: type, value: object) -> None:
     if type(value) is not kind:
-        raise ValueError(f"it has a {type(value).__name__} where a {kind.__name__} should be")
+        raise ValueError(f"expected a {kind.__name__}, got a {type(value).__name__}")
 
 
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 def _is_key(value: object) -> bool:
-    """Whether a value can be hashed in a bounded depth."""
+    """Return whether a value can be hashed without deep recursion."""
     values = value if type(value) is tuple else (value,)
     return all(type(v) in _SCALARS for v in values)

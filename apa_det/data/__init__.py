@@ -1,4 +1,4 @@
-"""Datasets in LVIS format: registration, validation, conversion, and one made on the spot."""
+"""Datasets in LVIS format: registration, validation, conversion, sampling, synthetic data."""
 
 from .coco_to_lvis import coco_to_lvis
 from .dataset_report import DatasetReport, check_dataset

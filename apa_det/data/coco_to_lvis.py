@@ -1,10 +1,11 @@
-"""COCO-format instance annotations to LVIS format."""
+"""Conversion of COCO-format instance annotations to LVIS format."""
 
 import math
 from collections import defaultdict
 
 from pycocotools import mask as mask_utils
 
+from ..errors import UserError
 from .frequency import COMMON_MAX, RARE_MAX, complete_categories
 from .validation import is_polygon
 
@@ -19,37 +20,38 @@ def coco_to_lvis(
     common_max: int = COMMON_MAX,
 ) -> dict:
     """
-    Convert a COCO-format dataset so that LVIS's federated metric means on it what COCO's does.
+    Convert a COCO-format dataset to LVIS format, keeping the meaning of the metric.
 
-    LVIS counts a detection of a category as wrong only in pictures where the category has
-    instances or is a verified negative. COCO annotates every picture in full, so each category
-    without instances in a picture becomes a negative of it: every wrong detection counts.
+    LVIS counts unmatched detections of a category as false positives only in images where the
+    category has instances or is a verified negative. COCO annotates every image exhaustively, so
+    each category without instances in an image becomes a negative of that image: all false
+    positives count.
 
-    LVIS has no crowd regions, so crowd annotations are dropped, and their category becomes "not
-    exhaustively annotated" in that picture, and is no negative of it. There a detection that
-    matches no instance does not count as wrong, because it may be one of the crowd. (COCO forgives
-    only detections inside the crowd region.) The same goes for an unusable annotation, which no
-    detection can match: its box or mask is empty, or it has no mask where others have one.
+    LVIS has no crowd regions. Crowd annotations are dropped, and their category is marked as not
+    exhaustively annotated in that image instead of negative. There, an unmatched detection is
+    ignored, as it may belong to the crowd. (COCO ignores only detections inside the crowd region.)
+    Unusable annotations are handled alike: those with an empty box or mask, or without a mask in a
+    dataset with masks.
 
-    Polygons of less than three points are left out. An annotation that lacks its area gets that
-    of its mask, or of its box.
+    Polygons with fewer than three points are removed. A missing area is computed from the mask,
+    else from the box.
 
     Args:
-        coco: content of a COCO-format instances file, as :func:`read_coco_json` gives it; it is
-            not changed.
-        count_from: the training set to take image counts and frequencies from, in COCO or LVIS
-            format; ``coco`` itself by default. Convert a validation set with its training set
-            here, so that both agree on which categories are rare.
-        rare_max: largest image count of a rare category, where no ``frequency`` is given.
+        coco: content of a COCO-format instances file, see :func:`read_coco_json`. It is not
+            modified.
+        count_from: training set, in COCO or LVIS format, that provides image counts and
+            frequencies. None: ``coco`` itself. Pass it for a validation set, so that both sets
+            have the same rare categories.
+        rare_max: largest image count of a rare category; unused if ``frequency`` is given.
         common_max: the same for a common category.
 
     Returns:
-        The dataset in LVIS format: every picture is kept, and all keys but ``iscrowd``. Its
-        ``["info"]["coco_to_lvis"]`` counts the "pictures" and "annotations" that are kept, and
-        the "crowds" and "unusable" annotations that are dropped.
+        The dataset in LVIS format, with all images and all keys except ``iscrowd``.
+        ``["info"]["coco_to_lvis"]`` holds the number of "images" and "annotations" kept and of
+        "crowds" and "unusable" annotations dropped.
 
     Raises:
-        ValueError: ``count_from`` lacks a category, or gives its id to another one.
+        UserError: ``count_from`` lacks a category, or has its id with another name.
     """
     annotations, dropped = usable_annotations(coco)
     present, uncertain = defaultdict(set), defaultdict(set)
@@ -59,7 +61,7 @@ def coco_to_lvis(
         uncertain[annotation["image_id"]].add(annotation["category_id"])
     crowds = sum(bool(annotation.get("iscrowd")) for annotation in dropped)
     summary = {
-        "pictures": len(coco["images"]),
+        "images": len(coco["images"]),
         "annotations": len(annotations),
         "crowds": crowds,
         "unusable": len(dropped) - crowds,
@@ -93,21 +95,21 @@ def coco_to_lvis(
 
 
 def usable_annotations(coco: dict) -> tuple[list[dict], list[dict]]:
-    """The annotations as LVIS has them, and those to drop."""
+    """Return the annotations converted to LVIS format, and the dropped ones."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in coco["images"]}
     single = [annotation for annotation in coco["annotations"] if not annotation.get("iscrowd")]
     has_masks = any(annotation.get("segmentation") for annotation in single)
     usable, dropped = [], []
     for annotation in coco["annotations"]:
-        mended = _mended(annotation, sizes[annotation["image_id"]], has_masks)
-        if mended is None:
+        fixed = _fix(annotation, sizes[annotation["image_id"]], has_masks)
+        if fixed is None:
             dropped.append(annotation)
         else:
-            usable.append(mended)
+            usable.append(fixed)
     return usable, dropped
 
 
-def _mended(annotation: dict, size: tuple[int, int], needs_mask: bool) -> dict | None:
+def _fix(annotation: dict, size: tuple[int, int], needs_mask: bool) -> dict | None:
     _, _, width, height = annotation["bbox"]
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list):
@@ -119,8 +121,8 @@ def _mended(annotation: dict, size: tuple[int, int], needs_mask: bool) -> dict |
         area = _mask_area(segmentation, size) if segmentation else width * height
     if area <= 0:
         return None
-    mended = {key: value for key, value in annotation.items() if key != "iscrowd"}
-    return mended | {"segmentation": segmentation or [], "area": area}
+    fixed = {key: value for key, value in annotation.items() if key != "iscrowd"}
+    return fixed | {"segmentation": segmentation or [], "area": area}
 
 
 def _mask_area(segmentation: list | dict, size: tuple[int, int]) -> int:
@@ -132,7 +134,7 @@ def _mask_area(segmentation: list | dict, size: tuple[int, int]) -> int:
 
 
 def copy_counts(source: dict, categories: list[dict], rare_max: int, common_max: int) -> None:
-    """Take ``image_count``, ``instance_count`` and ``frequency`` from the training set."""
+    """Copy ``image_count``, ``instance_count`` and ``frequency`` from the training set."""
     counted = {
         "annotations": usable_annotations(source)[0],
         "categories": [dict(category) for category in source["categories"]],
@@ -143,9 +145,9 @@ def copy_counts(source: dict, categories: list[dict], rare_max: int, common_max:
         other = by_id.get(category["id"], {"name": None})
         if other["name"] != category["name"]:
             what = f'"{other["name"]}"' if category["id"] in by_id else "missing"
-            raise ValueError(
-                f'Category {category["id"]} is "{category["name"]}", but {what} in the file to '
-                "take the counts from: both must have the same categories"
+            raise UserError(
+                f'Category {category["id"]} is "{category["name"]}", but {what} in the training '
+                "set that provides the counts. Both must have the same categories."
             )
         for key in ("image_count", "instance_count", "frequency"):
             category[key] = other[key]

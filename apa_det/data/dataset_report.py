@@ -1,4 +1,4 @@
-"""Checking a whole dataset: everything that is wrong with it, and what is in it."""
+"""Check of a whole dataset: all problems, and statistics by frequency group."""
 
 import math
 import os
@@ -24,22 +24,22 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """What a dataset holds of a frequency group."""
+    """Statistics of a frequency group."""
 
     classes: int
-    unseen: int  # classes of the group without an instance here
-    images: int  # pictures with an instance of the group
+    unseen: int  # classes without instances
+    images: int  # images with an instance of the group
     instances: int
 
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What :func:`check_dataset` found. As a string: tables to print."""
+    """Result of :func:`check_dataset`. ``str()`` formats it as tables."""
 
     json_file: str
     num_images: int
     num_annotations: int
-    num_empty_images: int  # without annotations, of the sound ones
+    num_empty_images: int  # valid images without annotations
     groups: dict[str, GroupCounts]  # by "f", "c", "r"
     problems: list[Problem]
 
@@ -48,9 +48,9 @@ class DatasetReport:
             [_GROUPS[group], counts.classes, counts.unseen, counts.images, counts.instances]
             for group, counts in self.groups.items()
         ]
-        header = ["frequency", "classes", "not seen here", "pictures", "instances"]
+        header = ["frequency", "classes", "without instances", "images", "instances"]
         parts = [
-            f"{self.json_file}: {self.num_images:,} pictures ({self.num_empty_images:,} without "
+            f"{self.json_file}: {self.num_images:,} images ({self.num_empty_images:,} without "
             f"annotations), {self.num_annotations:,} annotations",
             tabulate(rows, headers=header, intfmt=","),
         ]
@@ -74,39 +74,40 @@ def check_dataset(
     common_max: int = COMMON_MAX,
 ) -> DatasetReport:
     """
-    Look for everything that is wrong with a dataset in LVIS format, and count what is in it.
+    Collect all problems and statistics of a dataset in LVIS format.
 
-    Besides what :func:`read_lvis_json` stops at, these are problems: pictures that are missing,
-    unreadable or of another size than the file says; boxes that are empty or outside of their
-    picture; polygons with something else than numbers; categories of a picture's lists that do
-    not exist, and categories that are in a picture and among its negatives.
+    Besides the errors of :func:`read_lvis_json`, these are problems: image files that are missing,
+    unreadable or have another size than annotated; boxes that are empty or outside their image;
+    polygons with values that are not finite numbers; unknown categories in ``neg_category_ids`` or
+    ``not_exhaustive_category_ids``; and categories that are both annotated in an image and among
+    its negatives.
 
     Args:
         json_file: LVIS-format annotations.
         image_root: folder that file names are relative to.
-        rare_max: where the file gives no ``frequency``, largest image count of a rare category.
+        rare_max: largest image count of a rare category; unused if ``frequency`` is given.
         common_max: the same for a common category.
 
     Raises:
-        FileNotFoundError: there is no such JSON file.
-        ValueError: the file is not JSON.
+        MissingFileError: the JSON file does not exist.
+        UserError: the file is not JSON.
     """
     dataset = read_json(json_file)
     problems = list(structure_problems(dataset))
-    sound = _sound_records(dataset, problems)
-    problems += _annotation_faults(sound)
-    problems += _image_list_faults(sound, index_by_id(dataset, "categories"))
-    problems += _picture_faults(sound["images"], image_root)
-    complete_categories(sound, rare_max, common_max)
+    valid = _valid_records(dataset, problems)
+    problems += _annotation_problems(valid)
+    problems += _category_list_problems(valid, index_by_id(dataset, "categories"))
+    problems += _image_file_problems(valid["images"], image_root)
+    complete_categories(valid, rare_max, common_max)
     return DatasetReport(
         json_file=os.fspath(json_file),
         num_images=_length(dataset, "images"),
         num_empty_images=len(
-            {image["id"] for image in sound["images"]}
-            - {annotation["image_id"] for annotation in sound["annotations"]}
+            {image["id"] for image in valid["images"]}
+            - {annotation["image_id"] for annotation in valid["annotations"]}
         ),
         num_annotations=_length(dataset, "annotations"),
-        groups=_count_groups(sound),
+        groups=_count_groups(valid),
         problems=problems,
     )
 
@@ -116,7 +117,7 @@ def _length(dataset, table: str) -> int:
     return len(records) if isinstance(records, list) else 0
 
 
-def _sound_records(dataset, problems: list[Problem]) -> dict[str, list[dict]]:
+def _valid_records(dataset, problems: list[Problem]) -> dict[str, list[dict]]:
     broken = {problem.record for problem in problems}
     tables = {}
     for table in ("images", "annotations", "categories"):
@@ -129,26 +130,26 @@ def _sound_records(dataset, problems: list[Problem]) -> dict[str, list[dict]]:
     return tables
 
 
-def _annotation_faults(sound: dict) -> Iterator[Problem]:
-    sizes = {image["id"]: (image["width"], image["height"]) for image in sound["images"]}
-    for annotation in sound["annotations"]:
+def _annotation_problems(valid: dict) -> Iterator[Problem]:
+    sizes = {image["id"]: (image["width"], image["height"]) for image in valid["images"]}
+    for annotation in valid["annotations"]:
         who = f"annotation {annotation['id']}"
         x, y, width, height = box = annotation["bbox"]
         right, bottom = sizes.get(annotation["image_id"], (math.inf, math.inf))
         if width <= 0 or height <= 0:
-            yield Problem("empty box", f"{who} has the bbox {box}, of no area: remove it")
+            yield Problem("empty box", f"{who} has the bbox {box}, without area: remove it")
         elif x < -1 or y < -1 or x + width > right + 1 or y + height > bottom + 1:
             yield Problem(
-                "box outside of its picture",
-                f"{who} has the bbox {box} in a picture of {right} x {bottom}: clip it",
+                "box outside its image",
+                f"{who} has the bbox {box} in an image of {right} x {bottom}: clip it",
             )
         elif annotation["area"] <= 0:
             yield Problem("empty mask", f"{who} has the area {annotation['area']}: remove it")
         segmentation = annotation.get("segmentation")
         if isinstance(segmentation, list) and not all(map(_is_finite, segmentation)):
             yield Problem(
-                "broken segmentation",
-                f"{who} has a polygon with something else than numbers: make the mask anew",
+                "invalid segmentation",
+                f"{who} has a polygon with values that are not finite numbers: recreate the mask",
             )
 
 
@@ -159,54 +160,54 @@ def _is_finite(polygon: list) -> bool:
         return False
 
 
-def _image_list_faults(sound: dict, known: dict[int, dict]) -> Iterator[Problem]:
+def _category_list_problems(valid: dict, known: dict[int, dict]) -> Iterator[Problem]:
     present = defaultdict(set)
-    for annotation in sound["annotations"]:
+    for annotation in valid["annotations"]:
         present[annotation["image_id"]].add(annotation["category_id"])
-    for image in sound["images"]:
+    for image in valid["images"]:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             unknown = [i for i in image[key] if type(i) is not int or i not in known]
             if unknown:
                 yield Problem(
                     f"unknown category in {key}",
-                    f"image {image['id']} has {unknown} in {key}, which no category has as its "
-                    "id: remove them there",
+                    f"image {image['id']} has {unknown} in {key}, which are not category ids: "
+                    "remove them",
                 )
         both = present[image["id"]].intersection(i for i in image["neg_category_ids"] if i in known)
         if both:
             yield Problem(
-                "category both in a picture and verified absent from it",
+                "annotated category in neg_category_ids",
                 f"image {image['id']} has instances of {sorted(both)}, which are also in its "
                 "neg_category_ids: remove them there",
             )
 
 
-def _picture_faults(images: list[dict], image_root: str | os.PathLike) -> Iterator[Problem]:
-    for image in tqdm(images, desc="pictures", delay=2):
+def _image_file_problems(images: list[dict], image_root: str | os.PathLike) -> Iterator[Problem]:
+    for image in tqdm(images, desc="images", delay=2):
         path = os.path.join(image_root, relative_file_name(image))
         try:
             if not PathManager.isfile(path):
-                yield Problem("missing picture", f"image {image['id']}: there is no file {path}")
+                yield Problem("missing image file", f"image {image['id']}: {path} does not exist")
                 continue
-            with PathManager.open(path, "rb") as file, Image.open(file) as picture:
-                width, height = picture.size
-                if picture.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # lies on its side
+            with PathManager.open(path, "rb") as file, Image.open(file) as pil_image:
+                width, height = pil_image.size
+                if pil_image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # rotated by 90 degrees
                     width, height = height, width
-        except (OSError, ValueError, SyntaxError) as error:  # as Pillow says it of broken files
-            yield Problem("unreadable picture", f"image {image['id']}: {path}: {error}")
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow's errors for corrupt files
+            yield Problem("unreadable image file", f"image {image['id']}: {path}: {error}")
             continue
         if (width, height) != (image["width"], image["height"]):
             yield Problem(
-                "picture of another size",
-                f"image {image['id']}: {path} is {width} x {height}, the annotations say "
+                "wrong image size",
+                f"image {image['id']}: {path} is {width} x {height}, but annotated as "
                 f"{image['width']} x {image['height']}",
             )
 
 
-def _count_groups(sound: dict) -> dict[str, GroupCounts]:
-    group_of = {category["id"]: category["frequency"] for category in sound["categories"]}
+def _count_groups(valid: dict) -> dict[str, GroupCounts]:
+    group_of = {category["id"]: category["frequency"] for category in valid["categories"]}
     seen, images, instances = (defaultdict(set), defaultdict(set), defaultdict(int))
-    for annotation in sound["annotations"]:
+    for annotation in valid["annotations"]:
         group = group_of.get(annotation["category_id"])
         seen[group].add(annotation["category_id"])
         images[group].add(annotation["image_id"])

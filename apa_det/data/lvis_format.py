@@ -1,4 +1,4 @@
-"""Registering and loading any dataset in LVIS format."""
+"""Registering and loading datasets in LVIS format."""
 
 import difflib
 import logging
@@ -9,6 +9,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_utils
 
+from ..errors import MissingFileError, UserError
 from ..utils.json_files import gc_paused
 from .frequency import COMMON_MAX, RARE_MAX, check_thresholds, complete_categories
 from .validation import read_lvis_json
@@ -32,19 +33,19 @@ def register_lvis_format(
     common_max: int = COMMON_MAX,
 ) -> None:
     """
-    Register a dataset in LVIS format with detectron2, with the classes that its file names.
+    Register a dataset in LVIS format with detectron2. The classes come from its file.
 
-    Nothing is read before the dataset is asked for. Registering the same again changes nothing.
+    The file is read on first use. Registering the same dataset again has no effect.
 
     Args:
         name: name of the dataset, for ``cfg.DATASETS.TRAIN`` and ``TEST``.
         json_file: LVIS-format annotations.
-        image_root: folder that the file names in the annotations are relative to.
-        rare_max: where the file gives no ``frequency``, largest image count of a rare category.
+        image_root: folder that file names are relative to.
+        rare_max: largest image count of a rare category; unused if ``frequency`` is given.
         common_max: the same for a common category.
 
     Raises:
-        ValueError: another dataset has that name, or the thresholds are out of order.
+        UserError: the name belongs to another dataset, or the thresholds are invalid.
     """
     check_thresholds(rare_max, common_max)
     wanted = {
@@ -58,9 +59,9 @@ def register_lvis_format(
     if name in DatasetCatalog:
         if all(metadata.get(key) == value for key, value in wanted.items()):
             return
-        raise ValueError(
-            f'A dataset named "{name}" is registered already, with other files or thresholds: '
-            "choose another name"
+        raise UserError(
+            f'A dataset named "{name}" is registered already, with other files or thresholds. '
+            "Choose another name."
         )
     DatasetCatalog.register(name, lambda: _load_registered(name))
     metadata.set(**wanted)
@@ -69,12 +70,12 @@ def register_lvis_format(
 def _load_registered(name: str) -> list[dict]:
     metadata = MetadataCatalog.get(name)
     dataset_dicts = load_lvis_format(metadata.json_file, metadata.image_root, name)
-    # A wrong image root shows at the first picture; better here than after the model is built.
+    # Find a wrong image root now, not after the model is built.
     if dataset_dicts and not PathManager.isfile(dataset_dicts[0]["file_name"]):
-        raise FileNotFoundError(
-            f'{dataset_dicts[0]["file_name"]}, the first picture of "{name}", does not exist: '
+        raise MissingFileError(
+            f'{dataset_dicts[0]["file_name"]}, the first image of "{name}", does not exist: '
             f"file names in {metadata.json_file} must be relative to the image root "
-            f"{metadata.image_root}. tools/prepare_dataset.py check lists all missing pictures."
+            f"{metadata.image_root}. tools/prepare_dataset.py check lists all missing images."
         )
     return dataset_dicts
 
@@ -86,22 +87,24 @@ def load_lvis_format(
     dataset_name: str | None = None,
 ) -> list[dict]:
     """
-    Load LVIS-format annotations as detectron2's dataset dicts. Pictures are not opened.
+    Load LVIS-format annotations as detectron2 dataset dicts. Image files are not opened.
 
     Args:
-        json_file: LVIS-format annotations; category ids of any numbering.
-        image_root: folder that file names are relative to. A picture without ``file_name`` is
-            found by the end of its ``coco_url``, as in LVIS v1: ``train2017/000000391895.jpg``.
-        dataset_name: the registered dataset to set the metadata of: ``thing_classes``,
-            ``thing_dataset_id_to_contiguous_id``, ``class_image_count`` and ``class_frequency``.
+        json_file: LVIS-format annotations. Category ids need not be contiguous.
+        image_root: folder that file names are relative to. The file name of an image without
+            ``file_name`` is the end of its ``coco_url``, as in LVIS v1:
+            ``train2017/000000391895.jpg``.
+        dataset_name: registered dataset whose metadata to set: ``thing_classes``,
+            ``thing_dataset_id_to_contiguous_id``, ``class_image_count``, ``class_frequency`` and
+            ``num_images`` (images with annotations).
 
     Returns:
-        One dict a picture, by ascending picture id. ``category_id`` runs from 0 in the order of
-        the file's category ids. ``neg_category_ids`` and ``not_exhaustive_category_ids`` hold the
-        file's own ids, as in detectron2's ``load_lvis_json``.
+        One dict per image, by ascending image id. ``category_id`` is contiguous from 0, in the
+        order of the file's category ids. ``neg_category_ids`` and ``not_exhaustive_category_ids``
+        keep the file's ids, as in detectron2's ``load_lvis_json``.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`read_lvis_json`.
+        UserError: see :func:`read_lvis_json`.
     """
     dataset = read_lvis_json(json_file)
     if dataset_name is not None:
@@ -129,7 +132,7 @@ def load_lvis_format(
             instance["segmentation"] = _compressed(segmentation)
         records[annotation["image_id"]]["annotations"].append(instance)
     logger.info(
-        "Loaded %d pictures with %d instances of %d classes from %s",
+        "Loaded %d images with %d instances of %d classes from %s",
         len(records),
         len(dataset["annotations"]),
         len(contiguous),
@@ -139,7 +142,7 @@ def load_lvis_format(
 
 
 def relative_file_name(image: dict) -> str:
-    """Where an LVIS image record says that its picture is, below the image root."""
+    """Return the file name of an LVIS image record, relative to the image root."""
     if "file_name" in image:
         return image["file_name"]
     return "/".join(image["coco_url"].split("/")[-2:])
@@ -165,7 +168,7 @@ def _set_metadata(name: str, dataset: dict) -> None:
     metadata.set(
         thing_classes=[category["name"] for category in categories],
         thing_dataset_id_to_contiguous_id=_contiguous_ids(dataset),
-        # As in detectron2's LVIS metadata, ids run from 1.
+        # As in detectron2's LVIS metadata, ids start at 1.
         class_image_count=[
             {
                 "id": i,
@@ -181,14 +184,13 @@ def _set_metadata(name: str, dataset: dict) -> None:
 
 def ensure_metadata(name: str) -> None:
     """
-    Make sure that a registered dataset's metadata hold ``thing_classes``.
+    Make sure that the metadata of a registered dataset include ``thing_classes``.
 
-    Datasets in LVIS format know their classes after their file was read. It is read here unless
-    that has happened.
+    The classes of a dataset in LVIS format are known once its file has been read: read it now if
+    that has not happened yet.
 
     Raises:
-        ValueError: no dataset has that name.
-        FileNotFoundError, ValueError: see :func:`read_lvis_json`.
+        UserError: no dataset has this name, or see :func:`read_lvis_json`.
     """
     metadata = _metadata_of(name)
     if metadata.get("thing_classes") is not None:
@@ -201,14 +203,12 @@ def ensure_metadata(name: str) -> None:
 
 def require_dataset_files(name: str) -> None:
     """
-    Raise an error that says what to do unless a registered dataset's files are there.
-
-    Looks at the annotation file and the folders of pictures, not at single pictures.
+    Check that the annotation file and the image folders of a registered dataset exist.
 
     Raises:
-        ValueError: no dataset has that name.
-        FileNotFoundError: files are missing. For LVIS itself the message says what to download,
-            and into which folder.
+        UserError: no dataset has this name.
+        MissingFileError: files are missing. For LVIS, the message says what to download, and into
+            which folder.
     """
     metadata = _metadata_of(name)
     needed = [metadata.get("json_file")]
@@ -223,26 +223,26 @@ def require_dataset_files(name: str) -> None:
     ]
     if not missing:
         return
-    message = f'The dataset "{name}" needs {" and ".join(missing)}, not found.'
+    message = f'The dataset "{name}" needs {" and ".join(missing)}: not found.'
     if name in _LVIS_DOWNLOADS:
         archive, folders = _LVIS_DOWNLOADS[name]
         root = os.path.dirname(os.path.dirname(metadata.json_file))
-        pictures = " and ".join(f"{folder}.zip" for folder in folders)
+        images = " and ".join(f"{folder}.zip" for folder in folders)
         message += (
-            f" Download the annotations {archive} from lvisdataset.org, and COCO's pictures "
-            f"{pictures} from cocodataset.org. Unpack them so that the paths above exist, or set "
-            "the environment variable DETECTRON2_DATASETS to the folder that holds lvis/ and "
-            f"coco/ (now {os.path.abspath(root)})."
+            f" Download the annotations {archive} from lvisdataset.org and the COCO images "
+            f"{images} from cocodataset.org. Unpack them to the paths above, or set the "
+            "environment variable DETECTRON2_DATASETS to the folder that contains lvis/ and coco/ "
+            f"(now {os.path.abspath(root)})."
         )
     else:
         message += (
-            " Put them there, or register the dataset with the right paths; for a dataset that "
-            "detectron2 brings, set the environment variable DETECTRON2_DATASETS."
+            " Put them there, or register the dataset with the correct paths. For datasets built "
+            "into detectron2, set the environment variable DETECTRON2_DATASETS."
         )
-    raise FileNotFoundError(message)
+    raise MissingFileError(message)
 
 
-# Annotation archive and folders of pictures of the LVIS datasets that detectron2 registers.
+# Annotation archive and image folders of the LVIS datasets that detectron2 registers.
 _LVIS_DOWNLOADS = {
     "lvis_v1_train": ("lvis_v1_train.json.zip", ["train2017"]),
     "lvis_v1_val": ("lvis_v1_val.json.zip", ["train2017", "val2017"]),
@@ -258,8 +258,8 @@ def _metadata_of(name: str):
     if name in DatasetCatalog:
         return MetadataCatalog.get(name)
     near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-    hint = f" Is it {' or '.join(near)}?" if near else ""
-    raise ValueError(
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(
         f'No dataset named "{name}" is registered.{hint} Register it with '
         "DATASETS.LVIS_FORMAT [[name, json_file, image_root]] in the config, or with "
         "apa_det.data.register_lvis_format(name, json_file, image_root)."

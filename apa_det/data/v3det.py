@@ -1,4 +1,4 @@
-"""V3Det: 13,204 classes of boxes ("V3Det: Vast Vocabulary Visual Detection Dataset", ICCV 2023)."""
+"""V3Det, 13,204 classes ("V3Det: Vast Vocabulary Visual Detection Dataset", ICCV 2023)."""
 
 import json
 import os
@@ -7,20 +7,22 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.file_io import PathManager
 
+from ..errors import MissingFileError, UserError
+
 __all__ = ["register_v3det"]
 
 _DOWNLOAD = (
-    "Download V3Det (github.com/V3Det/V3Det) so that the path exists, or set the environment "
-    "variable DETECTRON2_DATASETS to the folder that holds v3det/."
+    "Download V3Det (github.com/V3Det/V3Det) to this path, or set the environment variable "
+    "DETECTRON2_DATASETS to the folder that contains v3det/."
 )
 
 
 def register_v3det(root: str) -> None:
-    """Register v3det_train and v3det_val. Nothing is read before they are asked for.
+    """Register v3det_train and v3det_val. Their files are read on first use.
 
     Args:
-        root: the folder that holds v3det/, with the pictures as the annotations name them and with
-            annotations/v3det_2023_v1_{train,val}.json, in COCO format.
+        root: folder of v3det/, which contains the images and, in COCO format,
+            annotations/v3det_2023_v1_{train,val}.json.
     """
     image_root = os.path.join(root, "v3det")
     for split in ("train", "val"):
@@ -35,18 +37,18 @@ def register_v3det(root: str) -> None:
 def _load(name: str) -> list[dict]:
     metadata = MetadataCatalog.get(name)
     if not PathManager.isfile(metadata.json_file):
-        raise FileNotFoundError(f'"{name}" needs {metadata.json_file}, not found. {_DOWNLOAD}')
+        raise MissingFileError(
+            f'The dataset "{name}" needs {metadata.json_file}, which does not exist. {_DOWNLOAD}'
+        )
     try:
         dataset_dicts = load_coco_json(metadata.json_file, metadata.image_root, name)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{metadata.json_file} is cut off or not JSON ({error}): download it again."
+        raise UserError(
+            f"{metadata.json_file} is cut off or not JSON ({error}). Download it again."
         ) from error
     if dataset_dicts and not PathManager.isfile(dataset_dicts[0]["file_name"]):
         first = dataset_dicts[0]["file_name"]
-        raise FileNotFoundError(
-            f'{first}, the first picture of "{name}", does not exist. {_DOWNLOAD}'
-        )
+        raise MissingFileError(f'{first}, the first image of "{name}", does not exist. {_DOWNLOAD}')
     return dataset_dicts
 
 

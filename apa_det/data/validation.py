@@ -1,10 +1,11 @@
-"""Reading LVIS and COCO JSON files, with one clear error for a file that cannot be used."""
+"""Reading and validating LVIS and COCO JSON files."""
 
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..errors import UserError
 from ..utils.json_files import read_json
 
 __all__ = [
@@ -21,48 +22,48 @@ _TABLES = ("images", "annotations", "categories")
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with a dataset."""
+    """A problem of a dataset."""
 
-    kind: str  # the same for all problems of a sort
-    message: str  # the record, what is wrong with it, and the mend
-    record: tuple[str, int] | None = None  # its table and place there
+    kind: str
+    message: str  # the record, the problem, and how to fix it
+    record: tuple[str, int] | None = None  # table and index
 
 
 def read_lvis_json(json_file: str | os.PathLike) -> dict:
     """
-    Read an LVIS-format file and make sure that it can be trained on and evaluated.
+    Read an LVIS-format file and check that it can be used for training and evaluation.
 
     Args:
         json_file: path of the file.
 
     Returns:
-        The file's content: a dict with "images", "annotations" and "categories".
+        Content of the file: a dict with "images", "annotations" and "categories".
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON, or a record lacks what training or evaluation needs.
-            The message names the record and the mend.
+        MissingFileError: the file does not exist.
+        UserError: the file is not JSON, or a record is invalid; the message names the record and
+            how to fix it.
     """
     return _read_dataset(json_file, coco=False)
 
 
 def read_coco_json(json_file: str | os.PathLike) -> dict:
     """
-    As :func:`read_lvis_json`, for a COCO-format instances file.
+    Read a COCO-format instances file, with the checks of :func:`read_lvis_json`.
 
-    Crowds, annotations without area or mask, polygons of less than three points, and pictures
-    without negative categories are fine: :func:`coco_to_lvis` takes care of them.
+    Crowds, annotations without area or mask, polygons with fewer than three points, and images
+    without negative categories are valid: :func:`coco_to_lvis` handles them.
     """
     return _read_dataset(json_file, coco=True)
 
 
 def read_coco_or_lvis_json(json_file: str | os.PathLike) -> dict:
-    """As :func:`read_lvis_json`, or as :func:`read_coco_json` if :func:`is_coco_format`."""
+    """Call :func:`read_coco_json` if :func:`is_coco_format`, else :func:`read_lvis_json`."""
     return _read_dataset(json_file, coco=None)
 
 
 def is_coco_format(dataset: dict) -> bool:
-    """Whether no picture has the ``neg_category_ids`` of LVIS."""
+    """Return True if the dataset has images, and none has LVIS's ``neg_category_ids``."""
     images = _records(dataset, "images")
     return bool(images) and not any("neg_category_ids" in image for image in images)
 
@@ -73,33 +74,36 @@ def _read_dataset(json_file: str | os.PathLike, coco: bool | None) -> dict:
         coco = is_coco_format(dataset)
     problem = next(structure_problems(dataset, coco=coco), None)
     if problem is not None:
-        more = "" if coco else " tools/prepare_dataset.py check lists all that is wrong with it."
-        raise ValueError(f"{json_file}: {problem.message}.{more}")
+        more = "" if coco else " tools/prepare_dataset.py check lists all problems."
+        raise UserError(f"{json_file}: {problem.message}.{more}")
     return dataset
 
 
 def structure_problems(dataset, *, coco: bool = False) -> Iterator[Problem]:
     """
-    All that makes a dataset unusable, the first problem of each record.
+    Yield the problems that make a dataset unusable: the first one of each record.
 
     Args:
         dataset: content of an LVIS JSON file.
-        coco: take it as COCO's, see :func:`read_coco_json`.
+        coco: True for COCO format; see :func:`read_coco_json`.
     """
     if not isinstance(dataset, dict):
-        what = f"the file holds a JSON {type(dataset).__name__}, not an object with images"
-        yield Problem("not a dataset", f"{what}, annotations and categories")
+        yield Problem(
+            "not a dataset",
+            f"the file contains a JSON {type(dataset).__name__}; expected an object with images, "
+            "annotations and categories",
+        )
         return
     for table in _TABLES:
         if not isinstance(dataset.get(table), list):
             what = "is not a list" if table in dataset else "is missing"
             yield Problem(
-                f'no "{table}"',
+                f'missing list "{table}"',
                 f'the key "{table}" {what}: the file needs the lists images, annotations and '
                 "categories",
             )
     if not dataset.get("categories", True):
-        yield Problem("no category", 'the list "categories" is empty: name the classes there')
+        yield Problem("no categories", 'the list "categories" is empty: add the classes')
     images, categories = index_by_id(dataset, "images"), index_by_id(dataset, "categories")
     names: set[str] = set()
     has_masks = any(a.get("segmentation") for a in _records(dataset, "annotations"))
@@ -115,25 +119,25 @@ def structure_problems(dataset, *, coco: bool = False) -> Iterator[Problem]:
         seen: set[int] = set()
         records = dataset.get(table)
         for index, record in enumerate(records if isinstance(records, list) else ()):
-            found = None
+            problem = None
             if type(record) is not dict:
-                found = (f"{noun} that is no object", "is not a JSON object: remove it")
+                problem = (f"{noun} is not an object", "is not a JSON object: remove it")
             elif type(id_ := record.get("id")) is not int:
-                what = "is not a whole number" if "id" in record else "is missing"
-                found = (f"{noun} without id", f"has no usable id: it {what}; number the records")
+                what = f"the id {id_!r}" if "id" in record else "no id"
+                problem = (f"{noun} without valid id", f"has {what}; expected an integer")
             elif id_ in seen:
-                found = (f"{noun} id used twice", "has the id of another one: number them anew")
+                problem = (f"duplicate {noun} id", "has a duplicate id: use unique ids")
             else:
                 seen.add(id_)
-                found = check(record)
-            if found:
-                kind, message = found
+                problem = check(record)
+            if problem:
+                kind, message = problem
                 message = f"{describe(noun, record, index)} {message}"
                 yield Problem(kind, message, (table, index))
 
 
 def index_by_id(dataset: dict, table: str) -> dict[int, dict]:
-    """The records of a table that are objects with a whole number as id, by that id."""
+    """Return the valid records of a table by id: the objects whose id is an integer."""
     return {r["id"]: r for r in _records(dataset, table) if type(r.get("id")) is int}
 
 
@@ -143,33 +147,34 @@ def _records(dataset: dict, table: str) -> list[dict]:
 
 
 def describe(noun: str, record, index: int) -> str:
-    """Name a record by its id, or by its place in the file where it has none."""
+    """Return a name of a record: by its id, or else by its position in the file."""
     id_ = record.get("id") if isinstance(record, dict) else None
     return f"{noun} number {index + 1} in the file" if id_ is None else f"{noun} {id_}"
 
 
-# Each check returns what is wrong first with a record, as (kind, what and mend), or None.
+# Each check returns the first problem of a record as (kind, message), or None.
 
 
 def category_problem(category: dict, names: set[str]) -> tuple[str, str] | None:
     name = category.get("name")
     if not isinstance(name, str) or not name:
-        return "category without name", "has no name: give it one"
+        return "category without name", "has no name: add one"
     if name in names:
-        return "category name used twice", f'has the name of another one, "{name}": rename it'
+        message = f'has the same name as another category, "{name}": rename one of them'
+        return "duplicate category name", message
     names.add(name)
     if category.get("frequency", "r") not in ("r", "c", "f"):
         return (
-            "unknown frequency",
-            f"has the frequency {category['frequency']!r}: use r, c or f, or leave it out to have "
-            "it derived from image_count",
+            "invalid frequency",
+            f"has the frequency {category['frequency']!r}; expected r, c or f. Remove it to derive "
+            "it from image_count",
         )
     for key in ("image_count", "instance_count"):
         if type(category.get(key, 0)) is not int or category.get(key, 0) < 0:
             return (
-                "impossible count",
-                f"has the {key} {category[key]!r}: use a whole number, or leave it out to have it "
-                "counted",
+                "invalid count",
+                f"has the {key} {category[key]!r}; expected an integer >= 0. Remove it to count "
+                "the annotations",
             )
     return None
 
@@ -178,16 +183,16 @@ def image_problem(image: dict, coco: bool) -> tuple[str, str] | None:
     for key in ("height", "width"):
         if type(image.get(key)) is not int or image[key] <= 0:
             what = f"has the {key} {image[key]!r}" if key in image else f"has no {key}"
-            return f"image without {key}", f"{what}: give it as a whole number of pixels"
+            return f"image without valid {key}", f"{what}; expected an integer > 0 (pixels)"
     if not isinstance(image.get("file_name", image.get("coco_url")), str):
-        return "image without file_name", "has neither file_name nor coco_url: name its picture"
+        return "image without file_name", "has neither file_name nor coco_url: add file_name"
     if not coco:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             if not isinstance(image.get(key), list):
                 return (
                     f"image without {key}",
-                    f"has no {key}, which the LVIS metric needs: if the file is COCO's, convert "
-                    "it with tools/prepare_dataset.py coco-to-lvis",
+                    f"has no {key}, which the LVIS metric needs: convert files in COCO format with "
+                    "tools/prepare_dataset.py coco-to-lvis",
                 )
     return None
 
@@ -207,46 +212,46 @@ def annotation_problem(
         if key not in annotation:
             return (
                 f"annotation without {key}",
-                f"has no {key}: give it the id of its {noun}, or remove it",
+                f"has no {key}: add the id of its {noun}, or remove the annotation",
             )
         id_ = annotation[key]
         if type(id_) is not int or id_ not in known:
             return (
-                f"annotation of an unknown {noun}",
-                f"has the {key} {id_!r}, which no {noun} in the file has: add that {noun}, or "
+                f"annotation with unknown {noun}",
+                f"has the {key} {id_!r}, but the file has no such {noun}: add the {noun}, or "
                 "remove the annotation",
             )
     if not is_box(annotation.get("bbox")):
         what = f"the bbox {annotation['bbox']!r}" if "bbox" in annotation else "no bbox"
-        return "annotation without bbox", f"has {what}: it needs [x, y, width, height] in pixels"
+        return "annotation without valid bbox", f"has {what}; expected [x, y, width, height]"
     segmentation = annotation.get("segmentation")
     if segmentation:
         image = images[annotation["image_id"]]
         fault = segmentation_fault(segmentation, image.get("height"), image.get("width"), coco)
         if fault:
-            return "broken segmentation", f"has a segmentation {fault}"
+            return "invalid segmentation", f"has a segmentation {fault}"
     if coco:
         return None
     if has_masks and not segmentation:
         return (
             "annotation without segmentation",
-            "has no segmentation where others have one: add it, or remove the segmentation of all",
+            "has no segmentation, but other annotations do: add it, or remove all segmentations",
         )
     area = annotation.get("area")
     if type(area) not in (int, float) or not 0 <= area < math.inf:
         what = f"the area {area!r}" if "area" in annotation else "no area"
-        return "annotation without area", f"has {what}: give the mask's area in pixels"
+        return "annotation without valid area", f"has {what}; expected the mask area in pixels"
     if annotation.get("iscrowd"):
         return (
             "crowd annotation",
-            "is a crowd (iscrowd), which LVIS does not have: convert the file with "
+            "is a crowd (iscrowd), which LVIS does not support: convert the file with "
             "tools/prepare_dataset.py coco-to-lvis",
         )
     return None
 
 
 def is_box(box) -> bool:
-    """Whether this is [x, y, width, height], all finite numbers."""
+    """Return True for [x, y, width, height] of finite numbers."""
     if not isinstance(box, list | tuple) or len(box) != 4:
         return False
     try:
@@ -256,21 +261,21 @@ def is_box(box) -> bool:
 
 
 def segmentation_fault(segmentation, height: int, width: int, coco: bool) -> str | None:
-    """What is wrong with polygons or RLE, and the mend; None if nothing is."""
+    """Return the problem of polygons or RLE and how to fix it, or None if they are valid."""
     if isinstance(segmentation, dict):
         if segmentation.get("size") != [height, width]:
             return (
-                f"(RLE) of the size {segmentation.get('size')}, not [{height}, {width}] as its "
-                "image: make the mask anew"
+                f"(RLE) of the size {segmentation.get('size')}, but its image is [{height}, "
+                f"{width}]: recreate the mask"
             )
         counts = segmentation.get("counts")
         if isinstance(counts, str) and counts:
             return None
         if isinstance(counts, list) and _adds_up_to(counts, height * width):
             return None
-        return "(RLE) whose counts do not cover its image: make the mask anew"
+        return "(RLE) whose counts do not cover its image: recreate the mask"
     if not isinstance(segmentation, list):
-        return "that is neither a list of polygons nor RLE: make it one of them"
+        return "that is neither a list of polygons nor RLE: convert it"
     for polygon in segmentation:
         if not isinstance(polygon, list) or not (coco or is_polygon(polygon)):
             return "with a polygon that is not [x0, y0, x1, y1, x2, y2, ...]: remove the polygon"
@@ -278,7 +283,7 @@ def segmentation_fault(segmentation, height: int, width: int, coco: bool) -> str
 
 
 def is_polygon(corners: list) -> bool:
-    """Whether a list is as long as [x0, y0, x1, y1, x2, y2, ...]."""
+    """Return True for an even number of at least 6 coordinates [x0, y0, x1, y1, x2, y2, ...]."""
     return len(corners) >= 6 and len(corners) % 2 == 0
 
 

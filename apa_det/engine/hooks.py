@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..activation import APA
-from ..analysis import draw_course, layer_kinds, read_course
+from ..analysis import plot_parameter_history, layer_kinds, read_parameter_history
 
 __all__ = ["BestCheckpointer", "LambdaKappaPlotter", "LambdaKappaWriter"]
 
@@ -98,9 +98,9 @@ class LambdaKappaPlotter(HookBase):
         done = self.trainer.iter + 1
         due = done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0)
         if due and self._kinds and PathManager.isfile(self._metrics_file):
-            course = read_course(self._metrics_file)
+            course = read_parameter_history(self._metrics_file)
             if course:
-                draw_course(course, self._path, self._kinds)
+                plot_parameter_history(course, self._path, self._kinds)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

@@ -1,14 +1,13 @@
-"""The start of the processes of a job, and their end where the user has to mend something."""
+"""Launch the worker processes of a job; turn user errors into one-line exits."""
 
 import argparse
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
-from traceback import walk_tb
 
 import torch
 from detectron2.engine import launch
@@ -16,27 +15,37 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from ..errors import UserError, report
+from ..utils.user_modules import import_modules
+
 __all__ = ["run"]
 
+Main = Callable[[argparse.Namespace], object]
 
-def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+_PATIENCE = 10  # seconds in which the main process reports an error that all processes meet
+
+
+def run(main: Main, args: argparse.Namespace) -> None:
     """Run ``main(args)`` in as many processes as the flags ask for, or as torchrun has started.
 
     Under torchrun (``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE`` are set), this process is one of
-    them. Else it is detectron2's ``launch``. Either way the processes talk by NCCL, or by gloo
-    where there is no CUDA. Exits with one line where apa_det itself raised a ValueError,
-    FileNotFoundError or ImportError: such an error is the user's to mend. Any other one keeps its
-    traceback.
+    them. Otherwise several processes are started by detectron2's ``launch``. They communicate by
+    NCCL, or by gloo without CUDA. Each first imports the modules in ``args.imports``.
+
+    The process exits with status 2 and one line on stderr after a
+    :class:`apa_det.errors.UserError`, and with 130 after Ctrl-C. Any other exception keeps its
+    traceback, which is also written to the job's log file.
 
     Args:
-        main: a function of a module's top level.
-        args: as detectron2's ``default_argument_parser`` gives them.
+        main: a function defined at the top level of a module.
+        args: as detectron2's ``default_argument_parser`` returns them. Optional attributes:
+            ``imports`` (see :func:`apa_det.utils.user_modules.import_modules`) and ``prog``, the
+            command's name in error messages.
     """
-    if _under_torchrun():
-        _run_in_process(partial(_join_torchrun, main), args)
+    if _under_torchrun() or args.num_gpus * args.num_machines == 1:
+        _run_in_process(main, args)
         return
-    if args.num_gpus * args.num_machines > 1:
-        signal.signal(signal.SIGTERM, _pass_on)
+    signal.signal(signal.SIGTERM, _terminate_workers)
     try:
         launch(
             _run_in_process,
@@ -46,40 +55,69 @@ def run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) 
             dist_url=args.dist_url,
             args=(main, args),
         )
-    except ProcessExitedException as error:  # the process has said why
+    except ProcessExitedException as error:  # the worker has reported why
         sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
+    except KeyboardInterrupt:
+        _terminate_workers()
+        sys.exit(130)
 
 
 def _under_torchrun() -> bool:
     return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
-def _pass_on(*_) -> None:
+def _terminate_workers(*_) -> None:
     for process in multiprocessing.active_children():
         process.terminate()
 
 
-def _join_torchrun(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+def _run_in_process(main: Main, args: argparse.Namespace) -> None:
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_traceback)
+    try:
+        if _under_torchrun():
+            _join_torchrun(args)
+        _limit_threads(args)
+        import_modules(getattr(args, "imports", ()))
+        main(args)
+        if torch.distributed.is_initialized():
+            comm.synchronize()  # no process leaves while another one still saves
+            torch.distributed.destroy_process_group()
+    except (Exception, KeyboardInterrupt) as error:
+        rank = int(os.environ["RANK"]) if _under_torchrun() else comm.get_rank()
+        if isinstance(error, UserError) and rank > 0:
+            time.sleep(_PATIENCE)
+        status = report(error, getattr(args, "prog", os.path.basename(sys.argv[0])))
+        if status is None:
+            raise
+        sys.exit(status)
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    """Drop the traceback that detectron2's training loop logs: the error is reported once here."""
+    return not record.exc_info
+
+
+def _join_torchrun(args: argparse.Namespace) -> None:
     if args.num_gpus > 1 or args.num_machines > 1:
-        raise ValueError(
+        raise UserError(
             "torchrun has started the processes: leave out --num-gpus and --num-machines, and give "
             "torchrun --nproc-per-node and --nnodes."
         )
     if "LOCAL_WORLD_SIZE" not in os.environ:
-        raise ValueError(
+        raise UserError(
             "RANK, LOCAL_RANK and WORLD_SIZE are set, but LOCAL_WORLD_SIZE, the number of "
             "processes on this machine, is not: start the job with torchrun, or unset them."
         )
     world_size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if world_size % local_size:
-        raise ValueError(
-            f"{world_size} processes are not {local_size} on each machine: give torchrun the same "
-            "--nproc-per-node on all machines."
+        raise UserError(
+            f"{world_size} processes cannot be {local_size} on each machine: give torchrun the "
+            "same --nproc-per-node on all machines."
         )
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         if local_size > torch.cuda.device_count():
-            raise ValueError(
+            raise UserError(
                 f"torchrun has started {local_size} processes on this machine, which has "
                 f"{torch.cuda.device_count()} GPUs: give it --nproc-per-node gpu."
             )
@@ -87,26 +125,9 @@ def _join_torchrun(main: Callable[[argparse.Namespace], object], args: argparse.
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(local_size)
     comm.synchronize()
-    main(args)
 
 
-def _run_in_process(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+def _limit_threads(args: argparse.Namespace) -> None:
+    """Share the cores among the processes of a job on the CPU."""
     if args.num_gpus > 1 and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, os.cpu_count() // args.num_gpus))
-    try:
-        main(args)
-        if torch.distributed.is_initialized():
-            comm.synchronize()  # none leaves while another one still saves
-            torch.distributed.destroy_process_group()
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        if not _raised_by_apa_det(error):
-            raise
-        rank = int(os.environ["RANK"]) if _under_torchrun() else comm.get_rank()
-        if rank > 0:  # the main process found the same and speaks for all, which ends this one
-            time.sleep(10)
-        sys.exit(f"error: {error}")
-
-
-def _raised_by_apa_det(error: Exception) -> bool:
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").startswith("apa_det.")

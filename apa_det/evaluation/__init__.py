@@ -2,9 +2,10 @@ from ..data.frequency import FrequencyGroups
 from .detections import Detections, Masks
 from .drawing import draw_detections, draw_groups
 from .engines import evaluate, load_engine
-from .evaluator import EXTRA_METRICS, METRICS, LongTailEvaluator, task_metrics
+from .evaluator import METRICS, LongTailEvaluator
 from .extras import fixed_ap, pooled_ap
 from .ground_truth import GroundTruth
+from .metrics import METRIC_REGISTRY, evaluator_metric_names, require_extra_metrics
 from .report import write_report
 from .result import Evaluation, Matches, metric_names
 from .result_files import read_results
@@ -12,9 +13,13 @@ from .side_by_side import Comparison, compare
 from .subset import choose_subset
 from .v3det_evaluator import V3DetEvaluator
 
+# The built-in extra metrics.
+EXTRA_METRICS = (*(name for name, _ in METRIC_REGISTRY), "boundary")
+
 __all__ = [
     "EXTRA_METRICS",
     "METRICS",
+    "METRIC_REGISTRY",
     "Comparison",
     "Detections",
     "Evaluation",
@@ -29,11 +34,12 @@ __all__ = [
     "draw_detections",
     "draw_groups",
     "evaluate",
+    "evaluator_metric_names",
     "fixed_ap",
     "load_engine",
     "metric_names",
     "pooled_ap",
     "read_results",
-    "task_metrics",
+    "require_extra_metrics",
     "write_report",
 ]

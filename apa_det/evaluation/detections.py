@@ -1,4 +1,4 @@
-"""Detections in columns: numpy arrays, and RLE masks in one buffer."""
+"""Detections in columns: NumPy arrays, and RLE masks in one buffer."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -7,6 +7,7 @@ from itertools import chain
 
 import numpy as np
 
+from ..errors import UserError
 from ..utils.json_files import json_list
 
 __all__ = ["Detections", "Masks"]
@@ -14,11 +15,11 @@ __all__ = ["Detections", "Masks"]
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """N masks as compressed RLE (COCO's), the bytes of all in one buffer.
+    """N masks as COCO's compressed RLE, concatenated in one buffer.
 
     Attributes:
-        sizes: (N, 2) int32, height and width of the picture of each mask.
-        counts: (B,) uint8, the RLE bytes of all masks, one after another.
+        sizes: (N, 2) int32, height and width of each mask.
+        counts: (B,) uint8, the concatenated RLE bytes of all masks.
         offsets: (N + 1,) int64; mask i is ``counts[offsets[i]:offsets[i + 1]]``.
     """
 
@@ -31,11 +32,11 @@ class Masks:
 
     @staticmethod
     def from_rles(rles: Sequence[dict]) -> "Masks":
-        """From ``{"size": [height, width], "counts": bytes or str}`` each."""
+        """Build masks from RLEs ``{"size": [height, width], "counts": bytes or str}``."""
         counts = [rle["counts"] for rle in rles]
         try:
             joined = b"".join(counts)
-        except TypeError:  # as text
+        except TypeError:  # counts as str
             counts = [c.encode() if isinstance(c, str) else c for c in counts]
             joined = b"".join(counts)
         sizes = chain.from_iterable([rle["size"] for rle in rles])
@@ -55,7 +56,7 @@ class Masks:
         )
 
     def select(self, index: np.ndarray | slice) -> "Masks":
-        """The masks at these places, in this order."""
+        """Return the masks at ``index`` (integers, a bool mask or a slice), in its order."""
         rows = np.arange(len(self))[index]
         starts, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
         buffer = memoryview(self.counts)
@@ -67,7 +68,7 @@ class Masks:
         )
 
     def rles(self, rows: np.ndarray | slice = slice(None)) -> list[dict]:
-        """``{"size": [height, width], "counts": bytes}`` each, of all masks or some rows."""
+        """Return ``{"size": [height, width], "counts": bytes}`` for each mask in ``rows``."""
         buffer = memoryview(self.counts)
         return [
             {"size": size, "counts": bytes(buffer[a:b])}
@@ -82,14 +83,14 @@ class Masks:
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """N detections in columns, in the order in which they came.
+    """N detections in columns, in input order.
 
     Attributes:
-        image_ids: (N,) int64, the dataset's own.
-        category_ids: (N,) int64, the dataset's own.
+        image_ids: (N,) int64, ids of the dataset.
+        category_ids: (N,) int64, ids of the dataset.
         scores: (N,) float32 or float64.
-        boxes: (N, 4) float32 or float64, XYWH in pixels. None: there are masks only.
-        masks: N masks. None: there are boxes only.
+        boxes: (N, 4) float32 or float64, XYWH in pixels. None: masks only.
+        masks: N masks. None: boxes only.
     """
 
     image_ids: np.ndarray
@@ -103,26 +104,26 @@ class Detections:
 
     @staticmethod
     def from_records(records: Sequence[dict]) -> "Detections":
-        """From LVIS or COCO results.
+        """Build detections from LVIS or COCO results.
 
         Args:
-            records: dicts with ``image_id``, ``category_id``, ``score``, and ``bbox`` (XYWH) or
-                ``segmentation`` (compressed RLE) or both: the same ones in all.
+            records: dicts with ``image_id``, ``category_id``, ``score``, and ``bbox`` (XYWH),
+                ``segmentation`` (compressed RLE) or both. All records have the keys of the first.
 
         Raises:
-            ValueError: a record lacks one of them.
+            UserError: a record lacks a key.
         """
         first = records[0] if len(records) else {"bbox": None}
         geometry = [key for key in ("bbox", "segmentation") if key in first]
         if not geometry:
-            raise ValueError("The first result has neither bbox nor segmentation.")
+            raise UserError("Result 0 has neither bbox nor segmentation.")
         columns = {}
         for key in ("image_id", "category_id", "score", *geometry):
             try:
                 columns[key] = [record[key] for record in records]
             except KeyError:
-                place = next(i for i, record in enumerate(records) if key not in record)
-                raise ValueError(f"Result {place} (from 0) has no {key}: add it.") from None
+                index = next(i for i, record in enumerate(records) if key not in record)
+                raise UserError(f"Result {index} (from 0) has no {key}.") from None
         return Detections(
             np.array(columns["image_id"], np.int64),
             np.array(columns["category_id"], np.int64),
@@ -133,10 +134,10 @@ class Detections:
 
     @staticmethod
     def concatenate(parts: Sequence["Detections"]) -> "Detections":
-        """All detections one after another.
+        """Concatenate detections.
 
         Raises:
-            ValueError: some have boxes, or masks, and others have none.
+            UserError: only some parts have boxes, or only some have masks.
         """
         parts = [part for part in parts if len(part)] or list(parts[:1])
         if not parts:
@@ -146,7 +147,7 @@ class Detections:
             return parts[0]
         for name in ("boxes", "masks"):
             if len({getattr(part, name) is None for part in parts}) > 1:
-                raise ValueError(f"Some detections have {name}, and others have none.")
+                raise UserError(f"Some detections have {name} and others do not.")
         return Detections(
             np.concatenate([part.image_ids for part in parts]),
             np.concatenate([part.category_ids for part in parts]),
@@ -156,7 +157,7 @@ class Detections:
         )
 
     def select(self, index: np.ndarray | slice) -> "Detections":
-        """The detections at these places (whole numbers, booleans or a slice), in this order."""
+        """Return the detections at ``index`` (integers, a bool mask or a slice), in its order."""
         return Detections(
             self.image_ids[index],
             self.category_ids[index],
@@ -166,7 +167,7 @@ class Detections:
         )
 
     def records(self, block: int = 10_000) -> Iterator[dict]:
-        """LVIS results one by one, ready for JSON. Only ``block`` of them exist at a time."""
+        """Yield LVIS results that ``json`` can write, built ``block`` at a time to save memory."""
         for start in range(0, len(self), block):
             rows = slice(start, start + block)
             columns = {
@@ -184,7 +185,7 @@ class Detections:
                 yield dict(zip(columns, values, strict=True))
 
     def write(self, json_file: str | os.PathLike) -> None:
-        """Write LVIS results, whole or not at all, with little more memory than the file's tail."""
+        """Write LVIS results to a JSON file, atomically and record by record."""
         with json_list(json_file) as write:
             for record in self.records():
                 write(record)

@@ -1,4 +1,4 @@
-"""Pictures with detections drawn on them."""
+"""Drawing detections on images."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..data.frequency import FrequencyGroups
-from ..utils.plotting import group_colour, label
+from ..utils.plotting import group_color, label
 
 __all__ = ["draw_detections", "draw_groups"]
 
-_LEAST_SIZE = 640  # pixels of the longer side, for labels that can be read
+_MIN_SIZE = 640  # pixels of the longer side, for legible labels
 
 
 @torch.no_grad()
@@ -28,26 +28,26 @@ def draw_detections(
     dataset_name: str,
     path: str | os.PathLike,
     *,
-    num_pictures: int = 6,
+    num_images: int = 6,
     min_score: float = 0.5,
 ) -> None:
-    """Draw detections on the left and ground truth on the right, picture by picture.
+    """Write a figure of images with detections (left) and ground truth (right).
 
     Args:
-        model: a detectron2 model; it is left in the mode that it is in.
-        loader: a detectron2 test loader of the dataset; its first pictures are drawn.
+        model: a detectron2 model; its training mode is restored afterwards.
+        loader: a detectron2 test loader of the dataset; its first images are drawn.
         dataset_name: the registered dataset, with annotations.
         path: the PNG to write.
-        num_pictures: how many pictures, two pairs to a row.
-        min_score: detections of a lower score are not drawn.
+        num_images: number of images, two per row.
+        min_score: detections with a lower score are not drawn.
     """
     records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
-    inputs = [picture for batch in islice(loader, num_pictures) for picture in batch]
-    inputs = inputs[:num_pictures]
+    inputs = [x for batch in islice(loader, num_images) for x in batch]
+    inputs = inputs[:num_images]
     was_training = model.training
     model.eval()
-    instances = [model([picture])[0]["instances"].to("cpu") for picture in inputs]
+    instances = [model([x])[0]["instances"].to("cpu") for x in inputs]
     model.train(was_training)
 
     rows = -(-len(inputs) // 2)
@@ -57,51 +57,50 @@ def draw_detections(
         axis.set_axis_off()
     for axis, title in zip(axes[0], ["detections", "ground truth"] * 2, strict=True):
         axis.set_title(title)
-    for pair, picture, found in zip(axes.reshape(-1, 2), inputs, instances, strict=False):
-        image = read_image(picture["file_name"], "RGB")
+    for pair, x, detections in zip(axes.reshape(-1, 2), inputs, instances, strict=False):
+        image = read_image(x["file_name"], "RGB")
         scale = max(1.0, 480 / max(image.shape[:2]))
-        found = found[found.scores >= min_score]
-        record = records[picture["image_id"]]
-        detections = Visualizer(image, metadata, scale=scale).draw_instance_predictions(found)
-        truth = Visualizer(image, metadata, scale=scale).draw_dataset_dict(record)
-        pair[0].imshow(detections.get_image())
-        pair[1].imshow(truth.get_image())
+        left, right = (Visualizer(image, metadata, scale=scale) for _ in range(2))
+        detections = detections[detections.scores >= min_score]
+        pair[0].imshow(left.draw_instance_predictions(detections).get_image())
+        pair[1].imshow(right.draw_dataset_dict(records[x["image_id"]]).get_image())
     figure.savefig(path, dpi=80)
 
 
 def draw_groups(
     image: np.ndarray,
-    found: Instances,
+    detections: Instances,
     names: Sequence[str],
     groups: FrequencyGroups,
     group_indices: np.ndarray,
 ) -> np.ndarray:
-    """Draw detections in the colours of their frequency groups, as in the report's figures.
+    """Draw detections in the report's colors of their frequency groups.
 
-    The label of each is its class, score and group: "zebra 0.87 rare".
+    Labels show class, score and group: "zebra 0.87 rare".
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        found: ``pred_boxes``, ``scores``, ``pred_classes``, and maybe ``pred_masks``, on the CPU.
-        names: of the K classes.
+        detections: ``pred_boxes``, ``scores``, ``pred_classes`` and optional ``pred_masks``, on
+            the CPU.
+        names: the K class names.
         groups: the frequency groups.
-        group_indices: (K,) the place in ``groups.names`` of each class; -1: unknown, drawn grey.
+        group_indices: (K,) index of each class's group in ``groups.names``; -1: no group, grey.
 
     Returns:
-        (H', W', 3) uint8, RGB; enlarged where the longer side has less than 640 pixels.
+        (H', W', 3) uint8, RGB; enlarged if the longer side has fewer than 640 pixels.
     """
-    visualizer = Visualizer(image, scale=max(1.0, _LEAST_SIZE / max(image.shape[:2])))
-    classes = found.pred_classes.numpy()
+    visualizer = Visualizer(image, scale=max(1.0, _MIN_SIZE / max(image.shape[:2])))
+    classes = detections.pred_classes.numpy()
     indices = group_indices[classes]
     labels = [
         f"{label(names[c])} {score:.2f} {groups.labels[i] if i >= 0 else ''}".rstrip()
-        for c, i, score in zip(classes, indices, found.scores.tolist(), strict=True)
+        for c, i, score in zip(classes, indices, detections.scores.tolist(), strict=True)
     ]
     visualizer.overlay_instances(
-        boxes=found.pred_boxes,
-        masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
+        boxes=detections.pred_boxes,
+        masks=detections.pred_masks.numpy() if detections.has("pred_masks") else None,
         labels=labels,
-        assigned_colors=[group_colour(i) for i in indices],
+        assigned_colors=[group_color(i) for i in indices],
         alpha=0.35,
     )
     _keep_labels_inside(visualizer.output)

@@ -1,4 +1,4 @@
-"""Evaluation of detections in memory, by one of two engines."""
+"""Evaluation of detections in memory with one of two engines."""
 
 import logging
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
+from ..errors import UserError
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .result import Evaluation
@@ -34,36 +35,37 @@ def evaluate(
     """Evaluate detections by the rules of LVIS (Gupta, Dollár and Girshick, CVPR 2019).
 
     Args:
-        ground_truth: what to hold the detections against.
-        detections: with boxes or masks, as ``iou_type`` needs.
-        iou_type: "bbox", "segm", or "boundary" (the lesser of mask IoU and boundary IoU: Cheng et
-            al., CVPR 2021; the fast engine only). The size of a detection is the area of its box
-            for "bbox", of its mask else.
-        engine: "fast" (ultrafast-pycocotools) or "lvis" (lvis-api, the reference). Where the fast
-            one is not installed the other is used: it gives the same numbers.
-        max_dets: the detections with the highest scores that count for each picture. None: all.
-        max_dets_per_category: the same for each category over the whole dataset.
-        matches: keep which detection found what, too.
+        ground_truth: the ground truth.
+        detections: with boxes for "bbox", with masks otherwise.
+        iou_type: "bbox", "segm", or "boundary" (minimum of mask IoU and boundary IoU, Cheng et al.,
+            CVPR 2021; fast engine only). The size of a detection is its box area for "bbox" and its
+            mask area otherwise.
+        engine: "fast" (ultrafast-pycocotools) or "lvis" (lvis-api, the reference). If the fast
+            engine is not installed, lvis-api is used, with the same results.
+        max_dets: evaluate this many detections per image, by score. None: all.
+        max_dets_per_category: evaluate this many detections per category over the whole dataset,
+            by score. None: all.
+        matches: also return which detection matches which annotation.
 
     Raises:
-        ValueError: a detection is of an unknown picture or category, has a score or box that is not
-            finite, has a mask of another picture's size, or lacks what ``iou_type`` needs; or
-            another argument is none of its choices.
-        ImportError: the engine is not installed, and there is no other for it.
+        UserError: a detection has an unknown image or category, a score or box that is not finite,
+            or a mask whose size is not that of its image; boxes or masks for ``iou_type`` are
+            missing; or an argument is invalid.
+        MissingPackageError: no engine for ``iou_type`` is installed.
     """
     _check(ground_truth, detections, iou_type)
     engine = load_engine(engine, iou_type)
-    precision, recall, found = engine.run(
+    precision, recall, matched = engine.run(
         ground_truth, detections, iou_type, max_dets, max_dets_per_category, matches
     )
-    of_matches = {}
-    if found is not None:
-        ids = detections.category_ids[found.detections]
-        of_matches = {
-            "matches": found,
-            "scores": detections.scores[found.detections],
-            "match_categories": find(ids, ground_truth.category_ids),
-            "match_images": find(detections.image_ids[found.detections], ground_truth.image_ids),
+    match_columns = {}
+    if matched is not None:
+        rows = matched.detections
+        match_columns = {
+            "matches": matched,
+            "scores": detections.scores[rows],
+            "match_categories": find(detections.category_ids[rows], ground_truth.category_ids),
+            "match_images": find(detections.image_ids[rows], ground_truth.image_ids),
         }
     return Evaluation(
         ground_truth,
@@ -72,19 +74,19 @@ def evaluate(
         max_dets,
         precision,
         recall,
-        **of_matches,
+        **match_columns,
     )
 
 
 def load_engine(name: str, iou_type: str = "bbox") -> ModuleType:
-    """The module of an engine; lvis-api's where the fast one is not installed.
+    """Import an engine; fall back to lvis-api if the fast engine is not installed.
 
     Raises:
-        ValueError: there is no engine of that name.
-        ImportError: it is not installed; for "fast", neither of them is.
+        UserError: ``name`` is not an engine.
+        MissingPackageError: neither the engine nor a fallback for ``iou_type`` is installed.
     """
     if name not in ENGINES:
-        raise ValueError(f"The evaluation engines are {' and '.join(ENGINES)}, not {name}.")
+        raise UserError(f"The evaluation engine must be one of {', '.join(ENGINES)}; got {name!r}.")
     if name == "fast":
         try:
             return import_module("apa_det.evaluation.fast_engine")
@@ -95,41 +97,42 @@ def load_engine(name: str, iou_type: str = "bbox") -> ModuleType:
     return import_module("apa_det.evaluation.lvis_engine")
 
 
-@cache  # once is enough
+@cache  # log once
 def _log_fallback(reason: str) -> None:
-    logger.info("%s. Until then lvis-api evaluates: the same numbers, more slowly.", reason)
+    logger.info("%s. Using lvis-api instead: same results, but slower.", reason)
 
 
 def _check(truth: GroundTruth, detections: Detections, iou_type: str) -> None:
     if iou_type not in IOU_TYPES:
-        raise ValueError(f"The IoU types are {', '.join(IOU_TYPES)}, not {iou_type}.")
+        raise UserError(f"iou_type must be one of {', '.join(IOU_TYPES)}; got {iou_type!r}.")
     kind = "boxes" if iou_type == "bbox" else "masks"
     if (detections.boxes if iou_type == "bbox" else detections.masks) is None:
-        raise ValueError(f"{iou_type} AP needs {kind}, but the detections have none.")
+        raise UserError(f"{iou_type} AP needs {kind}, but the detections have none.")
     if iou_type != "bbox" and truth.segmentations is None:
-        raise ValueError(f"{iou_type} AP needs masks, but the ground truth has none.")
+        raise UserError(f"{iou_type} AP needs masks, but the ground truth has none.")
     images = find(detections.image_ids, truth.image_ids)
     categories = find(detections.category_ids, truth.category_ids)
-    for noun, ids, places in (
-        ("picture", detections.image_ids, images),
-        ("category", detections.category_ids, categories),
+    for key, ids, indices in (
+        ("image_id", detections.image_ids, images),
+        ("category_id", detections.category_ids, categories),
     ):
         _raise_first(
-            places < 0, lambda i, n=noun, ids=ids: f"is of {n} {ids[i]}, which the dataset lacks"
+            indices < 0, lambda i, k=key, ids=ids: f"has unknown {k} {ids[i]}, not in the dataset"
         )
     scores, boxes, masks = detections.scores, detections.boxes, detections.masks
-    _raise_first(~np.isfinite(scores), lambda i: f"has the score {scores[i]}, no finite number")
+    _raise_first(~np.isfinite(scores), lambda i: f"has score {scores[i]}, which is not finite")
     if iou_type == "bbox":
         _raise_first(
-            ~np.isfinite(boxes).all(1), lambda i: f"has the box {boxes[i].tolist()}, not finite"
+            ~np.isfinite(boxes).all(1),
+            lambda i: f"has box {boxes[i].tolist()}, which is not finite",
         )
     else:
         sizes = truth.image_sizes[images]
         _raise_first(
             (masks.sizes != sizes).any(1),
             lambda i: (
-                f"has a mask of size {masks.sizes[i].tolist()} (height, width) in a picture "
-                f"of size {sizes[i].tolist()}"
+                f"has a mask of size {masks.sizes[i].tolist()} (height, width) in an image of size "
+                f"{sizes[i].tolist()}"
             ),
         )
 
@@ -137,7 +140,6 @@ def _check(truth: GroundTruth, detections: Detections, iou_type: str) -> None:
 def _raise_first(broken: np.ndarray, message: Callable[[int], str]) -> None:
     if broken.any():
         first = int(np.argmax(broken))
-        raise ValueError(
-            f"{broken.sum()} detections cannot be evaluated: detection {first} (from 0) "
-            f"{message(first)}."
+        raise UserError(
+            f"{broken.sum()} detections are invalid: detection {first} (from 0) {message(first)}."
         )

@@ -1,4 +1,4 @@
-"""Several detectors' results combined into one, picture by picture and class by class."""
+"""Combine the detections of several detectors, per image and class."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,6 +6,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from tqdm import tqdm
 
+from ..errors import MissingPackageError, UserError
 from .detections import Detections, Masks
 from .ground_truth import GroundTruth
 from .selection import find
@@ -14,16 +15,17 @@ __all__ = ["ENSEMBLE_METHODS", "ensemble", "load_ensemble_boxes"]
 
 
 def load_ensemble_boxes():
-    """The package ensemble-boxes.
+    """Import the package ensemble-boxes.
 
     Raises:
-        ImportError: it is not installed.
+        MissingPackageError: it is not installed.
     """
     try:
         import ensemble_boxes
     except ImportError as error:
-        raise ImportError(
-            f'Ensembles need the package ensemble-boxes: pip install "apa_det[ensemble]" ({error})'
+        raise MissingPackageError(
+            f"Ensembles need the package ensemble-boxes ({error}). "
+            'Run: pip install "apa_det[ensemble]"'
         ) from error
     return ensemble_boxes
 
@@ -36,27 +38,27 @@ def weighted_boxes_fusion(
     weights: np.ndarray,
     iou: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes that overlap by more than ``iou`` become their mean, weighted by score and weight.
+    """Fuse boxes that overlap by more than ``iou`` into their mean, weighted by score and weight.
 
     "Weighted boxes fusion: Ensembling boxes from different object detection models" (Solovyev,
-    Wang and Gabruseva, 2021). A score is the mean of its boxes', times the share of the detectors
-    that found it.
+    Wang and Gabruseva, 2021). The fused score is the mean score of the boxes, times the fraction of
+    detectors among them.
 
     Args:
-        boxes: (N, 4) float64, XYXY in parts of the picture, of one picture.
-        scores: (N,) float64, above 0.
+        boxes: (N, 4) float64, XYXY of one image, normalized to [0, 1].
+        scores: (N,) float64, positive.
         classes: (N,) int64.
-        sources: (N,) int64, which of the M detectors each is of.
-        weights: (M,) float64 of the detectors.
-        iou: boxes above this are of one object.
+        sources: (N,) int64, the detector (of M) of each box.
+        weights: (M,) float64, the detectors' weights.
+        iou: boxes with a larger IoU belong to one object.
 
     Returns:
-        Boxes (F, 4), scores (F,), classes (F,) and shares (F, N): how much of each box's mask is in
-        that of the fused one. It is score times weight where the box overlaps no other fused box of
-        its class more; the box that a fused one overlaps most is always in.
+        Boxes (F, 4), scores (F,), classes (F,) and mask weights (F, N): the weight of each box's
+        mask in each fused mask. A box contributes score times weight to the fused box of its class
+        with the largest IoU; a fused box always includes the box with the largest IoU.
     """
-    of = [np.flatnonzero(sources == i) for i in range(len(weights))]
-    lists = [[values[rows].tolist() for rows in of] for values in (boxes, scores, classes)]
+    by_source = [np.flatnonzero(sources == i) for i in range(len(weights))]
+    lists = [[values[rows].tolist() for rows in by_source] for values in (boxes, scores, classes)]
     fused, fused_scores, labels = load_ensemble_boxes().weighted_boxes_fusion(
         *lists, weights=weights.tolist(), iou_thr=iou
     )
@@ -77,10 +79,10 @@ def non_maximum_suppression(
     weights: np.ndarray,
     iou: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of boxes that overlap by more than ``iou`` the one with the highest score stays.
+    """Suppress boxes that overlap a box of a higher score by more than ``iou``.
 
-    Scores are first multiplied by the detector's weight, the largest weight counting as 1.
-    Arguments and results as for :func:`weighted_boxes_fusion`.
+    Scores are first multiplied by the detector's weight relative to the largest weight. Arguments
+    and results are those of :func:`weighted_boxes_fusion`.
     """
     return _suppressed(3, boxes, scores * (weights / weights.max())[sources], classes, iou)
 
@@ -93,10 +95,10 @@ def soft_nms(
     weights: np.ndarray,
     iou: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """As :func:`non_maximum_suppression`, but the score s of the others becomes s · (1 − IoU).
+    """Like :func:`non_maximum_suppression`, but multiply suppressed scores by 1 − IoU.
 
-    "Soft-NMS: Improving Object Detection With One Line of Code" (Bodla et al., ICCV 2017),
-    equation 3, the linear one.
+    Linear Soft-NMS: "Soft-NMS: Improving Object Detection With One Line of Code" (Bodla et al.,
+    ICCV 2017), equation 3.
     """
     return _suppressed(1, boxes, scores * (weights / weights.max())[sources], classes, iou)
 
@@ -119,28 +121,28 @@ def ensemble(
     max_dets: int | None = 300,
     names: Sequence[str] | None = None,
 ) -> Detections:
-    """Combine the detections of several detectors on the same pictures.
+    """Combine the detections of several detectors on the same images.
 
     Args:
-        truth: for the sizes of the pictures.
-        detections: of each detector; with masks all or none of them. Boxes end at the picture's
-            edge; those without area in it are left out.
-        method: a name in :data:`ENSEMBLE_METHODS`. With "wbf", the mask of a box is where the mean
-            of its boxes' masks, weighted by score and weight, is at least 0.5. With the others a
-            box keeps its own.
-        iou: boxes of a class that overlap by more are one object's.
-        weights: above 0, of each detector. None: 1 each.
-        min_score: detections of no higher score are left out.
-        max_dets: the best so many of each picture are kept. None: all.
-        names: of the detectors, for errors.
+        truth: the ground truth, for the image sizes.
+        detections: those of each detector, all with masks or all without. Boxes are clipped to the
+            image; empty boxes are dropped.
+        method: a name in :data:`ENSEMBLE_METHODS`. "wbf" averages the masks of fused boxes,
+            weighted by score and weight, and thresholds the mean at 0.5. With the other methods a
+            box keeps its mask.
+        iou: boxes of a class with a larger IoU belong to one object.
+        weights: positive weight of each detector. None: 1 each.
+        min_score: drop detections with this score or less.
+        max_dets: keep this many detections per image, by score. None: all.
+        names: names of the detectors, for errors.
 
     Returns:
-        By ascending picture and falling score.
+        The combined detections, by ascending image id and descending score.
 
     Raises:
-        ValueError: an argument out of bounds, scores that are not within [0, 1], or some have masks
-            and others none.
-        ImportError: ensemble-boxes is not installed.
+        UserError: an argument is invalid, a score is outside [0, 1], or only some detectors have
+            masks.
+        MissingPackageError: ensemble-boxes is not installed.
     """
     names = names or [f"Result {i + 1} of {len(detections)}" for i in range(len(detections))]
     weights = np.array([1.0] * len(detections) if weights is None else weights, np.float64)
@@ -149,7 +151,7 @@ def ensemble(
     sources = np.repeat(np.arange(len(detections)), list(map(len, detections)))
     merged = Detections.concatenate(detections)
     sizes = truth.image_sizes[find(merged.image_ids, truth.image_ids)].astype(np.float64)
-    boxes = _in_parts(merged.boxes, sizes)
+    boxes = _normalized(merged.boxes, sizes)
     usable = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (merged.scores > min_score)
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(merged.image_ids[rows], kind="stable")]
@@ -157,21 +159,21 @@ def ensemble(
         return merged.select(rows)
     starts = np.flatnonzero(np.diff(merged.image_ids[rows], prepend=-1))
     parts = []
-    for of_picture in tqdm(np.split(rows, starts[1:]), "Combining", unit="picture", disable=None):
+    for group in tqdm(np.split(rows, starts[1:]), "Combining", unit="image", disable=None):
         columns = boxes, merged.scores.astype(np.float64), merged.category_ids, sources
-        fused, scores, classes, shares = ENSEMBLE_METHODS[method](
-            *(column[of_picture] for column in columns), weights, iou
+        fused, scores, classes, mask_weights = ENSEMBLE_METHODS[method](
+            *(column[group] for column in columns), weights, iou
         )
         best = np.argsort(-scores, kind="stable")[:max_dets]
         masks = None
         if merged.masks is not None:
-            rles = merged.masks.rles(of_picture)
-            masks = Masks.from_rles([_mean_mask(rles, share) for share in shares[best]])
-        size = np.tile(sizes[of_picture[0], ::-1], 2)
+            rles = merged.masks.rles(group)
+            masks = Masks.from_rles([_mean_mask(rles, row) for row in mask_weights[best]])
+        size = np.tile(sizes[group[0], ::-1], 2)
         xyxy = fused[best] * size
         parts.append(
             Detections(
-                np.full(len(best), merged.image_ids[of_picture[0]]),
+                np.full(len(best), merged.image_ids[group[0]]),
                 classes[best],
                 scores[best],
                 np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1),
@@ -189,76 +191,78 @@ def _check(
     weights: np.ndarray,
 ) -> None:
     if method not in ENSEMBLE_METHODS:
-        raise ValueError(f"The methods are {', '.join(ENSEMBLE_METHODS)}, not {method}.")
+        raise UserError(f"method must be one of {', '.join(ENSEMBLE_METHODS)}; got {method!r}.")
     if not 0 < iou < 1:
-        raise ValueError(f"The IoU lies in (0, 1): {iou} does not.")
+        raise UserError(f"iou must be in (0, 1), got {iou}.")
     if weights.shape != (len(detections),) or not (weights > 0).all():
-        raise ValueError(
-            f"There are {len(detections)} results to combine: give as many weights, above 0 each, "
-            f"not {weights.tolist()}."
+        raise UserError(
+            f"weights must be {len(detections)} positive numbers, one per result; "
+            f"got {weights.tolist()}."
         )
     pairs = [(name, part) for name, part in zip(names, detections, strict=True) if len(part)]
     for name, part in pairs:
         if not (part.scores.min() >= 0 and part.scores.max() <= 1):
-            raise ValueError(
-                f"{name} has scores from {part.scores.min():g} to {part.scores.max():g}: only "
-                "those within [0, 1] can be combined with others."
+            raise UserError(
+                f"Scores must be in [0, 1] to be combined, but {name} has scores from "
+                f"{part.scores.min():g} to {part.scores.max():g}."
             )
     masks = {part.masks is not None: name for name, part in pairs}
     if len(masks) > 1:
-        raise ValueError(
-            f"{masks[True]} has masks, and {masks[False]} has none: combine the boxes alone."
+        raise UserError(
+            f"{masks[True]} has masks, but {masks[False]} does not: combine the boxes only."
         )
 
 
-def _in_parts(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """XYXY in parts of the picture, within it, of XYWH in pixels."""
+def _normalized(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Convert XYWH in pixels to XYXY, normalized and clipped to [0, 1]."""
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     return (corners / np.tile(sizes[:, ::-1], 2)).clip(0, 1)
 
 
 def _ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(A, B), of XYXY."""
+    """Return (A, B) IoUs of XYXY boxes."""
     low = np.maximum(a[:, None, :2], b[:, :2])
     high = np.minimum(a[:, None, 2:], b[:, 2:])
-    shared = (high - low).clip(0).prod(axis=2)
+    intersection = (high - low).clip(0).prod(axis=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
-    return shared / (areas[0][:, None] + areas[1] - shared)
+    return intersection / (areas[0][:, None] + areas[1] - intersection)
 
 
 def _suppressed(
     method: int, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The boxes of each class that a method of ensemble-boxes keeps, each with its own mask."""
+    """Return the boxes of each class that a method of ensemble-boxes keeps, with their masks."""
     load_ensemble_boxes()
-    # The package's nms and soft_nms say neither which boxes they keep nor the new scores.
+    # The package's nms and soft_nms do not return indices.
     from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float
 
     kept, kept_scores = [], []
     for label in np.unique(classes):
         rows = np.flatnonzero(classes == label)
-        left = scores[rows]  # is written into, and ordered as the boxes are
-        places = cpu_soft_nms_float(boxes[rows], left, Nt=iou, sigma=0.0, thresh=0.0, method=method)
-        kept.append(rows[places])
-        kept_scores.append(left[left > 0])
+        new_scores = scores[rows]  # updated in place, in the order of the boxes
+        indices = cpu_soft_nms_float(
+            boxes[rows], new_scores, Nt=iou, sigma=0.0, thresh=0.0, method=method
+        )
+        kept.append(rows[indices])
+        kept_scores.append(new_scores[new_scores > 0])
     rows = np.concatenate(kept)
-    shares = np.zeros((len(rows), len(boxes)))
-    shares[np.arange(len(rows)), rows] = 1
-    return boxes[rows], np.concatenate(kept_scores), classes[rows], shares
+    mask_weights = np.zeros((len(rows), len(boxes)))
+    mask_weights[np.arange(len(rows)), rows] = 1
+    return boxes[rows], np.concatenate(kept_scores), classes[rows], mask_weights
 
 
-def _mean_mask(rles: list[dict], shares: np.ndarray) -> dict:
-    """Where the mean of the masks, weighted by their shares, is at least 0.5."""
-    members = np.flatnonzero(shares)
-    shares = shares[members] / shares[members].sum()
-    largest = shares.argmax()
-    if shares[largest] > 0.5:  # decides alone
+def _mean_mask(rles: list[dict], weights: np.ndarray) -> dict:
+    """Return the weighted mean of masks, thresholded at 0.5."""
+    members = np.flatnonzero(weights)
+    weights = weights[members] / weights[members].sum()
+    largest = weights.argmax()
+    if weights[largest] > 0.5:  # the other masks cannot change the result
         return rles[members[largest]]
-    of_members = [rles[i] for i in members]
-    left, top, width, height = mask_util.toBbox(mask_util.merge(of_members)).astype(int)
+    rles = [rles[i] for i in members]
+    left, top, width, height = mask_util.toBbox(mask_util.merge(rles)).astype(int)
     rows, columns = slice(top, top + height), slice(left, left + width)
-    masks = mask_util.decode(of_members)
-    mean = np.tensordot(masks[rows, columns], shares, 1)
+    masks = mask_util.decode(rles)
+    mean = np.tensordot(masks[rows, columns], weights, 1)
     result = np.zeros(masks.shape[:2], np.uint8, order="F")
     result[rows, columns] = mean >= 0.5 - 1e-9
     return mask_util.encode(result)

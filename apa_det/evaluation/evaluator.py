@@ -1,4 +1,4 @@
-"""The evaluator for long-tailed detection and instance segmentation: LVIS's metrics."""
+"""The evaluator for long-tailed detection and instance segmentation, with LVIS's metrics."""
 
 import csv
 import logging
@@ -16,45 +16,30 @@ from detectron2.utils.logger import create_small_table
 
 from ..data import ensure_metadata
 from ..data.frequency import FrequencyGroups
+from ..errors import UserError
 from .detections import Detections
-from .engines import evaluate, load_engine
-from .extras import fixed_ap, pooled_ap
+from .engines import load_engine
 from .ground_truth import GroundTruth
+from .metrics import compute_metrics, require_extra_metrics
 from .predictions import PredictionStore, detections_from_instances
 from .result import Evaluation, metric_names
 from .subset import choose_subset
 
-__all__ = [
-    "EXTRA_METRICS",
-    "METRICS",
-    "LongTailEvaluator",
-    "category_ids",
-    "read_ground_truth",
-    "task_metrics",
-]
+__all__ = ["METRICS", "LongTailEvaluator", "category_ids", "read_ground_truth"]
 
 logger = logging.getLogger(__name__)
 
 METRICS = metric_names()
 RESULTS_FILE = "lvis_instances_results.json"
-EXTRA_METRICS = ("AR", "fixed", "pool", "boundary")
-
-
-def task_metrics(
-    groups: tuple[str, ...] = ("r", "c", "f"), extra: Sequence[str] = (), max_dets: int = 300
-) -> tuple[str, ...]:
-    """The names of the metrics that :class:`LongTailEvaluator` gives for each task."""
-    names = list(metric_names(groups))
-    if "AR" in extra:
-        names += [f"AR{name}@{max_dets}" for name in ("", "s", "m", "l", *groups)]
-    names += [f"AP{g}_{kind}" for kind in ("fixed", "pool") if kind in extra for g in ("", *groups)]
-    return tuple(names)
 
 
 def read_ground_truth(
     dataset_name: str, groups: FrequencyGroups | None = None, count_from: str | None = None
 ) -> GroundTruth:
-    """The ground truth of a registered dataset; the arguments are :class:`LongTailEvaluator`'s."""
+    """Read the ground truth of a registered dataset.
+
+    Arguments and errors are those of :class:`LongTailEvaluator`.
+    """
     ensure_metadata(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     if groups is None and "rare_max" in metadata.as_dict():
@@ -67,15 +52,14 @@ def read_ground_truth(
 
 
 class LongTailEvaluator(DatasetEvaluator):
-    """Box and mask AP by LVIS's rules, with APr, APc and APf for rare, common and frequent classes.
+    """LVIS's box and mask AP, with APr, APc and APf for rare, common and frequent classes.
 
-    It takes what detectron2's ``LVISEvaluator`` takes, for datasets of
-    :func:`apa_det.data.register_lvis_format`, for the LVIS names built into detectron2, and for
-    COCO-format datasets (``register_coco_instances``), whose pictures count as searched for every
-    category.
+    It accepts the datasets of detectron2's ``LVISEvaluator``, those of
+    :func:`apa_det.data.register_lvis_format`, and COCO-format datasets
+    (``register_coco_instances``), whose images count as annotated for every category.
 
     Attributes:
-        category_ids: (K,) int64, the dataset's category id of each class of a model.
+        category_ids: (K,) int64, the dataset's category id of each model class.
     """
 
     def __init__(
@@ -97,40 +81,37 @@ class LongTailEvaluator(DatasetEvaluator):
     ):
         """
         Args:
-            dataset_name: a registered dataset whose metadata name the ``json_file``.
-            tasks: "bbox", "segm" or both. None: boxes, and masks if the model predicts them.
-            distributed: gather the predictions of all processes, and evaluate in the main one;
-                else each process evaluates its own.
-            output_dir: the folder to write files to, as asked for by the next arguments.
-            max_dets_per_image: the predictions with the highest scores that count for each picture.
+            dataset_name: a registered dataset with ``json_file`` in its metadata.
+            tasks: the IoU types, "bbox", "segm" or both. None: "bbox", and "segm" if the model
+                predicts masks.
+            distributed: gather the predictions of all processes and evaluate in the main process.
+                Otherwise each process evaluates its own predictions.
+            output_dir: the folder for the files of ``save_predictions`` and ``per_category``.
+            max_dets_per_image: evaluate this many predictions per image, by score.
             engine: "fast" or "lvis", see :func:`apa_det.evaluation.evaluate`.
             groups: the frequency groups. None: LVIS's, by the dataset's thresholds.
-            count_from: a registered dataset to take the categories' image counts from, such as the
-                training set. None: those of the evaluated file.
-            extra_metrics: any of :data:`EXTRA_METRICS`: "AR" (average recalls, of groups too),
-                "fixed" (AP-fixed), "pool" (AP-pool), "boundary" (a task more: mask boundary AP).
-            save_predictions: write the predictions as ``lvis_instances_results.json``.
-            per_category: write the AP of each category, as ``<task>_per_category.csv``.
-            subset: evaluate so many pictures apart too, as tasks "subset/bbox" and "subset/segm";
-                see :func:`apa_det.evaluation.choose_subset`. 0: none.
-            subset_only: evaluate nothing but the subset.
+            count_from: a registered dataset, usually the training set, whose image counts define
+                the frequency groups. None: use the counts of the evaluated file.
+            extra_metrics: names in :data:`apa_det.evaluation.METRIC_REGISTRY`, as "AR", "fixed"
+                (AP-fixed) and "pool" (AP-pool); "boundary" adds the IoU type "boundary" (boundary
+                AP of masks).
+            save_predictions: write the predictions to ``lvis_instances_results.json``.
+            per_category: write the AP of each category to ``<iou_type>_per_category.csv``.
+            subset: also evaluate a subset of this many images, as "subset/bbox" and "subset/segm";
+                see :func:`apa_det.evaluation.choose_subset`. 0: no subset.
+            subset_only: evaluate only the subset.
 
         Raises:
-            FileNotFoundError, ValueError: the ground truth is missing or broken, or an argument is
-                none of its choices.
-            ImportError: no engine is installed.
+            UserError: the ground truth file is missing or invalid, an argument is invalid, or no
+                evaluation engine is installed.
         """
-        unknown = set(extra_metrics) - set(EXTRA_METRICS)
-        if unknown:
-            raise ValueError(
-                f"The extra metrics are {', '.join(EXTRA_METRICS)}, not {', '.join(unknown)}."
-            )
+        require_extra_metrics(extra_metrics)
         if (save_predictions or per_category) and not output_dir:
-            raise ValueError("To write files, the evaluator needs an output_dir.")
+            raise UserError("save_predictions and per_category need an output_dir.")
         if subset_only and subset < 1:
-            raise ValueError("subset_only needs the number of pictures in subset.")
+            raise UserError(f"subset must be >= 1 with subset_only, got {subset}.")
         self._name = dataset_name
-        self._tasks = tasks
+        self._iou_types = tasks
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = max_dets_per_image
@@ -150,32 +131,33 @@ class LongTailEvaluator(DatasetEvaluator):
 
     @property
     def subset(self) -> GroundTruth:
-        """The ground truth of the pictures in the subset, in the process that evaluates."""
+        """The ground truth of the subset; defined in the processes that evaluate."""
         return self._subset
 
     def reset(self) -> None:
         self._predictions = PredictionStore()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Keep a model's predictions, masks as RLE.
+        """Store a model's predictions, masks as RLE.
 
         Args:
-            inputs: the model's inputs; each names its picture by ``image_id``.
-            outputs: its outputs, each with ``instances`` (``pred_boxes``, ``scores``,
-                ``pred_classes`` and maybe ``pred_masks``). A picture seen twice counts once.
+            inputs: the model's inputs, each with ``image_id``.
+            outputs: the model's outputs, each with ``instances`` (``pred_boxes``, ``scores``,
+                ``pred_classes`` and optional ``pred_masks``). An image that is processed twice
+                counts once.
         """
-        for picture, output in zip(inputs, outputs, strict=True):
-            image_id = picture["image_id"]
+        for item, output in zip(inputs, outputs, strict=True):
+            image_id = item["image_id"]
             detections = detections_from_instances(output["instances"], image_id, self.category_ids)
             self._predictions.add(image_id, detections)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | dict:
-        """Compute the metrics from all that was processed since the last reset.
+        """Compute the metrics of all predictions since the last reset.
 
         Returns:
-            For each task the :data:`METRICS` in percent, NaN for a group without ground truth, and
-            the extra metrics that were asked for. Empty in every process but the main one, and
-            where the dataset has no annotation.
+            For each IoU type the :data:`METRICS` in percent, NaN for a group without ground truth,
+            and the extra metrics. Empty in all processes but the main one, and for a dataset
+            without annotations.
         """
         gathered = self._predictions.gather(self._distributed)
         if gathered is None:
@@ -198,80 +180,69 @@ class LongTailEvaluator(DatasetEvaluator):
     def _evaluate(
         self, prefix: str, truth: GroundTruth, detections: Detections, seen: np.ndarray
     ) -> OrderedDict[str, dict[str, float]]:
-        what = f"{len(truth.image_ids)} pictures of {self._name}" if prefix else self._name
+        name = f"{len(truth.image_ids)} images of {self._name}" if prefix else self._name
         if not len(truth.annotation_ids):
-            logger.info("%s has no annotations: there is nothing to evaluate.", what)
+            logger.info("%s has no annotations: there is nothing to evaluate.", name)
             return OrderedDict()
         if prefix:
             detections = detections.select(np.isin(detections.image_ids, truth.image_ids))
         missing = len(truth.image_ids) - np.isin(truth.image_ids, seen).sum()
         if missing:
             logger.warning(
-                "The model saw only %d of the %d pictures: what is in the others counts as missed.",
+                "The model processed only %d of %d images: all objects in the others count as "
+                "missed.",
                 *(len(truth.image_ids) - missing, len(truth.image_ids)),
             )
         elif not len(detections):
-            logger.warning("The model detected nothing in %s: its metrics are 0.", what)
+            logger.warning("The model has no detections in %s: its metrics are 0.", name)
         results = OrderedDict()
-        for task in self._tasks_for(truth, detections):
+        for iou_type in self._iou_types_for(truth, detections):
             logger.info(
-                "Evaluating %s AP of %d detections, at most %d for each of %d pictures ...",
-                *(prefix + task, len(detections), self._max_dets, len(truth.image_ids)),
+                "Evaluating %s AP: %d detections, at most %d per image, %d images ...",
+                *(prefix + iou_type, len(detections), self._max_dets, len(truth.image_ids)),
             )
-            results[prefix + task] = self._metrics(prefix, task, truth, detections)
+            results[prefix + iou_type] = self._metrics(prefix, iou_type, truth, detections)
         undefined = [n for values in results.values() for n, v in values.items() if math.isnan(v)]
         if undefined:
             names = ", ".join(dict.fromkeys(undefined))
-            logger.info("NaN: %s has no ground truth that counts for %s.", what, names)
+            logger.info("NaN: %s has no ground truth for %s.", name, names)
         return results
 
-    def _tasks_for(self, truth: GroundTruth, detections: Detections) -> tuple[str, ...]:
-        tasks = self._tasks
-        if tasks is None:
-            tasks = ("bbox",)
+    def _iou_types_for(self, truth: GroundTruth, detections: Detections) -> tuple[str, ...]:
+        iou_types = self._iou_types
+        if iou_types is None:
+            iou_types = ("bbox",)
             if detections.masks is not None and truth.segmentations is None:
-                logger.warning("%s has no masks: only boxes are evaluated.", self._name)
+                logger.warning("%s has no masks: evaluating boxes only.", self._name)
             elif detections.masks is not None:
-                tasks = ("bbox", "segm")
-        elif "segm" in tasks and len(detections) and detections.masks is None:
-            raise ValueError("The tasks name segm, but the model predicts no masks.")
-        boundary = "boundary" in self._extra and "segm" in tasks
-        return (*tasks, "boundary") if boundary else tasks
+                iou_types = ("bbox", "segm")
+        elif "segm" in iou_types and len(detections) and detections.masks is None:
+            raise UserError("tasks contains 'segm', but the model predicts no masks.")
+        boundary = "boundary" in self._extra and "segm" in iou_types
+        return (*iou_types, "boundary") if boundary else iou_types
 
     def _metrics(
-        self, prefix: str, task: str, truth: GroundTruth, detections: Detections
+        self, prefix: str, iou_type: str, truth: GroundTruth, detections: Detections
     ) -> dict[str, float]:
-        pool = "pool" in self._extra
-        evaluation = evaluate(
-            *(truth, detections, task),
+        metrics, evaluation = compute_metrics(
+            *(truth, detections, iou_type, self._extra),
             engine=self._engine,
             max_dets=self._max_dets,
-            matches=pool,
         )
-        fractions = evaluation.metrics()
-        if "AR" in self._extra:
-            fractions.update(evaluation.group_recall())
-        else:
-            fractions = {k: v for k, v in fractions.items() if not k.startswith("AR")}
-        if "fixed" in self._extra:
-            fractions.update(fixed_ap(truth, detections, task, engine=self._engine))
-        if pool:
-            fractions.update(pooled_ap(evaluation))
         if self._per_category and not prefix:
-            self._write_per_category(task, evaluation)
-        metrics = {name: 100 * value for name, value in fractions.items()}
+            self._write_per_category(iou_type, evaluation)
         counts = evaluation.categories_evaluated()
         logger.info(
             "Evaluation results for %s:\n%s\nCategories evaluated: %s.",
-            prefix + task,
+            prefix + iou_type,
             create_small_table(metrics),
             ", ".join(f"{counts[n]} {label}" for n, label in truth.groups.named()),
         )
         return metrics
 
-    def _write_per_category(self, task: str, evaluation: Evaluation) -> None:
+    def _write_per_category(self, iou_type: str, evaluation: Evaluation) -> None:
         PathManager.mkdirs(self._output_dir)
-        path = os.path.join(self._output_dir, f"{task}_per_category.csv")
+        path = os.path.join(self._output_dir, f"{iou_type}_per_category.csv")
         rows = evaluation.per_category()
         with PathManager.open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
@@ -281,7 +252,7 @@ class LongTailEvaluator(DatasetEvaluator):
 
 
 def category_ids(metadata: Metadata) -> np.ndarray:
-    """(K,) the dataset's category id of each class of a model."""
+    """Return (K,) int64, the dataset's category id of each model class."""
     contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
     if contiguous is None:  # detectron2's own LVIS datasets
         return np.arange(1, len(metadata.thing_classes) + 1)

@@ -1,4 +1,4 @@
-"""AP by rules other than LVIS's: AP-fixed and AP-pool."""
+"""Variants of LVIS AP: AP-fixed and AP-pool."""
 
 import logging
 
@@ -24,21 +24,25 @@ def fixed_ap(
     engine: str = "fast",
     max_dets_per_category: int = MAX_DETS_PER_CATEGORY,
 ) -> dict[str, float]:
-    """AP-fixed: so many detections of each category over all pictures, and no limit for a picture.
+    """Compute AP-fixed, with a detection limit per category instead of per image.
 
-    It does not let categories compete for the 300 places of a picture (Dave et al., "Evaluating
-    Large-Vocabulary Object Detectors: The Devil is in the Details", arXiv 2102.01066). For that
-    the model has to give many more than 300 detections for each picture.
+    So categories do not compete for the 300 detections of an image (Dave et al., "Evaluating
+    Large-Vocabulary Object Detectors: The Devil is in the Details", arXiv 2102.01066). The model
+    must output many more than 300 detections per image.
+
+    Args:
+        ground_truth, detections, iou_type, engine: see :func:`evaluate`.
+        max_dets_per_category: evaluate this many detections per category, by score.
 
     Returns:
-        AP_fixed, APr_fixed, APc_fixed and APf_fixed, as fractions; NaN: no ground truth.
+        AP_fixed, APr_fixed, APc_fixed and APf_fixed as fractions; NaN without ground truth.
     """
-    found = np.bincount(np.searchsorted(ground_truth.category_ids, detections.category_ids))
-    few = len(ground_truth.category_ids) - np.count_nonzero(found >= max_dets_per_category)
-    if few:
+    counts = np.bincount(np.searchsorted(ground_truth.category_ids, detections.category_ids))
+    few = len(ground_truth.category_ids) - np.count_nonzero(counts >= max_dets_per_category)
+    if few and len(detections):
         logger.info(
-            "AP-fixed takes %s detections of each category, and %d categories have fewer: it is "
-            "lower than it could be. Let the model give more detections for each picture.",
+            "AP-fixed evaluates %s detections per category, but %d categories have fewer. Increase "
+            "the model's number of detections per image, or AP-fixed is underestimated.",
             f"{max_dets_per_category:,}",
             few,
         )
@@ -55,17 +59,17 @@ def fixed_ap(
 
 
 def pooled_ap(evaluation: Evaluation) -> dict[str, float]:
-    """AP-pool: one precision-recall curve over the detections of all categories together.
+    """Compute AP-pool, from one precision-recall curve of all categories together.
 
-    Detections still have to match objects of their own category. It falls where scores of
-    different categories do not mean the same (Dave et al., arXiv 2102.01066).
+    Detections must still match objects of their own category. AP-pool drops if scores are not
+    comparable across categories (Dave et al., arXiv 2102.01066).
 
     Args:
-        evaluation: with ``matches``.
+        evaluation: an evaluation with ``matches``.
 
     Returns:
         AP_pool, and APr_pool, APc_pool and APf_pool over the categories of a group, as fractions;
-        NaN: no ground truth.
+        NaN without ground truth.
     """
     truth, matches = evaluation.ground_truth, evaluation.matches
     order = np.argsort(-evaluation.scores, kind="stable")
@@ -81,7 +85,7 @@ def pooled_ap(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _average_precision(outcomes: np.ndarray, num_objects: int) -> float:
-    """Of (M, T) outcomes by falling score: the mean precision at 101 recalls and T thresholds."""
+    """Return the AP of (M, T) outcomes in descending score order, over T IoU thresholds."""
     if not num_objects:
         return float("nan")
     precisions = []
@@ -90,6 +94,6 @@ def _average_precision(outcomes: np.ndarray, num_objects: int) -> float:
         false = np.cumsum(column == FALSE_POSITIVE, dtype=np.float64)
         precision = true / (true + false + np.spacing(1))
         precision = np.maximum.accumulate(precision[::-1])[::-1]
-        places = np.searchsorted(true / num_objects, RECALL_THRESHOLDS, side="left")
-        precisions.append(np.append(precision, 0.0)[places])  # 0 at recalls that are not reached
+        indices = np.searchsorted(true / num_objects, RECALL_THRESHOLDS, side="left")
+        precisions.append(np.append(precision, 0.0)[indices])  # 0 beyond the last recall
     return float(np.mean(precisions))

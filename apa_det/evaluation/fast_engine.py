@@ -1,9 +1,10 @@
-"""The LVIS metrics by ultrafast-pycocotools: lvis-api's numbers in a fraction of its time."""
+"""LVIS evaluation with ultrafast-pycocotools: the results of lvis-api in a fraction of its time."""
 
 from itertools import pairwise
 
 import numpy as np
 
+from ..errors import MissingPackageError
 from ..utils.json_files import gc_paused
 from .detections import Detections
 from .ground_truth import GroundTruth
@@ -19,27 +20,29 @@ from .result import (
 from .selection import Selection, select
 
 VERSION = "0.1.14"
-_MEND = f"pip install ultrafast-pycocotools=={VERSION}"
+_INSTALL = f"pip install ultrafast-pycocotools=={VERSION}"
 
 try:
     import ultrafast_pycocotools
     from ultrafast_pycocotools import _ufcoco as native
 except ImportError as error:
-    raise ImportError(f"Fast evaluation needs ultrafast-pycocotools ({error}): {_MEND}") from error
-if ultrafast_pycocotools.__version__ != VERSION:  # what lies below its COCOeval may change
-    raise ImportError(
-        f"Fast evaluation needs ultrafast-pycocotools {VERSION}, and there is "
-        f"{ultrafast_pycocotools.__version__}: {_MEND}"
+    raise MissingPackageError(
+        f"Fast evaluation needs ultrafast-pycocotools ({error}). Run: {_INSTALL}"
+    ) from error
+if ultrafast_pycocotools.__version__ != VERSION:  # the native module is not a stable interface
+    raise MissingPackageError(
+        f"Fast evaluation needs ultrafast-pycocotools {VERSION}, got "
+        f"{ultrafast_pycocotools.__version__}. Run: {_INSTALL}"
     )
 
 __all__ = ["run"]
 
 _NO_MASK = {"counts": b""}
-_OUTCOMES = np.empty(3, np.uint8)  # ours by the engine's
+_OUTCOMES = np.empty(3, np.uint8)  # maps the engine's codes to ours
 _OUTCOMES[native.OUTCOME_FALSE_POSITIVE] = FALSE_POSITIVE
 _OUTCOMES[native.OUTCOME_TRUE_POSITIVE] = TRUE_POSITIVE
 _OUTCOMES[native.OUTCOME_IGNORED] = IGNORED
-# Masks that are in the engine at once; each takes about a kilobyte there.
+# Masks that are in the engine at once; each takes about a kilobyte.
 _MASKS_AT_ONCE = 200_000
 
 
@@ -55,40 +58,40 @@ def run(
     """Evaluate with the native part of ultrafast-pycocotools.
 
     The arguments are those of :func:`apa_det.evaluation.evaluate`. Limits and federated annotation
-    are applied here, in numpy. Categories do not touch each other, so where there are many masks
-    some categories are evaluated after others.
+    are applied here, in NumPy. Categories are independent, so many masks are evaluated in several
+    ranges of categories.
 
     Returns:
         ``precision``, ``recall`` and ``matches`` of :class:`apa_det.evaluation.Evaluation`.
     """
     chosen = select(truth, detections, max_dets, max_dets_per_category)
     at_once = len(chosen) if iou_type == "bbox" else _MASKS_AT_ONCE
-    precisions, recalls, found = [], [], []
+    precisions, recalls, matched = [], [], []
     for categories in _ranges(chosen, len(truth.category_ids), at_once):
         inside = (chosen.categories >= categories.start) & (chosen.categories < categories.stop)
         part = _Part(truth, detections, chosen.take(inside), categories, iou_type)
         curves = part.engine.run()
-        del curves["scores"]  # as large as the precision, and of no use
+        del curves["scores"]  # unused, and as large as the precision
         precisions.append(curves["precision"][..., 0])
         recalls.append(curves["recall"][..., 0])
         if matches:
-            found.append(part.matches())
+            matched.append(part.matches())
     return (
         precisions[0] if len(precisions) == 1 else np.concatenate(precisions, axis=2),
         recalls[0] if len(recalls) == 1 else np.concatenate(recalls, axis=1),
-        _joined(truth, detections, found) if matches else None,
+        _joined(truth, detections, matched) if matches else None,
     )
 
 
 def _ranges(chosen: Selection, num_categories: int, at_once: int) -> list[range]:
-    """Ranges of categories with about so many detections each."""
+    """Split the categories into ranges with about ``at_once`` detections each."""
     totals = np.cumsum(np.bincount(chosen.categories, minlength=num_categories))
     cuts = np.searchsorted(totals, np.arange(at_once, len(chosen), max(at_once, 1))) + 1
     return [range(a, b) for a, b in pairwise(np.unique([0, *cuts, num_categories]).tolist())]
 
 
 class _Part:
-    """The native engine with some categories of the ground truth, and their detections."""
+    """The native engine with a range of categories and their detections."""
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class _Part:
         categories: range,
         iou_type: str,
     ):
-        self._limit = max(1, len(chosen))  # all: the limits are applied already
+        self._limit = max(1, len(chosen))  # no limit: it has been applied already
         annotations = np.flatnonzero(
             truth.has_area
             & (truth.annotation_categories >= categories.start)
@@ -106,14 +109,14 @@ class _Part:
         )
         with_masks = iou_type != "bbox"
         if with_masks:
-            found, self._rows = _mask_records(truth, detections, chosen, annotations)
+            table, self._rows = _mask_records(truth, detections, chosen, annotations)
         else:
-            found, self._rows = _box_table(detections, chosen)
-        # Pictures and categories go by their places in the ground truth, not by their ids.
+            table, self._rows = _box_table(detections, chosen)
+        # The engine gets indices of images and categories, not ids.
         sizes = {i: tuple(size) for i, size in enumerate(truth.image_sizes.tolist())}
         self.engine = native.Evaluator(
             _annotation_records(truth, annotations, with_masks),
-            found,
+            table,
             sizes if with_masks else {},
             list(range(len(truth.image_ids))),
             list(categories),
@@ -125,26 +128,26 @@ class _Part:
             iou_type,
             [],
         )
-        images, places = np.divmod(truth.not_exhaustive, len(truth.category_ids))
+        images, indices = np.divmod(truth.not_exhaustive, len(truth.category_ids))
         self.engine.configure_lvis(
             truth.ignore[annotations].tolist(),
-            list(zip(images.tolist(), places.tolist(), strict=True)),
+            list(zip(images.tolist(), indices.tolist(), strict=True)),
         )
 
     def matches(self) -> dict[str, np.ndarray]:
-        """The columns of ``Matches`` but ``found``, ordered by category, picture, falling score."""
+        """Return the columns of ``Matches`` without ``matched``, by category, image and score."""
         outcomes = self.engine.outcomes(0, self._limit)["outcome"]
-        found, _ = self.engine.per_instance(0, 0, self._limit)
+        instances, _ = self.engine.per_instance(0, 0, self._limit)
         return {
-            "detections": self._rows[found["dt_id"] - 1],
+            "detections": self._rows[instances["dt_id"] - 1],
             "outcomes": _OUTCOMES[outcomes],
-            "annotations": np.where(found["gt_id"] > 0, found["gt_id"] - 1, -1),
-            "ious": found["iou"],
+            "annotations": np.where(instances["gt_id"] > 0, instances["gt_id"] - 1, -1),
+            "ious": instances["iou"],
         }
 
 
 def _annotation_records(truth: GroundTruth, annotations: np.ndarray, with_masks: bool) -> list:
-    """Annotations as the engine reads them, with their place as ``id`` less 1."""
+    """Return annotation records for the engine, with the index + 1 as ``id``."""
     columns = (
         (annotations + 1).tolist(),
         truth.annotation_images[annotations].tolist(),
@@ -162,7 +165,7 @@ def _annotation_records(truth: GroundTruth, annotations: np.ndarray, with_masks:
 
 
 def _box_table(detections: Detections, chosen: Selection) -> tuple[object, np.ndarray]:
-    """The detections as the engine's own table, and the place of each in ``detections``."""
+    """Return the engine's table of detections, and the index of each in ``detections``."""
     table = np.empty((len(chosen), 7), np.float64)
     table[:, 0] = chosen.images
     table[:, 1:5] = detections.boxes[chosen.rows]
@@ -175,10 +178,10 @@ def _box_table(detections: Detections, chosen: Selection) -> tuple[object, np.nd
 def _mask_records(
     truth: GroundTruth, detections: Detections, chosen: Selection, annotations: np.ndarray
 ) -> tuple[list[dict], np.ndarray]:
-    """The detections as records for the engine, and the place of each in ``detections``.
+    """Return detection records for the engine, and the index of each in ``detections``.
 
-    Where a picture has nothing of the category, only the area of a mask matters: the engine gets
-    the area alone.
+    Records whose image has no annotation of the category get an area, but no mask: there is nothing
+    to match.
     """
     rles = detections.masks.rles(chosen.rows)
     areas = native.area(rles).astype(np.float64)
@@ -211,13 +214,13 @@ def _mask_records(
 
 
 def _has_area(areas: np.ndarray) -> np.ndarray:
-    return (areas > 0) & (areas < np.inf)  # lvis-api leaves out what has none
+    return (areas > 0) & (areas < np.inf)  # lvis-api skips the others
 
 
 def _joined(truth: GroundTruth, detections: Detections, parts: list[dict]) -> Matches:
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(detections.image_ids[columns["detections"]], kind="stable")
     columns = {name: values[order] for name, values in columns.items()}
-    found = np.zeros(len(truth.annotation_ids), bool)
-    found[columns["annotations"][columns["annotations"] >= 0]] = True
-    return Matches(**columns, found=found)
+    matched = np.zeros(len(truth.annotation_ids), bool)
+    matched[columns["annotations"][columns["annotations"] >= 0]] = True
+    return Matches(**columns, matched=matched)

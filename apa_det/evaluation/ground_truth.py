@@ -1,4 +1,4 @@
-"""Ground truth in columns, of an LVIS-format or a COCO-format dataset."""
+"""Ground truth of an LVIS-format or COCO-format dataset, in columns."""
 
 import copy
 import logging
@@ -19,30 +19,29 @@ logger = logging.getLogger(__name__)
 
 
 class GroundTruth:
-    """What a dataset says, and what it leaves open, as the LVIS metric needs it.
+    """Annotations and verified categories of a dataset, as LVIS evaluation needs them.
 
     Attributes:
-        images: I image records, by ascending id; the dataset's own objects.
+        images: I image records by ascending id; not copied.
         image_ids: (I,) int64, ascending.
         image_sizes: (I, 2) int64, height and width.
         category_ids: (K,) int64, ascending.
         category_names: K names.
-        image_counts: (K,) int64, the training pictures that hold each category.
+        image_counts: (K,) int64, the number of training images with each category.
         groups: the frequency groups.
-        category_groups: (K,) int64, each category's place in ``groups.names``; -1: no group.
-        annotation_ids: (G,) int64, the dataset's own, in its order.
-        annotation_images: (G,) int64, places in ``image_ids``.
-        annotation_categories: (G,) int64, places in ``category_ids``.
+        category_groups: (K,) int64, index of each group in ``groups.names``; -1: no group.
+        annotation_ids: (G,) int64, in the order of the dataset.
+        annotation_images: (G,) int64, indices into ``image_ids``.
+        annotation_categories: (G,) int64, indices into ``category_ids``.
         boxes: (G, 4) float64, XYWH in pixels.
-        areas: (G,) float64, as the dataset says.
+        areas: (G,) float64, the ``area`` values of the dataset.
         ignore: (G,) bool, annotations marked ``ignore``.
-        has_area: (G,) bool; lvis-api leaves out what has none.
-        counted: (G,) bool, annotations that have an area and are not ignored: what there is to
-            find.
-        segmentations: G polygons or RLEs, the dataset's own objects. None: there are no masks.
-        verified: sorted int64 keys ``image place * K + category place`` of the pairs where the
-            category is known to be there or not. None: all pairs are.
-        not_exhaustive: the same, of the pairs where some instances may lack annotations.
+        has_area: (G,) bool, annotations with an area; lvis-api skips the others.
+        counted: (G,) bool, annotations that have an area and are not ignored.
+        segmentations: G polygons or RLEs, not copied. None: no masks.
+        verified: sorted int64 keys ``image index * K + category index`` of the pairs where the
+            category is verified as present or absent. None: all pairs.
+        not_exhaustive: sorted int64 keys of the pairs where some instances may not be annotated.
     """
 
     def __init__(
@@ -54,11 +53,11 @@ class GroundTruth:
     ):
         """
         Args:
-            dataset: in LVIS format, as :func:`apa_det.data.read_lvis_json` gives it, every category
-                with an ``image_count``. It is kept, and not changed.
+            dataset: in LVIS format, as from :func:`apa_det.data.read_lvis_json`, with
+                ``image_count`` in all categories. It is not changed or copied.
             groups: the frequency groups. None: LVIS's.
-            everything_verified: every picture is searched for every category, so
-                ``neg_category_ids`` are not needed.
+            everything_verified: all categories are verified in all images;
+                ``neg_category_ids`` are not read.
         """
         self.images = sorted(dataset["images"], key=lambda image: image["id"])
         self.image_ids = _integers(self.images, "id")
@@ -98,14 +97,14 @@ class GroundTruth:
         return self.segmentations is not None
 
     def _pairs(self, key: str) -> np.ndarray:
-        """The keys of the pairs that the pictures list; of categories that exist."""
+        """Return the keys of the pairs that images list under ``key``; unknown ids are skipped."""
         lists = [image.get(key, ()) for image in self.images]
         lengths = np.fromiter(map(len, lists), np.int64, len(lists))
         ids = np.fromiter(chain.from_iterable(lists), np.int64, lengths.sum())
         images = np.repeat(np.arange(len(lists)), lengths)
         known = np.isin(ids, self.category_ids)
-        places = np.searchsorted(self.category_ids, ids[known])
-        return images[known] * len(self.category_ids) + places
+        categories = np.searchsorted(self.category_ids, ids[known])
+        return images[known] * len(self.category_ids) + categories
 
     @classmethod
     def from_dataset(
@@ -115,33 +114,32 @@ class GroundTruth:
         *,
         count_from: dict | None = None,
     ) -> "GroundTruth":
-        """From the content of an LVIS-format or COCO-format file.
+        """Build from the content of an LVIS-format or COCO-format file.
 
-        A file whose pictures have no ``neg_category_ids`` is COCO's. Its pictures count as searched
-        for every category, as :func:`apa_det.data.coco_to_lvis` explains.
+        A dataset without ``neg_category_ids`` is in COCO format. All categories are verified in its
+        images, see :func:`apa_det.data.coco_to_lvis`.
 
         Args:
-            dataset: as :func:`apa_det.data.read_lvis_json` or ``read_coco_json`` gives it; it is
-                not changed.
+            dataset: as from :func:`apa_det.data.read_lvis_json` or ``read_coco_json``; not changed.
             groups: the frequency groups. None: LVIS's.
-            count_from: the training set to take image counts from, in COCO or LVIS format. None:
-                they are the file's own, and where it has none they are counted in it.
+            count_from: the training set that defines the image counts, in COCO or LVIS format.
+                None: use ``image_count`` of ``dataset``, or count its images.
 
         Raises:
-            ValueError: ``count_from`` or ``groups`` are of other categories.
+            UserError: ``count_from`` or ``groups`` have other categories.
         """
         coco = is_coco_format(dataset)
         by_count = groups is None or groups.members is None
         if count_from is None and by_count and any(map(_is_uncounted, dataset["categories"])):
             logger.warning(
-                "Some categories have neither frequency nor image_count: the frequency groups go "
-                "by counts of the evaluated pictures, not by those of the training set."
+                "Some categories have neither frequency nor image_count: frequency groups are "
+                "based on the evaluated images instead of the training set."
             )
         categories = [dict(category) for category in dataset["categories"]]
         dataset = {**dataset, "categories": categories}
         if coco:
             dataset = _without_crowds(dataset)
-        thresholds = (groups and groups.largest) or ()
+        thresholds = (groups and groups.max_counts) or ()
         thresholds = thresholds if len(thresholds) == 2 else (RARE_MAX, COMMON_MAX)
         if count_from is not None:
             copy_counts(count_from, categories, *thresholds)
@@ -156,23 +154,23 @@ class GroundTruth:
         *,
         count_from: str | os.PathLike | None = None,
     ) -> "GroundTruth":
-        """As :meth:`from_dataset`, of files.
+        """Read files and call :meth:`from_dataset`.
 
         Raises:
-            FileNotFoundError, ValueError: see :func:`apa_det.data.read_lvis_json`.
+            MissingFileError, UserError: see :func:`apa_det.data.read_lvis_json`.
         """
         counted = None if count_from is None else read_coco_or_lvis_json(count_from)
         return cls.from_dataset(read_coco_or_lvis_json(json_file), groups, count_from=counted)
 
     def restricted_to(self, image_ids: np.ndarray) -> "GroundTruth":
-        """The same of some pictures only; image counts and groups stay."""
+        """Return the ground truth of some images; image counts and groups stay."""
         kept = np.isin(self.image_ids, image_ids)
         annotated = kept[self.annotation_images]
         part = copy.copy(self)
         part.images = [image for image, keep in zip(self.images, kept, strict=True) if keep]
         part.image_ids, part.image_sizes = self.image_ids[kept], self.image_sizes[kept]
-        places = np.cumsum(kept) - 1
-        part.annotation_images = places[self.annotation_images[annotated]]
+        new_indices = np.cumsum(kept) - 1
+        part.annotation_images = new_indices[self.annotation_images[annotated]]
         for name in (
             "annotation_ids",
             "annotation_categories",
@@ -191,8 +189,8 @@ class GroundTruth:
             if pairs is not None:
                 images, categories = np.divmod(pairs, len(self.category_ids))
                 inside = kept[images]
-                pairs = places[images[inside]] * len(self.category_ids) + categories[inside]
-                setattr(part, name, pairs)
+                images = new_indices[images[inside]]
+                setattr(part, name, images * len(self.category_ids) + categories[inside])
         return part
 
 
@@ -205,7 +203,7 @@ def _integers(records: list[dict], key: str) -> np.ndarray:
 
 
 def _without_crowds(coco: dict) -> dict:
-    """The same as ``coco_to_lvis``, but for the negative categories: they would be all others."""
+    """Convert like ``coco_to_lvis``, but without ``neg_category_ids`` (all other categories)."""
     annotations, dropped = usable_annotations(coco)
     uncertain = defaultdict(set)
     for annotation in dropped:

@@ -1,4 +1,4 @@
-"""The LVIS metrics as lvis-api computes them: the reference for every other engine."""
+"""LVIS evaluation with lvis-api, the reference for other engines."""
 
 import logging
 from collections import defaultdict
@@ -7,6 +7,7 @@ from types import FunctionType, SimpleNamespace
 import numpy as np
 import pycocotools.mask as mask_util
 
+from ..errors import MissingPackageError, UserError
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .result import FALSE_POSITIVE, IGNORED, TRUE_POSITIVE, Matches
@@ -15,8 +16,8 @@ _handlers = logging.root.handlers[:]
 try:
     from lvis import LVIS, LVISEval, LVISResults
 except ImportError as error:
-    raise ImportError(
-        f"LVIS evaluation needs lvis-api ({error}): pip install --no-deps lvis==0.5.3"
+    raise MissingPackageError(
+        f"LVIS evaluation needs lvis-api ({error}). Run: pip install --no-deps lvis==0.5.3"
     ) from error
 finally:
     logging.root.handlers[:] = _handlers  # lvis-api configures the root logger
@@ -34,18 +35,18 @@ def run(
 ) -> tuple[np.ndarray, np.ndarray, Matches | None]:
     """Evaluate with lvis-api (Gupta, Dollár and Girshick, CVPR 2019).
 
-    The arguments are those of :func:`apa_det.evaluation.evaluate`. Everything that the metric
-    consists of is lvis-api's, the limit on detections for each picture included.
+    The arguments are those of :func:`apa_det.evaluation.evaluate`. Matching, accumulation and the
+    detection limit per image are lvis-api's own code.
 
     Returns:
         ``precision``, ``recall`` and ``matches`` of :class:`apa_det.evaluation.Evaluation`.
     """
     if iou_type == "boundary":
-        raise ValueError("Boundary AP needs the fast engine: lvis-api does not know it.")
+        raise UserError("iou_type 'boundary' needs engine 'fast': lvis-api does not support it.")
     limit = -1 if max_dets is None else max_dets
     index = _GroundTruth(truth, with_masks=iou_type == "segm")
-    found = _Detections(index, _records(detections, iou_type, max_dets_per_category), limit)
-    evaluation = _Evaluation(index, found, iou_type)
+    records = _records(detections, iou_type, max_dets_per_category)
+    evaluation = _Evaluation(index, _Detections(index, records, limit), iou_type)
     evaluation.params.max_dets = limit
     evaluation.evaluate()
     evaluation.accumulate()
@@ -54,9 +55,9 @@ def run(
 
 
 class _GroundTruth(LVIS):
-    """lvis-api's index over ground truth that is in memory.
+    """lvis-api's index of ground truth in memory.
 
-    Annotations get ids from 1, because lvis-api takes a match with id 0 for no match.
+    Annotation ids start at 1, because lvis-api treats a match with id 0 as no match.
     """
 
     def __init__(self, truth: GroundTruth, with_masks: bool):
@@ -74,12 +75,12 @@ class _GroundTruth(LVIS):
         if self._with_masks:
             columns["segmentation"] = truth.segmentations
         rows = zip(*columns.values(), strict=True)
-        not_exhaustive = _by_picture(truth, truth.not_exhaustive)
+        not_exhaustive = _by_image(truth, truth.not_exhaustive)
         if truth.verified is None:
-            everywhere = frozenset(truth.category_ids.tolist())  # one for all pictures
+            everywhere = frozenset(truth.category_ids.tolist())  # shared by all images
             verified = defaultdict(lambda: everywhere)
         else:
-            verified = _by_picture(truth, truth.verified)
+            verified = _by_image(truth, truth.verified)
         return {
             "images": [
                 {
@@ -93,7 +94,7 @@ class _GroundTruth(LVIS):
                     truth.image_ids.tolist(), truth.image_sizes.tolist(), strict=True
                 )
             ],
-            # lvis-api's own groups are of no use: ours may be others.
+            # A dummy: metrics by frequency group are computed from the precision.
             "categories": [{"id": i, "frequency": "f"} for i in truth.category_ids.tolist()],
             "annotations": [
                 {**dict(zip(columns, row, strict=True)), "id": i} for i, row in enumerate(rows, 1)
@@ -101,7 +102,7 @@ class _GroundTruth(LVIS):
         }
 
 
-def _by_picture(truth: GroundTruth, pairs: np.ndarray) -> defaultdict[int, set[int]]:
+def _by_image(truth: GroundTruth, pairs: np.ndarray) -> defaultdict[int, set[int]]:
     images, categories = np.divmod(pairs, len(truth.category_ids))
     sets = defaultdict(set)
     for image_id, category_id in zip(
@@ -112,7 +113,7 @@ def _by_picture(truth: GroundTruth, pairs: np.ndarray) -> defaultdict[int, set[i
 
 
 def _records(detections: Detections, iou_type: str, max_dets_per_category: int | None) -> list:
-    """LVIS results with an area, and with their place among the detections as ``id`` less 1."""
+    """Return LVIS results with ``area``, and with the index of the detection + 1 as ``id``."""
     columns = {
         "id": range(1, len(detections) + 1),
         "image_id": detections.image_ids.tolist(),
@@ -140,7 +141,7 @@ def _records(detections: Detections, iou_type: str, max_dets_per_category: int |
 
 
 class _Detections(LVISResults):
-    """lvis-api's index over detections: any number of them, none too."""
+    """lvis-api's index of detections, which may be empty."""
 
     def __init__(self, truth: LVIS, records: list[dict], max_dets: int):
         self.logger = truth.logger
@@ -151,7 +152,7 @@ class _Detections(LVISResults):
 
 
 def _with_np_float(method: FunctionType) -> FunctionType:
-    """The same method, seeing a numpy that still has ``np.float`` (gone since numpy 1.24)."""
+    """Return the method with ``np.float``, removed in NumPy 1.24, in its globals."""
     numpy = SimpleNamespace(**{**vars(np), "float": float})
     return FunctionType(method.__code__, {**method.__globals__, "np": numpy}, method.__name__)
 
@@ -166,16 +167,16 @@ def _matches(evaluation: LVISEval, truth: GroundTruth) -> Matches:
     entries = [
         entry
         for start in range(0, len(evaluation.eval_imgs), areas * images)
-        for entry in evaluation.eval_imgs[start : start + images]  # those of all areas
+        for entry in evaluation.eval_imgs[start : start + images]  # those of area "all"
         if entry is not None and entry["dt_ids"]
     ]
     entries.sort(key=lambda entry: (entry["image_id"], entry["category_id"]))
     thresholds = len(evaluation.params.iou_thrs)
     ids = np.array([i for e in entries for i in e["dt_ids"]], np.int64)
-    found = np.concatenate([e["dt_matches"] for e in entries] or [np.empty((thresholds, 0))], 1)
+    matches = np.concatenate([e["dt_matches"] for e in entries] or [np.empty((thresholds, 0))], 1)
     ignored = np.concatenate([e["dt_ignore"] for e in entries] or [np.empty((thresholds, 0))], 1)
-    outcomes = np.where(found > 0, TRUE_POSITIVE, FALSE_POSITIVE)
-    annotations = found[0].astype(np.int64) - 1
+    outcomes = np.where(matches > 0, TRUE_POSITIVE, FALSE_POSITIVE)
+    annotations = matches[0].astype(np.int64) - 1
     matched = np.zeros(len(truth.annotation_ids), bool)
     matched[annotations[annotations >= 0]] = True
     return Matches(
@@ -183,12 +184,12 @@ def _matches(evaluation: LVISEval, truth: GroundTruth) -> Matches:
         outcomes=np.where(ignored.astype(bool), IGNORED, outcomes).T.astype(np.uint8),
         annotations=annotations,
         ious=np.array([iou for e in entries for iou in _ious(evaluation, e)], np.float64),
-        found=matched,
+        matched=matched,
     )
 
 
 def _ious(evaluation: LVISEval, entry: dict) -> list[float]:
-    """Of each detection in an entry, the IoU with what it matches at the lowest threshold."""
+    """Return the IoU of each detection with its match at the lowest threshold, or 0."""
     key = entry["image_id"], entry["category_id"]
     columns = {annotation["id"]: i for i, annotation in enumerate(evaluation._gts[key])}
     return [

@@ -1,4 +1,4 @@
-"""The pictures in which a detector misses the most, and what it finds there."""
+"""The images with the most missed objects, and a detector's results on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,72 +6,72 @@ from dataclasses import dataclass
 import numpy as np
 
 from .detections import Detections
-from .result import Evaluation
+from .result import IGNORED, Evaluation
 
-__all__ = ["PictureResults", "picture_results", "worst_pictures"]
+__all__ = ["ImageResults", "image_results", "worst_images"]
 
-_LEAST, _MOST = 5, 30  # detections of a picture that are kept
+_MIN_KEPT, _MAX_KEPT = 5, 30  # detections per image
 
 
 @dataclass(frozen=True)
-class PictureResults:
-    """What one detector finds in one picture."""
+class ImageResults:
+    """One detector's results on one image."""
 
-    image: dict  # the dataset's record
-    annotations: np.ndarray  # (n,) places in the ground truth's annotations
-    found: np.ndarray  # (n,) bool, whether a detection matches it at IoU 0.5
-    detections: Detections  # m detections with the highest scores, as many as there are annotations
-    outcomes: np.ndarray  # (m,) at IoU 0.5: 0 wrong, 1 right, 2 left out by the metric
+    record: dict  # the image's entry in the dataset file
+    annotations: np.ndarray  # (n,) indices of the ground truth's annotations
+    matched: np.ndarray  # (n,) bool: a detection matches the annotation at IoU 0.5
+    detections: Detections  # the m with the highest scores: m = n, at least 5 and at most 30
+    outcomes: np.ndarray  # (m,) TRUE_POSITIVE, FALSE_POSITIVE or IGNORED at IoU 0.5
 
 
-def worst_pictures(evaluation: Evaluation, number: int) -> np.ndarray:
+def worst_images(evaluation: Evaluation, num_images: int) -> np.ndarray:
     """
-    The pictures with the most annotations that no detection matches at IoU 0.5.
+    Return the images with the most annotations that no detection matches at IoU 0.5.
 
     Args:
         evaluation: made with ``matches=True``.
-        number: how many.
+        num_images: how many to return, at most; images without misses are left out.
 
     Returns:
-        At most ``number`` places in the ground truth's pictures, the worst first. Of equals the one
-        with fewer annotations is worse.
+        Indices of the ground truth's images, the worst first; ties go to the image with fewer
+        annotations.
     """
     truth, matches = evaluation.ground_truth, evaluation.matches
     size = len(truth.image_ids)
     annotations = np.bincount(truth.annotation_images[truth.counted], minlength=size)
-    missed = np.bincount(truth.annotation_images[truth.counted & ~matches.found], minlength=size)
-    order = np.lexsort((annotations, -missed))[:number]
+    missed = np.bincount(truth.annotation_images[truth.counted & ~matches.matched], minlength=size)
+    order = np.lexsort((annotations, -missed))[:num_images]
     return order[missed[order] > 0]
 
 
-def picture_results(
-    evaluation: Evaluation, detections: Detections, places: Sequence[int]
-) -> list[PictureResults]:
+def image_results(
+    evaluation: Evaluation, detections: Detections, indices: Sequence[int]
+) -> list[ImageResults]:
     """
-    What a detector finds in some pictures.
+    Return a detector's results on some images.
 
     Args:
         evaluation: made with ``matches=True``.
-        detections: what was evaluated.
-        places: places in the ground truth's pictures.
+        detections: the evaluated detections.
+        indices: indices of the ground truth's images.
     """
     truth, matches = evaluation.ground_truth, evaluation.matches
     results = []
-    for place in places:
-        annotations = np.flatnonzero((truth.annotation_images == place) & truth.counted)
-        rows = np.flatnonzero(detections.image_ids == truth.image_ids[place])
-        keep = min(max(len(annotations), _LEAST), _MOST)
+    for index in indices:
+        annotations = np.flatnonzero((truth.annotation_images == index) & truth.counted)
+        rows = np.flatnonzero(detections.image_ids == truth.image_ids[index])
+        keep = min(max(len(annotations), _MIN_KEPT), _MAX_KEPT)
         rows = rows[np.argsort(-detections.scores[rows], kind="stable")[:keep]]
-        outcomes = np.full(len(rows), 2, np.int64)
+        outcomes = np.full(len(rows), IGNORED, np.int64)
         for i, row in enumerate(rows):
             match = np.flatnonzero(matches.detections == row)
             if len(match):
                 outcomes[i] = matches.outcomes[match[0], 0]
         results.append(
-            PictureResults(
-                image=truth.images[place],
+            ImageResults(
+                record=truth.images[index],
                 annotations=annotations,
-                found=matches.found[annotations],
+                matched=matches.matched[annotations],
                 detections=detections.select(rows),
                 outcomes=outcomes,
             )

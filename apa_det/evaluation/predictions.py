@@ -1,4 +1,4 @@
-"""What a detectron2 model predicts, kept in columns and gathered from several processes."""
+"""Predictions of a detectron2 model in columns, gathered from all processes."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -9,42 +9,41 @@ import torch
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
+from ..errors import UserError
 from .detections import Detections, Masks
 
 __all__ = ["PredictionStore", "detections_from_instances"]
 
-# Pictures that each process sends at once: with 300 masks each some tens of megabytes.
-_PICTURES_AT_ONCE = 500
+# Images that each process sends at once: some tens of megabytes with 300 masks each.
+_IMAGES_AT_ONCE = 500
 _MASKS_AT_ONCE = 32
 
 
 def detections_from_instances(
     instances: Instances, image_id: int, category_ids: np.ndarray
 ) -> Detections:
-    """A model's output for one picture, as columns.
+    """Convert a model's output for one image to columns.
 
     Args:
-        instances: with ``pred_boxes``, ``scores``, ``pred_classes``, and maybe ``pred_masks``
-            ((N, H, W), whole pictures) or ``pred_masks_rle`` (compressed RLEs), on any device.
-        image_id: the picture.
-        category_ids: (K,) int64, the dataset's category id of each class of the model.
+        instances: with ``pred_boxes``, ``scores``, ``pred_classes``, and optional ``pred_masks``
+            ((N, H, W), of the whole image) or ``pred_masks_rle`` (compressed RLEs), on any device.
+        image_id: id of the image.
+        category_ids: (K,) int64, the dataset's category id of each model class.
 
     Raises:
-        ValueError: a class is not below K, or a score or box is not finite.
+        UserError: a class is >= K, or a score or box is not finite.
     """
     classes = instances.pred_classes.cpu().numpy()
     if len(classes) and classes.max() >= len(category_ids):
-        raise ValueError(
+        raise UserError(
             f"The model predicts class {classes.max()} (from 0), but the dataset has only "
-            f"{len(category_ids)} classes: the model was built for another dataset."
+            f"{len(category_ids)} classes. Evaluate on a dataset with the classes of the model."
         )
     scores = instances.scores.detach().cpu().float().numpy().copy()
     boxes = instances.pred_boxes.tensor.detach().cpu().float().numpy().copy()
     boxes[:, 2:] -= boxes[:, :2]
     if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
-        raise ValueError(
-            f"The model predicts scores or boxes for picture {image_id} that are not finite."
-        )
+        raise UserError(f"The model predicts scores or boxes of image {image_id} as NaN or inf.")
     masks = None
     if instances.has("pred_masks_rle"):
         masks = Masks.from_rles(instances.pred_masks_rle)
@@ -57,7 +56,7 @@ def detections_from_instances(
 
 def _encoded(masks: torch.Tensor) -> Masks:
     blocks = [
-        # RLE runs down the columns: each mask transposed in memory is what the encoder reads.
+        # The encoder reads masks column by column (Fortran order).
         mask_util.encode(
             block.permute(0, 2, 1).to(torch.uint8).contiguous().cpu().numpy().transpose(2, 1, 0)
         )
@@ -67,22 +66,23 @@ def _encoded(masks: torch.Tensor) -> Masks:
 
 
 class PredictionStore:
-    """The detections of the pictures seen so far. A picture seen twice counts once."""
+    """The detections of all images so far. An image that is added again replaces the first."""
 
     def __init__(self):
-        self._pictures: dict[int, Detections] = {}
+        self._images: dict[int, Detections] = {}
 
     def add(self, image_id: int, detections: Detections) -> None:
-        self._pictures[image_id] = detections
+        self._images[image_id] = detections
 
     def gather(self, distributed: bool) -> tuple[Detections, np.ndarray] | None:
-        """The detections of all processes, and the ids of all pictures they saw.
+        """Return the detections and the sorted ids of all images.
 
         Args:
-            distributed: gather; all processes must call this. Else this process keeps to itself.
+            distributed: gather from all processes; all must call this. Otherwise return those of
+                this process.
 
         Returns:
-            None in every process but the main one.
+            None in all processes but the main one.
         """
         parts = list(self._blocks() if distributed else self._own())
         if not parts:
@@ -94,18 +94,18 @@ class PredictionStore:
         return Detections.concatenate(detections), np.unique(ids)
 
     def _own(self) -> Iterator[tuple[np.ndarray, Detections]]:
-        ids = np.fromiter(self._pictures, np.int64, len(self._pictures))
-        yield ids, Detections.concatenate(list(self._pictures.values()))
+        ids = np.fromiter(self._images, np.int64, len(self._images))
+        yield ids, Detections.concatenate(list(self._images.values()))
 
     def _blocks(self) -> Iterator[tuple[np.ndarray, Detections]]:
-        """In the main process, the pictures of all processes, some at a time of each."""
+        """Gather the images of all processes in the main process, block by block."""
         comm.synchronize()
-        ids = np.fromiter(self._pictures, np.int64, len(self._pictures))
-        pictures = list(self._pictures.values())
-        longest = max(comm.all_gather(len(pictures)))
-        for start in range(0, max(longest, 1), _PICTURES_AT_ONCE):
-            some = slice(start, start + _PICTURES_AT_ONCE)
-            yield from comm.gather((ids[some], Detections.concatenate(pictures[some])), dst=0)
+        ids = np.fromiter(self._images, np.int64, len(self._images))
+        images = list(self._images.values())
+        longest = max(comm.all_gather(len(images)))
+        for start in range(0, max(longest, 1), _IMAGES_AT_ONCE):
+            block = slice(start, start + _IMAGES_AT_ONCE)
+            yield from comm.gather((ids[block], Detections.concatenate(images[block])), dst=0)
 
 
 def _without_repeats(

@@ -1,48 +1,48 @@
-"""How often detections of a given score are right."""
+"""Precision of detections by score, for reliability diagrams."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .result import Evaluation
+from .result import IGNORED, TRUE_POSITIVE, Evaluation
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["ReliabilityBins", "reliability_bins"]
 
 NUM_BINS = 10
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Detections of one frequency group, binned by score into tenths of [0, 1].
+class ReliabilityBins:
+    """The detections of one frequency group in 10 equal score bins over [0, 1].
 
-    Those that the metric leaves out are not among them: of categories of which nothing is known in
-    their picture, for example.
+    Detections that the metric ignores are left out, for example those of categories that are not
+    verified in the image.
     """
 
-    counts: np.ndarray  # (10,) detections
-    mean_scores: np.ndarray  # (10,), NaN where there is none
-    precisions: np.ndarray  # (10,) the part that is right at IoU 0.5, NaN where there is none
+    counts: np.ndarray  # (10,) number of detections
+    mean_scores: np.ndarray  # (10,), NaN for an empty bin
+    precisions: np.ndarray  # (10,) fraction of true positives at IoU 0.5, NaN for an empty bin
 
 
-def calibrate(evaluation: Evaluation) -> dict[str, Calibration]:
+def reliability_bins(evaluation: Evaluation) -> dict[str, ReliabilityBins]:
     """
-    Bin detections by score, for a reliability diagram of each frequency group.
+    Bin the detections of each frequency group by score.
 
     Args:
         evaluation: made with ``matches=True``.
 
     Returns:
-        By the name of the group. Empty without detections, or where scores are not within [0, 1].
+        A dict from group name to bins; empty if there are no detections, or scores outside [0, 1].
     """
     matches, truth = evaluation.matches, evaluation.ground_truth
-    judged = matches.outcomes[:, 0] != 2
+    judged = matches.outcomes[:, 0] != IGNORED
     scores = evaluation.scores[judged].astype(np.float64)
     if not len(scores) or scores.min() < 0 or scores.max() > 1:
         return {}
-    right = matches.outcomes[judged, 0] == 1
+    correct = matches.outcomes[judged, 0] == TRUE_POSITIVE
     bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     categories = evaluation.match_categories[judged]
-    # Of each group one row of bins, and one more of the categories in no group.
+    # One row of bins per group, and a last row for categories without a group (-1).
     cells = truth.category_groups[categories] * NUM_BINS + bins
     cells[cells < 0] += (len(truth.groups.names) + 1) * NUM_BINS
 
@@ -50,10 +50,10 @@ def calibrate(evaluation: Evaluation) -> dict[str, Calibration]:
         size = (len(truth.groups.names) + 1) * NUM_BINS
         return np.bincount(cells, weights, size).reshape(-1, NUM_BINS)
 
-    counts, score_sums, right_sums = summed(None), summed(scores), summed(right)
+    counts, score_sums, correct_sums = summed(None), summed(scores), summed(correct)
     with np.errstate(invalid="ignore"):
-        mean_scores, precisions = score_sums / counts, right_sums / counts
+        mean_scores, precisions = score_sums / counts, correct_sums / counts
     return {
-        name: Calibration(counts[i], mean_scores[i], precisions[i])
+        name: ReliabilityBins(counts[i], mean_scores[i], precisions[i])
         for i, name in enumerate(truth.groups.names)
     }

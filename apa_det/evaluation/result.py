@@ -1,4 +1,4 @@
-"""The result of an evaluation: precision and recall by category, and the metrics made of them."""
+"""The result of an evaluation: precision and recall by category, and the metrics."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ __all__ = [
     "metric_names",
 ]
 
-# As lvis-api makes them: other ways differ in the last bit.
+# Computed as in lvis-api: other formulas differ in the last bit.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREAS = ("all", "small", "medium", "large")
@@ -29,48 +29,47 @@ FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
 
 
 def metric_names(groups: tuple[str, ...] = ("r", "c", "f")) -> tuple[str, ...]:
-    """The names of the APs: AP, AP50, AP75, APs, APm, APl, and one for each frequency group."""
+    """Return AP, AP50, AP75, APs, APm, APl, and one AP name for each frequency group."""
     return ("AP", "AP50", "AP75", "APs", "APm", "APl", *(f"AP{name}" for name in groups))
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Which detection found what, objects of every size taken together.
+    """Matches of detections with annotations, over all object sizes.
 
     Attributes:
-        detections: (M,) int64, places in the detections that were evaluated. Those are left out
-            that play no part: above the limits, of a category that nobody searched the picture for,
-            or without area. Ordered by picture, category, and falling score.
-        outcomes: (M, T) uint8 for each IoU threshold: 0 false positive, 1 true positive, 2 ignored.
-        annotations: (M,) int64, places in the ground truth's annotations, of what the detection
-            matches at IoU 0.5; -1: nothing.
-        ious: (M,) float64, the IoU with it; 0: nothing.
-        found: (G,) bool, annotations that a detection matches at IoU 0.5.
+        detections: (M,) int64, indices into the evaluated detections, ordered by image, category
+            and descending score. Detections above the limits, of a category that is not verified in
+            the image, or without area are left out.
+        outcomes: (M, T) uint8 at each IoU threshold: 0 false positive, 1 true positive, 2 ignored.
+        annotations: (M,) int64, index of the annotation matched at IoU 0.5, or -1.
+        ious: (M,) float64, IoU with that annotation, or 0.
+        matched: (G,) bool, annotations that are matched at IoU 0.5.
     """
 
     detections: np.ndarray
     outcomes: np.ndarray
     annotations: np.ndarray
     ious: np.ndarray
-    found: np.ndarray
+    matched: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Precision and recall of detections, by category, with the metrics that follow from them.
+    """Precision and recall of detections by category, and the metrics.
 
     Attributes:
-        ground_truth: what the detections were held against.
+        ground_truth: the ground truth.
         iou_type: "bbox", "segm" or "boundary".
-        engine: "fast" or "lvis": what computed this.
-        max_dets: how many detections counted for each picture; None: all.
-        precision: (T, R, K, A) float64 at T = 10 IoU thresholds, R = 101 recalls, for each
-            category and each of :data:`AREAS`; -1 without ground truth.
-        recall: (T, K, A) float64, the recall of all detections; -1 without ground truth.
-        matches: which detection found what, where it was asked for.
-        scores: (M,) the scores of the detections in ``matches``.
-        match_categories: (M,) int64, places of their categories in ``ground_truth.category_ids``.
-        match_images: (M,) int64, places of their pictures in ``ground_truth.image_ids``.
+        engine: the engine that was used, "fast" or "lvis".
+        max_dets: evaluated detections per image. None: all.
+        precision: (T, R, K, A) float64 at T = 10 IoU thresholds and R = 101 recalls, for K
+            categories and A = 4 object sizes (:data:`AREAS`); -1 without ground truth.
+        recall: (T, K, A) float64, maximum recall; -1 without ground truth.
+        matches: the matches, if requested.
+        scores: (M,) scores of the detections in ``matches``.
+        match_categories: (M,) int64, their indices in ``ground_truth.category_ids``.
+        match_images: (M,) int64, their indices in ``ground_truth.image_ids``.
     """
 
     ground_truth: GroundTruth
@@ -88,11 +87,11 @@ class Evaluation:
     areas = AREAS
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of LVIS as fractions; NaN: the ground truth has nothing in that group.
+        """Return LVIS's metrics as fractions; NaN without ground truth.
 
-        AP, AP50, AP75, APs, APm, APl, an AP for each frequency group, and the average recalls
-        AR@300, ARs@300, ARm@300 and ARl@300, named after ``max_dets``: the 13 metrics of lvis-api,
-        where the groups are LVIS's.
+        These are AP, AP50, AP75, APs, APm, APl, one AP for each frequency group, and the average
+        recalls AR@300, ARs@300, ARm@300 and ARl@300, named by ``max_dets``. With LVIS's groups they
+        are the 13 metrics of lvis-api.
         """
         values = [
             _mean(self.precision[..., 0]),
@@ -107,7 +106,7 @@ class Evaluation:
         return metrics
 
     def group_recall(self) -> dict[str, float]:
-        """The average recall of each frequency group: ARr@300, ARc@300 and ARf@300."""
+        """Return the average recall of each frequency group: ARr@300, ARc@300, ARf@300."""
         names = self.ground_truth.groups.names
         return {
             f"AR{name}@{self._limit}": _mean(self.recall[:, rows, 0])
@@ -115,15 +114,15 @@ class Evaluation:
         }
 
     def category_ap(self, iou: float | None = None, area: str = "all") -> np.ndarray:
-        """(K,) AP of each category at one IoU threshold or over all; NaN: no ground truth."""
+        """Return (K,) AP by category at one IoU threshold or over all; NaN without ground truth."""
         return _category_means(self.precision[..., AREAS.index(area)], iou)
 
     def category_recall(self, iou: float | None = None, area: str = "all") -> np.ndarray:
-        """(K,) average recall of each category; NaN: no ground truth."""
+        """Return (K,) average recall by category; NaN without ground truth."""
         return _category_means(self.recall[:, None, :, AREAS.index(area)], iou)
 
     def group_precision(self, group: str | None, iou: float | None = None) -> np.ndarray:
-        """(R,) mean precision at each recall over the categories of a group; None: over all."""
+        """Return (R,) mean precision over the categories of a group, or over all for None."""
         rows = slice(None)
         if group is not None:
             rows = self._group_rows()[self.ground_truth.groups.names.index(group)]
@@ -134,7 +133,7 @@ class Evaluation:
         return self.precision[_threshold(iou), ..., 0]
 
     def categories_evaluated(self) -> dict[str, int]:
-        """How many categories of each group have ground truth that counts."""
+        """Return the number of categories with counted annotations in each group."""
         evaluated = self.recall[0, :, 0] > -1
         return {
             name: int(evaluated[rows].sum())
@@ -142,9 +141,9 @@ class Evaluation:
         }
 
     def per_category(self) -> list[dict]:
-        """For each category id, name, group, image_count, annotations that count, AP, AP50, AR."""
+        """Return id, name, group, image_count, annotations (counted), AP, AP50, AR by category."""
         truth = self.ground_truth
-        names = (*truth.groups.names, "")  # the last for -1, no group
+        names = (*truth.groups.names, "")  # "" for -1, no group
         columns = {
             "id": truth.category_ids.tolist(),
             "name": truth.category_names,
@@ -169,10 +168,10 @@ class Evaluation:
 
 
 def _threshold(iou: float) -> np.ndarray:
-    places = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou))
-    if not len(places):
-        raise ValueError(f"The IoU thresholds are 0.5, 0.55, ..., 0.95, not {iou}.")
-    return places
+    indices = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou))
+    if not len(indices):
+        raise ValueError(f"iou must be one of 0.5, 0.55, ..., 0.95; got {iou}.")
+    return indices
 
 
 def _mean(values: np.ndarray) -> float:
@@ -181,6 +180,6 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _category_means(values: np.ndarray, iou: float | None) -> np.ndarray:
-    """Over thresholds and recalls of (T, R, K)."""
+    """Return the (K,) means of (T, R, K) over thresholds and recalls."""
     values = values if iou is None else values[_threshold(iou)]
     return np.where(values[0, 0] > -1, values.mean(axis=(0, 1)), np.nan)

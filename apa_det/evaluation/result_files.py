@@ -1,16 +1,16 @@
-"""Reading any detector's result files, with one clear error for a record that cannot be used."""
+"""Read the result files of any detector."""
 
 import math
 import os
-import pickle
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
-import torch
 from detectron2.utils.file_io import PathManager
 
+from ..checkpoint.reading import read_torch_file
 from ..data.validation import is_box, segmentation_fault
+from ..errors import UserError
 from ..utils.json_stream import read_json_list
 from .detections import Detections, Masks
 from .ground_truth import GroundTruth
@@ -18,7 +18,7 @@ from .ground_truth import GroundTruth
 __all__ = ["read_results"]
 
 _CHUNK = 100_000  # records
-_ZIP = b"PK\x03\x04"  # what torch.save writes is a zip archive, or else a pickle
+_ZIP = b"PK\x03\x04"  # torch.save writes a zip archive, or a pickle
 _PICKLE = b"\x80"
 
 
@@ -28,25 +28,25 @@ def read_results(
     iou_types: Sequence[str] | None = None,
 ) -> Detections:
     """
-    Read a detector's results, whatever framework wrote them.
+    Read a detector's results.
 
-    These are read: LVIS's and COCO's result JSON, gzip of it, and the
-    ``instances_predictions.pth`` of detectron2's evaluators, whose classes count from 0 in the
-    order of the category ids. No code in a file is ever run.
+    Supported are LVIS's and COCO's result JSON, also gzipped, and the
+    ``instances_predictions.pth`` of detectron2's evaluators, in which ``category_id`` is the index
+    of the category in ascending order of ids. No code in a file is ever run.
 
     Args:
         path: the file.
-        ground_truth: what the results belong to.
-        iou_types: read what these need, of "bbox", "segm" and "boundary". None: boxes, and masks
-            where both the file and the ground truth have them. Detections without boxes get those
-            around their masks.
+        ground_truth: the ground truth of the detections.
+        iou_types: read the boxes or masks that these of "bbox", "segm" and "boundary" need. None:
+            boxes, and masks if the file and the ground truth have them. Detections without boxes
+            get the bounding boxes of their masks.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is broken or cut off, or no list of detections, or one of them names a
-            picture or category that the ground truth lacks, lacks a key, or has a score that is
-            not finite, a broken box, or a mask of another picture's size. The message names the
-            file and the first such record.
+        MissingFileError: the file does not exist.
+        UserError: the file is damaged or is not a list of detections; or a detection lacks a key,
+            has an unknown image or category, a score that is not finite, an invalid box, or a mask
+            whose size is not that of its image. The message names the file and the first such
+            record.
     """
     name = os.fspath(path)
     class_indices = _is_torch_file(name)
@@ -55,8 +55,8 @@ def read_results(
     parts = [reader.detections(records) for records in chunks if records]
     if parts:
         return Detections.concatenate(parts)
-    none = np.empty(0, np.int64)
-    return Detections(none, none, np.empty(0), np.empty((0, 4)), Masks.from_rles([]))
+    ids = np.empty(0, np.int64)
+    return Detections(ids, ids, np.empty(0), np.empty((0, 4)), Masks.from_rles([]))
 
 
 def _is_torch_file(path: str) -> bool:
@@ -69,26 +69,23 @@ def _is_torch_file(path: str) -> bool:
 
 
 def _read_torch_file(path: str) -> Iterator[list[dict]]:
-    help_ = (
-        'this should be detectron2\'s instances_predictions.pth: a list of {"image_id": ..., '
-        '"instances": [...]}'
+    expected = (
+        'expected detectron2\'s instances_predictions.pth, a list of {"image_id": ..., '
+        '"instances": [...]}.'
     )
-    try:
-        pictures = torch.load(PathManager.get_local_path(path), "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than lists, dicts and numbers, and is not loaded, because that "
-            f"could run code: {help_}, else write the results as JSON"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is cut off or broken; {help_}: write or copy it again") from error
-    if not isinstance(pictures, list):
-        raise ValueError(f"{path} holds a {type(pictures).__name__}, not a list; {help_}")
+    images, other = read_torch_file(PathManager.get_local_path(path), "result file")
+    if other:
+        raise UserError(
+            f"{path} contains objects of {', '.join(sorted(other))}; {expected} Write the results "
+            "as JSON."
+        )
+    if not isinstance(images, list):
+        raise UserError(f"{path} contains a {type(images).__name__}; {expected}")
     records: list[dict] = []
-    for index, picture in enumerate(pictures):
-        instances = picture.get("instances") if isinstance(picture, dict) else None
+    for index, image in enumerate(images):
+        instances = image.get("instances") if isinstance(image, dict) else None
         if not isinstance(instances, list):
-            raise ValueError(f"{path}: entry {index} (from 0) has no list of instances; {help_}")
+            raise UserError(f"{path}: entry {index} (from 0) has no list of instances; {expected}")
         records += instances
         if len(records) >= _CHUNK:
             yield records
@@ -97,7 +94,7 @@ def _read_torch_file(path: str) -> Iterator[list[dict]]:
 
 
 class _Reader:
-    """Makes columns of the records of one file, chunk by chunk."""
+    """Converts the records of one file to columns, chunk by chunk."""
 
     def __init__(
         self,
@@ -129,7 +126,7 @@ class _Reader:
         return columns
 
     def _choose_columns(self, record: dict) -> None:
-        """What all records must have is what the first one has and the IoU types need."""
+        """Choose the keys that all records need, from the first record and the IoU types."""
         keys = record.keys() if isinstance(record, dict) else {}
         if self._iou_types is None:
             self._masks = "segmentation" in keys and self._truth.segmentations is not None
@@ -142,11 +139,11 @@ class _Reader:
         self._mask_key = self._masks or self._boxes_of_masks
 
     def _columns(self, records: list[dict]) -> Detections | None:
-        """None: something is wrong with a record."""
-        pictures = _indices([r["image_id"] for r in records], self._truth.image_ids)
+        """Return None if a record is invalid."""
+        images = _indices([r["image_id"] for r in records], self._truth.image_ids)
         categories = _indices([r["category_id"] for r in records], self._categories)
         scores = _numbers([r["score"] for r in records])
-        if pictures is None or categories is None or scores is None:
+        if images is None or categories is None or scores is None:
             return None
         boxes = masks = None
         if self._box_key:
@@ -154,7 +151,7 @@ class _Reader:
             if boxes is None or boxes.shape != (len(records), 4) or (boxes[:, 2:] < 0).any():
                 return None
         if self._mask_key:
-            sizes = self._truth.image_sizes[pictures]
+            sizes = self._truth.image_sizes[images]
             rles = [r["segmentation"] for r in records]
             if not all(map(_is_compressed, rles)):
                 rles = list(map(_compressed, rles, sizes.tolist()))
@@ -166,7 +163,7 @@ class _Reader:
             if not self._masks:
                 masks = None
         return Detections(
-            image_ids=self._truth.image_ids[pictures],
+            image_ids=self._truth.image_ids[images],
             category_ids=self._truth.category_ids[categories],
             scores=scores,
             boxes=boxes,
@@ -175,64 +172,60 @@ class _Reader:
 
     def _raise_first_fault(self, records: list) -> None:
         sizes = self._truth.image_sizes.tolist()
-        pictures = dict(zip(self._truth.image_ids.tolist(), sizes, strict=True))
+        images = dict(zip(self._truth.image_ids.tolist(), sizes, strict=True))
         categories = set(self._categories.tolist())
         for index, record in enumerate(records, start=self._count):
-            fault = self._fault(record, pictures, categories)
+            fault = self._fault(record, images, categories)
             if fault:
-                raise ValueError(f"{self._name}: record {index} (from 0) {fault}")
+                raise UserError(f"{self._name}: record {index} (from 0) {fault}.")
         last = self._count + len(records) - 1
-        raise ValueError(
-            f"{self._name}: one of the records {self._count} to {last} (from 0) cannot be read as "
-            "a detection"
+        raise UserError(
+            f"{self._name}: a record among {self._count} to {last} (from 0) is not a detection."
         )
 
-    def _fault(self, record, pictures: dict[int, list[int]], categories: set[int]) -> str | None:
-        """What is wrong first with a record, and the mend."""
+    def _fault(self, record, images: dict[int, list[int]], categories: set[int]) -> str | None:
+        """Return the first fault of a record and how to fix it."""
         if not isinstance(record, dict):
             return f"is {record!r:.40}, not an object with image_id, category_id and score"
-        shape = [
+        geometry = [
             key
             for key, needed in (("bbox", self._box_key), ("segmentation", self._mask_key))
             if needed
         ]
-        for key in ("image_id", "category_id", "score", *shape):
+        for key in ("image_id", "category_id", "score", *geometry):
             if key not in record:
                 return (
-                    f"has no {key}: a detection needs image_id, category_id, score and "
-                    f"{' and '.join(shape)}"
+                    f"has no {key}; a detection needs image_id, category_id, score and "
+                    f"{' and '.join(geometry)}"
                 )
-        if not _is_one_of(record["image_id"], pictures):
+        if not _is_one_of(record["image_id"], images):
             return (
-                f"has the image_id {record['image_id']!r}, which no picture of the ground truth "
-                "has: run the detector on the pictures of this very file"
+                f"has image_id {record['image_id']!r}, which is not in the ground truth. Run the "
+                "detector on the images of the ground truth"
             )
         if not _is_one_of(record["category_id"], categories):
-            which = "the ids of the ground truth's categories, not class indices"
+            expected = "a category id of the ground truth, not a class index"
             if self._class_indices:
-                which = f"class indices from 0 to {len(categories) - 1}"
-            return (
-                f"has the category_id {record['category_id']!r}, which the ground truth does not "
-                f"know: use {which}"
-            )
+                expected = f"a class index from 0 to {len(categories) - 1}"
+            return f"has category_id {record['category_id']!r}; expected {expected}"
         score = record["score"]
         if type(score) not in (int, float) or not math.isfinite(score):
-            return f"has the score {score!r}: it must be a finite number"
+            return f"has score {score!r}; expected a finite number"
         box = record["bbox"] if self._box_key else (0, 0, 0, 0)
         if not is_box(box):
-            return f"has the bbox {box!r}: it needs [x, y, width, height] in pixels"
+            return f"has bbox {box!r}; expected [x, y, width, height] in pixels"
         if box[2] < 0 or box[3] < 0:
             return (
-                f"has the bbox {box!r} of negative size: it needs [x, y, width, height], not two "
+                f"has bbox {box!r} with a negative size; expected [x, y, width, height], not two "
                 "corners"
             )
         if self._mask_key:
             segmentation = record["segmentation"]
             if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), bytes):
                 segmentation = {**segmentation, "counts": segmentation["counts"].decode()}
-            height, width = pictures[record["image_id"]]
+            height, width = images[record["image_id"]]
             if not segmentation:
-                return "has an empty segmentation: it needs RLE, or polygons"
+                return "has an empty segmentation; expected RLE or polygons"
             fault = segmentation_fault(segmentation, height, width, coco=False)
             if fault:
                 return f"has a segmentation {fault}"
@@ -240,7 +233,7 @@ class _Reader:
 
 
 def _numbers(values: list) -> np.ndarray | None:
-    """As float64; None: not all are finite numbers."""
+    """Return float64 values, or None if not all are finite numbers."""
     array = np.array(values)
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         return None
@@ -248,12 +241,12 @@ def _numbers(values: list) -> np.ndarray | None:
 
 
 def _indices(ids: list, known: np.ndarray) -> np.ndarray | None:
-    """Where the ids are among the known ones, which ascend; None: not all are."""
+    """Return the index of each id in ``known`` (ascending), or None if one is missing."""
     array = np.array(ids)
     if array.dtype.kind not in "iuf" or array.ndim != 1 or not len(known):
         return None
-    places = np.minimum(np.searchsorted(known, array), len(known) - 1)
-    return places if np.array_equal(known[places], array) else None
+    indices = np.minimum(np.searchsorted(known, array), len(known) - 1)
+    return indices if np.array_equal(known[indices], array) else None
 
 
 def _is_one_of(id_, known) -> bool:
@@ -265,11 +258,7 @@ def _is_compressed(segmentation) -> bool:
 
 
 def _compressed(segmentation: dict | list, size: list[int]) -> dict:
-    """As compressed RLE.
-
-    Raises:
-        ValueError: it is neither RLE of this size nor polygons.
-    """
+    """Convert RLE or polygons to compressed RLE; raise a ValueError if they are invalid."""
     if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
         return segmentation
     fault = segmentation_fault(segmentation, *size, coco=False)

@@ -1,4 +1,4 @@
-"""Which detections play a part in the LVIS metric: its limits and its federated annotation."""
+"""Select the detections that LVIS evaluates, by its limits and its federated annotation."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ _TABLE_LIMIT = 1 << 28
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Detections that play a part.
+    """M selected detections.
 
     Attributes:
-        rows: (M,) int64, ascending places in the detections.
-        images: (M,) int64, places in ``GroundTruth.image_ids``.
-        categories: (M,) int64, places in ``GroundTruth.category_ids``.
+        rows: (M,) int64, ascending indices into the detections.
+        images: (M,) int64, indices into ``GroundTruth.image_ids``.
+        categories: (M,) int64, indices into ``GroundTruth.category_ids``.
     """
 
     rows: np.ndarray
@@ -39,10 +39,16 @@ def select(
     max_dets: int | None,
     max_dets_per_category: int | None,
 ) -> Selection:
-    """Keep the best detections of each category, of these the best of each picture, and of these
-    the ones whose category is known to be in the picture or not.
+    """Select the detections that are evaluated.
 
-    Where scores are equal, the detection that comes first is the better one.
+    In this order: the best of each category, the best of each image, and those whose category is
+    verified as present or absent in the image. Of equal scores, the first detection is the best.
+
+    Args:
+        truth: the ground truth.
+        detections: the detections.
+        max_dets: limit per image. None: no limit.
+        max_dets_per_category: limit per category over all images. None: no limit.
     """
     images = find(detections.image_ids, truth.image_ids)
     categories = find(detections.category_ids, truth.category_ids)
@@ -59,20 +65,20 @@ def select(
 
 
 def find(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(N,) int64: the place of each id in ``known``, which ascends; -1: it is not there."""
+    """Return (N,) int64, the index of each id in ``known`` (ascending), or -1."""
     low, high = (known[0], known[-1]) if len(known) else (0, -1)
-    if 0 <= low and high < _TABLE_LIMIT:  # ids are small in most datasets
+    if 0 <= low and high < _TABLE_LIMIT:  # ids are usually small
         table = np.full(high + 2, -1)
         table[known] = np.arange(len(known))
         if len(ids) and 0 <= ids.min() and ids.max() <= high:
             return table[ids]
         return table[np.where((ids >= 0) & (ids <= high), ids, high + 1)]
-    places = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
-    return np.where(known[places] == ids, places, -1) if len(known) else np.full(len(ids), -1)
+    indices = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[indices] == ids, indices, -1)
 
 
 def _is_verified(truth: GroundTruth, images: np.ndarray, categories: np.ndarray) -> np.ndarray:
-    """(N,) bool: the category is known to be in the picture or not."""
+    """Return (N,) bool: the category is verified as present or absent in the image."""
     size = len(truth.image_ids) * len(truth.category_ids)
     pairs = images * len(truth.category_ids) + categories
     if size > _TABLE_LIMIT:
@@ -85,16 +91,16 @@ def _is_verified(truth: GroundTruth, images: np.ndarray, categories: np.ndarray)
 def _best(
     groups: np.ndarray, scores: np.ndarray, limit: int, among: np.ndarray | None = None
 ) -> np.ndarray | None:
-    """(N,) bool: the ``limit`` highest scores of each group.
+    """Select the ``limit`` highest scores of each group.
 
     Args:
-        groups: (N,) whole numbers from 0.
+        groups: (N,) integers from 0.
         scores: (N,).
-        limit: for each group.
-        among: (N,) bool, what can be chosen. None: all.
+        limit: per group.
+        among: (N,) bool, the candidates. None: all.
 
     Returns:
-        None: all are chosen.
+        (N,) bool; None if all are selected.
     """
     rows = slice(None) if among is None else np.flatnonzero(among)
     sizes = np.bincount(groups[rows], minlength=groups.max(initial=0) + 1)

@@ -1,4 +1,4 @@
-"""Result files of any detectors, evaluated on one dataset and set side by side."""
+"""Side-by-side evaluation of result files of any detectors on one dataset."""
 
 import logging
 import math
@@ -13,66 +13,70 @@ from tabulate import tabulate
 
 from ..data.frequency import FrequencyGroups
 from ..data.lvis_format import relative_file_name
+from ..errors import MissingFileError, UserError
 from .engines import IOU_TYPES, evaluate
 from .extras import fixed_ap, pooled_ap
 from .ground_truth import GroundTruth
-from .misses import PictureResults, picture_results, worst_pictures
-from .reliability import Calibration, calibrate
+from .misses import ImageResults, image_results, worst_images
+from .reliability import ReliabilityBins, reliability_bins
 from .result import Evaluation
 from .result_files import read_results
 
-__all__ = ["Comparison", "FileResults", "TaskResults", "compare", "format_number"]
+__all__ = ["Comparison", "FileResults", "IouTypeResults", "compare", "format_number"]
 
 logger = logging.getLogger(__name__)
 
-_BY_SIZE = ("ARs@", "ARm@", "ARl@")  # metrics that are left out of the table
-_COLUMNS = 13  # of metrics in one table
+_RECALLS_BY_SIZE = ("ARs@", "ARm@", "ARl@")  # not in the tables
+_MAX_COLUMNS = 13  # metrics per table
 
 
 @dataclass(frozen=True)
-class TaskResults:
-    """What one result file reaches by one IoU type. All numbers are in percent."""
+class IouTypeResults:
+    """The results of one file for one IoU type, all in percent."""
 
-    metrics: dict[str, float]  # NaN: the ground truth has nothing that counts for it
-    categories: list[dict]  # as Evaluation.per_category gives them
+    metrics: dict[str, float]  # NaN: no ground truth for this metric
+    categories: list[dict]  # the rows of Evaluation.per_category
     precision: dict[str, np.ndarray]  # by group: (R,) mean over the IoU thresholds
     precision50: dict[str, np.ndarray]  # by group: (R,) at IoU 0.5
-    calibration: dict[str, Calibration]  # by group; empty without details
+    reliability: dict[str, ReliabilityBins]  # by group; empty without details
 
 
 @dataclass
 class FileResults:
-    """What one result file reaches."""
+    """The results of one file."""
 
-    name: str  # the shortest that tells the files apart
+    name: str  # the shortest part of the path that differs from the other files
     path: str
     num_detections: int
-    tasks: dict[str, TaskResults] = field(default_factory=dict)  # by IoU type
-    pictures: list[PictureResults] = field(default_factory=list)
+    by_iou_type: dict[str, IouTypeResults] = field(default_factory=dict)
+    worst_images: list[ImageResults] = field(default_factory=list)
 
 
 @dataclass
 class Comparison:
-    """Result files side by side. Made by :func:`compare`."""
+    """The results of several files on one dataset, made by :func:`compare`."""
 
     gt_file: str
     ground_truth: GroundTruth
     iou_types: tuple[str, ...]
-    engine: str  # the one that ran
-    max_dets: int | None  # for each picture; None: no limit
+    engine: str  # "fast" or "lvis", the one that ran
+    max_dets: int | None  # per image; None: no limit
     recall_thresholds: np.ndarray  # (R,), from 0 to 1
-    categories_evaluated: dict[str, int]  # by group: those with ground truth that counts
+    categories_evaluated: dict[str, int]  # by group: categories with counted ground truth
     files: list[FileResults]
     image_root: str | os.PathLike | None = None
 
+    def files_with(self, iou_type: str) -> list[FileResults]:
+        """Return the files that were evaluated for an IoU type."""
+        return [file for file in self.files if iou_type in file.by_iou_type]
+
     def table(self, iou_type: str) -> str:
-        """A row for each file, a column for each metric, in percent; "–" where undefined."""
-        files = [f for f in self.files if iou_type in f.tasks]
+        """Return a table in percent with a row per file; "–" if a metric is undefined."""
         tables = []
         for names in self.table_metrics(iou_type):
             rows = [
-                [f.name, *(format_number(f.tasks[iou_type].metrics[n], 2) for n in names)]
-                for f in files
+                [f.name, *(format_number(f.by_iou_type[iou_type].metrics[n], 2) for n in names)]
+                for f in self.files_with(iou_type)
             ]
             align = ("left", *["right"] * len(names))
             headers = [iou_type, *names]
@@ -80,13 +84,13 @@ class Comparison:
         return "\n\n".join(tables)
 
     def table_metrics(self, iou_type: str) -> list[list[str]]:
-        """The names of the metrics but for recalls by size, in tables that are not too wide."""
-        metrics = next(f.tasks[iou_type].metrics for f in self.files if iou_type in f.tasks)
-        names = [name for name in metrics if not name.startswith(_BY_SIZE)]
-        return [names[i : i + _COLUMNS] for i in range(0, len(names), _COLUMNS)]
+        """Return the metric names of each table, without recalls by size."""
+        metrics = self.files_with(iou_type)[0].by_iou_type[iou_type].metrics
+        names = [name for name in metrics if not name.startswith(_RECALLS_BY_SIZE)]
+        return [names[i : i + _MAX_COLUMNS] for i in range(0, len(names), _MAX_COLUMNS)]
 
     def describe(self) -> str:
-        """What was evaluated, in one line."""
+        """Return one line about what was evaluated."""
         truth = self.ground_truth
         limit = "all detections" if self.max_dets is None else f"at most {self.max_dets} detections"
         groups = ", ".join(
@@ -94,16 +98,16 @@ class Comparison:
             for name, text in zip(truth.groups.names, truth.groups.labels, strict=True)
         )
         return (
-            f"{self.gt_file}: {len(truth.image_ids):,} pictures, {limit} of each; "
+            f"{self.gt_file}: {len(truth.image_ids):,} images, {limit} per image; "
             f"{truth.counted.sum():,} objects of {groups} categories; engine {self.engine}."
         )
 
     def summary(self) -> dict:
-        """What was evaluated and all metrics in percent, ready for JSON; None where undefined."""
+        """Return all metrics in percent as a JSON-serializable dict; None if undefined."""
         truth = self.ground_truth
         return {
             "ground_truth": self.gt_file,
-            "pictures": len(truth.image_ids),
+            "images": len(truth.image_ids),
             "annotations": len(truth.annotation_ids),
             "categories": len(truth.category_ids),
             "categories_evaluated": self.categories_evaluated,
@@ -116,7 +120,7 @@ class Comparison:
                     "detections": f.num_detections,
                     **{
                         iou_type: {n: None if math.isnan(v) else v for n, v in t.metrics.items()}
-                        for iou_type, t in f.tasks.items()
+                        for iou_type, t in f.by_iou_type.items()
                     },
                 }
                 for f in self.files
@@ -137,51 +141,55 @@ def compare(
     pooled: bool = False,
     details: bool = False,
     image_root: str | os.PathLike | None = None,
-    num_pictures: int = 6,
+    num_images: int = 6,
 ) -> Comparison:
     """
-    Evaluate result files on one dataset by LVIS's rules.
+    Evaluate result files on one dataset with the LVIS metric.
 
-    One file's detections are held at a time.
+    Only one file's detections are in memory at a time.
 
     Args:
-        gt_file: ground truth in LVIS format; or in COCO format, where every picture counts as
-            searched for every category (see :func:`apa_det.data.coco_to_lvis`).
+        gt_file: ground truth in LVIS format, or in COCO format, where every category counts in
+            every image (see :func:`apa_det.data.coco_to_lvis`).
         result_files: see :func:`read_results`.
-        iou_types: of "bbox", "segm" and "boundary". None: "bbox", and "segm" of the files that
-            have masks, if the ground truth has them.
+        iou_types: "bbox", "segm", "boundary". None: "bbox", and "segm" if the ground truth and the
+            file have masks.
         groups: the frequency groups. None: LVIS's.
-        count_from: training set in LVIS or COCO format, to take the image counts from.
+        count_from: training set in LVIS or COCO format to count the images of each category in.
         engine: "fast", or "lvis" for lvis-api.
-        max_dets: the detections with the highest scores that count for each picture. None: all.
-        fixed: also AP-fixed, which limits detections by category instead of by picture.
-        pooled: also AP-pool, of the detections of all categories ranked together.
-        details: also keep what :func:`write_report` shows.
-        image_root: folder that the file names of the pictures are relative to. None: the report
-            goes without pictures.
-        num_pictures: how many pictures it shows, those in which the first file misses the most.
+        max_dets: maximum number of detections per image. None: no limit.
+        fixed: also compute AP-fixed, which limits detections per category instead of per image.
+        pooled: also compute AP-pool, with the detections of all categories ranked together.
+        details: also keep what :func:`write_report` needs.
+        image_root: folder that the ground truth's file names are relative to. None: the report
+            shows no images.
+        num_images: number of images in the report, those where the first file misses the most.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or broken; see :func:`read_results`.
+        UserError: a file is missing or invalid (see :func:`read_results`), the ground truth has
+            no annotations that count, or ``image_root`` does not contain its first image.
     """
     truth = GroundTruth.from_file(gt_file, groups, count_from=count_from)
     if truth.verified is None:
-        logger.info("%s is in COCO format: all categories count in every picture.", gt_file)
+        logger.info("%s is in COCO format: every category counts in every image.", gt_file)
     if not truth.counted.any():
-        raise ValueError(f"{gt_file} has no annotations that count: there is nothing to evaluate")
+        raise UserError(
+            f"{gt_file} has no annotations to evaluate. Annotations need an area > 0 and must not "
+            "be marked 'ignore'."
+        )
     if image_root is not None:
         _check_image_root(image_root, truth)
     files: list[FileResults] = []
-    pictures = None
+    worst = None
     for path, name in zip(result_files, short_names(result_files), strict=True):
         detections = read_results(path, truth, iou_types)
         if not len(detections):
-            logger.warning("%s holds no detection: its metrics are 0.", path)
+            logger.warning("%s has no detections: all its metrics are 0.", path)
         result = FileResults(name, os.fspath(path), len(detections))
         has_masks = detections.masks is not None and truth.segmentations is not None
         wanted = iou_types or ("bbox", "segm")[: 1 + has_masks]
-        for iou_type in sorted(wanted, key="segm".__eq__):  # by which pictures are chosen
-            logger.info("%s: evaluating %s of %d detections", name, iou_type, len(detections))
+        for iou_type in sorted(wanted, key="segm".__eq__):  # segm last: it selects the worst images
+            logger.info("%s: evaluating %s, %d detections", name, iou_type, len(detections))
             evaluation = evaluate(
                 truth,
                 detections,
@@ -193,19 +201,19 @@ def compare(
             extras = pooled_ap(evaluation) if pooled else {}
             if fixed:
                 extras |= fixed_ap(truth, detections, iou_type, engine=engine)
-            result.tasks[iou_type] = _task_results(
-                evaluation, extras, calibrate(evaluation) if details else {}
+            result.by_iou_type[iou_type] = _iou_type_results(
+                evaluation, extras, reliability_bins(evaluation) if details else {}
             )
         if details and image_root is not None:
-            if pictures is None:
-                pictures = worst_pictures(evaluation, num_pictures)
-            result.pictures = picture_results(evaluation, detections, pictures)
+            if worst is None:
+                worst = worst_images(evaluation, num_images)
+            result.worst_images = image_results(evaluation, detections, worst)
         files.append(result)
         del detections  # before the next file is read
     return Comparison(
         gt_file=os.fspath(gt_file),
         ground_truth=truth,
-        iou_types=tuple(t for t in IOU_TYPES if any(t in f.tasks for f in files)),
+        iou_types=tuple(t for t in IOU_TYPES if any(t in f.by_iou_type for f in files)),
         engine=evaluation.engine,
         max_dets=max_dets,
         recall_thresholds=evaluation.recall_thresholds,
@@ -218,20 +226,19 @@ def compare(
 def _check_image_root(image_root: str | os.PathLike, truth: GroundTruth) -> None:
     first = os.path.join(image_root, relative_file_name(truth.images[0]))
     if not os.path.isfile(first):
-        raise FileNotFoundError(
-            f"{first}, the first picture of the ground truth, does not exist: the image root must "
-            "be the folder that its file names are relative to"
+        raise MissingFileError(
+            f"{first}, the first image of the ground truth, does not exist. Set the image root to "
+            "the folder that the ground truth's file names are relative to."
         )
 
 
-def _task_results(
-    evaluation: Evaluation, extras: dict[str, float], calibration: dict[str, Calibration]
-) -> TaskResults:
-    """In percent."""
+def _iou_type_results(
+    evaluation: Evaluation, extras: dict[str, float], reliability: dict[str, ReliabilityBins]
+) -> IouTypeResults:
     metrics = {**evaluation.metrics(), **evaluation.group_recall(), **extras}
     fractions = ("AP", "AP50", "AR")
     groups = evaluation.ground_truth.groups.names
-    return TaskResults(
+    return IouTypeResults(
         metrics={name: 100 * value for name, value in metrics.items()},
         categories=[
             {key: 100 * value if key in fractions else value for key, value in row.items()}
@@ -239,17 +246,17 @@ def _task_results(
         ],
         precision={group: 100 * evaluation.group_precision(group) for group in groups},
         precision50={group: 100 * evaluation.group_precision(group, 0.5) for group in groups},
-        calibration=calibration,
+        reliability=reliability,
     )
 
 
 def format_number(value: float, digits: int = 1) -> str:
-    """ "–" for NaN."""
+    """Format a number; "–" for NaN."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """For each path the part that tells it from the others: a folder, or the file's name."""
+    """Return the part of each path that differs from the others: a folder or the file name."""
     parts = [PurePath(os.path.abspath(path)).parts for path in paths]
     shared = _shared_length(parts)
     tails = [p[min(shared, len(p) - 1) :] for p in parts]
@@ -265,5 +272,5 @@ def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
 
 
 def _shared_length(parts: list[tuple[str, ...]]) -> int:
-    """How many parts at the start are the same in all."""
+    """Return the number of leading parts that all have in common."""
     return len(os.path.commonprefix(parts))

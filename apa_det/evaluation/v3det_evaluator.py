@@ -1,4 +1,4 @@
-"""COCO's box AP for as many classes as V3Det has."""
+"""COCO box AP for the many classes of V3Det."""
 
 import contextlib
 import io
@@ -20,19 +20,18 @@ _AREAS = {"AP": "all", "APs": "small", "APm": "medium", "APl": "large"}
 
 
 class V3DetEvaluator(COCOEvaluator):
-    """Box AP, AP50, AP75, APs, APm and APl of COCO, of 300 detections a picture.
+    """COCO's box AP, AP50, AP75, APs, APm and APl for V3Det.
 
-    The numbers are those of detectron2's COCOEvaluator with ``max_dets_per_image=300``. That one
-    makes a record of each pair of a picture and a class, of which V3Det val has 394 million, and
-    writes the AP of each of the 13,204 classes to the log and the metrics.
+    The results are those of detectron2's COCOEvaluator with ``max_dets_per_image=300``. That
+    evaluator stores a record for each pair of image and class, 394 million for V3Det val, and logs
+    the AP of each of the 13,204 classes.
 
     Args:
-        dataset_name: a registered dataset whose metadata name the COCO-format ``json_file``.
-        distributed: gather the predictions of all processes, and evaluate in the main one.
-        output_dir: where to write the predictions, as ``coco_instances_results.json``. None: they
-            are not written.
-        max_dets_per_image: the detections with the highest scores that count for each picture and
-            class.
+        dataset_name: a registered dataset with a COCO-format ``json_file`` in its metadata.
+        distributed: gather the predictions of all processes and evaluate in the main process.
+        output_dir: the folder for the predictions, ``coco_instances_results.json``. None: do not
+            write them.
+        max_dets_per_image: evaluate this many detections per image and class, by score.
     """
 
     def __init__(
@@ -77,18 +76,17 @@ class V3DetEvaluator(COCOEvaluator):
 def box_ap_by_class(
     ground_truth: list[dict], detections: list[dict], max_dets: int = 300
 ) -> dict[str, float]:
-    """COCO's box AP by pycocotools, class by class, of the pictures that the class is found in.
+    """Compute COCO's box AP with pycocotools, class by class.
 
-    Time and memory grow with the numbers of annotations and detections, not with the number of
-    pictures times that of classes.
+    Time and memory grow with the annotations and detections, not with images times classes.
 
     Args:
-        ground_truth: annotations as in a COCO-format file.
-        detections: in COCO's result format.
-        max_dets: the detections with the highest scores that count for each picture and class.
+        ground_truth: annotations of a COCO-format file.
+        detections: records in COCO's result format.
+        max_dets: evaluate this many detections per image and class, by score.
 
     Returns:
-        AP, AP50, AP75, APs, APm and APl in percent; NaN where there is no ground truth.
+        AP, AP50, AP75, APs, APm and APl in percent; NaN without ground truth.
     """
     by_class = defaultdict(lambda: ([], []))
     for annotation in ground_truth:
@@ -97,8 +95,8 @@ def box_ap_by_class(
         by_class[detection["category_id"]][1].append(detection)
     by_class = {c: pair for c, pair in sorted(by_class.items()) if pair[0]}
     means = defaultdict(list)
-    for annotations, found in tqdm(by_class.values(), desc="box AP", unit="class", mininterval=5):
-        for name, precision in _precision(annotations, found, max_dets).items():
+    for pair in tqdm(by_class.values(), desc="box AP", unit="class", mininterval=5):
+        for name, precision in _precision(*pair, max_dets).items():
             if (precision > -1).any():
                 means[name].append(precision.mean())
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -106,7 +104,7 @@ def box_ap_by_class(
 
 
 def _precision(ground_truth: list[dict], detections: list[dict], max_dets: int) -> dict:
-    """What pycocotools averages for each metric, of one class; −1 where it has no ground truth."""
+    """Return the precision of one class that each metric averages; -1 without ground truth."""
     evaluation = _OneClass(ground_truth, detections, max_dets)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
@@ -135,9 +133,9 @@ class _OneClass(COCOeval):
         self.params.maxDets = [max_dets]
 
     def _prepare(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: the constructor fills the records."""
 
-    # Most pictures have no ground truth of the class, only detections of it: a short way for them.
+    # Fast path: most images have detections of the class, but no ground truth.
 
     def computeIoU(self, imgId: int, catId: int):
         return super().computeIoU(imgId, catId) if self._gts[imgId, catId] else []

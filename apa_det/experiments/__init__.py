@@ -4,6 +4,7 @@ from .difference_figure import write_figure
 from .plan import Plan, Row, Run, read_plan
 from .replay import ReproducibleLoader
 from .results import Difference, Results, gather
+from .run_list import list_runs
 from .running import run_all
 from .table import write_tables
 from .train_run import train_run
@@ -16,6 +17,7 @@ __all__ = [
     "Row",
     "Run",
     "gather",
+    "list_runs",
     "read_plan",
     "run_all",
     "train_run",

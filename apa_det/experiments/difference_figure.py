@@ -7,13 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..utils.plotting import DPI, GREY, INK, grid, group_colour, label
+from ..utils.plotting import DPI, GREY, INK, grid, group_color, label
 from .results import Results
 from .table import TASKS, format_difference
 
 __all__ = ["draw", "write_figure"]
 
-_COLOUR = group_colour(2)
+_COLOUR = group_color(2)
 _ROW = 0.62  # inches
 
 

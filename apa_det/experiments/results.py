@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..engine.evaluation import frequency_groups
 from ..evaluation import evaluate, read_results
 from ..evaluation.evaluator import read_ground_truth
-from ..evaluation.resampling import draw_picture_weights, resampled_ap
+from ..evaluation.resampling import draw_image_weights, resampled_ap
 from ..utils.json_files import read_json
 from .plan import Plan, Run
 
@@ -144,7 +144,7 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
     metrics = ("AP", *(f"AP{name}" for name in truth.groups.names))
     named = {name for run in done for name in results[run.row][run.seed]["metrics"]}
     tasks = tuple(task for task in ("bbox", "segm") if f"{task}/AP" in named)
-    weights = draw_picture_weights(len(truth.image_ids), num_resamples, seed)
+    weights = draw_image_weights(len(truth.image_ids), num_resamples, seed)
     weights = np.concatenate([np.ones_like(weights[:1]), weights])  # as they are, first
     resampled: dict[tuple[str, int, str], dict[str, np.ndarray]] = {}
     for run in tqdm(done, desc="Bootstrap", unit="run", disable=None):

@@ -21,11 +21,22 @@ the same but of shape (N, C, H, W), H and W multiples of twice its ``size_divisi
 returns a dict of feature maps.
 """
 
-from .backbone import FEATURE_TOLERANCE, Backbone, compare_features, export_backbone
+from .backbone import Backbone, export_backbone
 from .detector import Detector
+from .formats import describe_file, export_file, read_sample
 from .onnx import export_onnx
 from .torchscript import export_scripting, export_tracing
-from .verification import BOX_TOLERANCE, SCORE_TOLERANCE, Difference, compare, load_exported
+from .verification import (
+    BOX_TOLERANCE,
+    FEATURE_TOLERANCE,
+    SCORE_TOLERANCE,
+    Difference,
+    Verification,
+    compare,
+    compare_features,
+    load_exported,
+    verify_file,
+)
 
 __all__ = [
     "BOX_TOLERANCE",
@@ -34,11 +45,16 @@ __all__ = [
     "Difference",
     "FEATURE_TOLERANCE",
     "SCORE_TOLERANCE",
+    "Verification",
     "compare",
     "compare_features",
+    "describe_file",
     "export_backbone",
+    "export_file",
     "export_onnx",
     "export_scripting",
     "export_tracing",
     "load_exported",
+    "read_sample",
+    "verify_file",
 ]

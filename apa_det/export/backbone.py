@@ -4,10 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FEATURE_TOLERANCE", "Backbone", "compare_features", "export_backbone"]
-
-FEATURE_TOLERANCE = 1e-4
-"""Of features, in units of the largest of their level."""
+__all__ = ["Backbone", "export_backbone"]
 
 
 class Backbone(nn.Module):
@@ -65,11 +62,3 @@ def export_backbone(
         images = images.repeat(2, 1, 1, 1)
     with torch.no_grad():
         return torch.export.export(backbone, (images,), dynamic_shapes=shapes)
-
-
-def compare_features(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
-    """The largest difference of feature maps, in units of the largest value of their level."""
-    return max(
-        float((features - found[level]).abs().max() / features.abs().max())
-        for level, features in expected.items()
-    )

@@ -1,4 +1,4 @@
-"""Channels: how many an activation sees, and in which dimension."""
+"""Channel counts of activations, and per-channel APA and AGLU for channels-last tensors."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ..activation import AGLU, APA
-from .places import Place, put, put_back
+from ..errors import UserError
+from .locations import Location, insert_modules, restore_attributes
 
 __all__ = ["Channels", "ChannelsLastAGLU", "ChannelsLastAPA", "find_channels"]
 
 
 class _ChannelsLast(APA):
     def parameters_for(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """λ, clamped, and κ in a shape that broadcasts along the last dimension of ``z``."""
+        """Return the clamped λ and κ, shaped to broadcast along the last dimension of ``z``."""
         if z.shape[-1] != self.num_channels:
             raise ValueError(
                 f"The activation has {self.num_channels} channels; its input has shape {z.shape}."
@@ -26,26 +27,26 @@ class _ChannelsLast(APA):
 
 
 class ChannelsLastAPA(_ChannelsLast):
-    """:class:`apa_det.APA` with one λ and κ for each channel, along the last dimension."""
+    """:class:`apa_det.APA` with one λ and κ per channel of the last dimension."""
 
 
 class ChannelsLastAGLU(_ChannelsLast, AGLU):
-    """:class:`apa_det.AGLU` with one λ and κ for each channel, along the last dimension."""
+    """:class:`apa_det.AGLU` with one λ and κ per channel of the last dimension."""
 
 
 class Channels(NamedTuple):
-    """The number of channels, and whether they are in the last dimension instead of the second."""
+    """The number of channels, and whether the last dimension has them, not dimension 1."""
 
     count: int
     last: bool
 
 
 class _Recorder(nn.Module):
-    """Computes what was in its place, and notes the channels that it sees."""
+    """Compute the activation at a location and record the channels of its inputs."""
 
-    def __init__(self, place: Place, features: list[int | None]):
+    def __init__(self, location: Location, features: list[int | None]):
         super().__init__()
-        self._compute = [place.function or torch.relu]  # a list, so that a module is no child
+        self._compute = [location.function or torch.relu]  # a list: not a submodule
         self._features = features
         self.seen: set[Channels] = set()
 
@@ -55,26 +56,28 @@ class _Recorder(nn.Module):
         return self._compute[0](z)
 
 
-def find_channels(model: nn.Module, places: Sequence[Place], example: object) -> list[Channels]:
-    """Run a model once, and see the channels at each place.
+def find_channels(
+    model: nn.Module, locations: Sequence[Location], example: object
+) -> list[Channels]:
+    """Run a model once and return the channels at each location.
 
-    They are in the last dimension if the layer that ran before is a Linear or a LayerNorm of as
-    many features, and the tensor has more than two dimensions; else in the second.
+    The last dimension has the channels if the tensor has more than two dimensions and the previous
+    layer is a Linear or LayerNorm with that many features. Otherwise dimension 1 has them.
 
     Args:
-        model: the model. It runs without gradients and in evaluation mode, and is left as it was.
-        places: of that model.
-        example: its input, or a tuple of several.
+        model: the model. It runs in evaluation mode without gradients, and is not changed.
+        locations: locations in the model.
+        example: its input, or a tuple of inputs.
 
     Raises:
-        ValueError: the model does not run on the example, or a place does not, or it sees different
-            channels.
+        UserError: if the model fails on the example, or a location does not run or gets different
+            numbers of channels.
     """
     if example is None:
-        raise ValueError("A pair for each channel needs an example, an input to see channels in.")
-    features: list[int | None] = [None]  # of the last layer, if it is one of channels last
+        raise UserError('parameters="per_channel" requires example, an input of the model.')
+    features: list[int | None] = [None]  # of the previous layer, if channels-last
 
-    def note(module: nn.Module, *_) -> None:
+    def record_features(module: nn.Module, *_) -> None:
         if isinstance(module, nn.Linear):
             features[0] = module.out_features
         elif isinstance(module, nn.LayerNorm):
@@ -82,32 +85,33 @@ def find_channels(model: nn.Module, places: Sequence[Place], example: object) ->
         elif any(True for _ in module.parameters(recurse=False)):
             features[0] = None
 
-    recorders = [_Recorder(place, features) for place in places]
+    recorders = [_Recorder(location, features) for location in locations]
     training = {module: module.training for module in model.modules()}
-    hook = register_module_forward_hook(note)
-    put(places, recorders, torch.empty(0))
+    hook = register_module_forward_hook(record_features)
+    insert_modules(locations, recorders, torch.empty(0))
     try:
         with torch.no_grad(), torch.random.fork_rng():
             model.eval()(*(example if isinstance(example, tuple) else (example,)))
     except Exception as error:
-        raise ValueError(f"The example does not run through the model: {error}") from error
+        raise UserError(f"The model fails on the example input: {error}") from error
     finally:
         hook.remove()
         names = defaultdict(list)
-        for place in places:
-            names[place.owner].append(place.attribute)
-        for owner, its_names in names.items():
-            put_back(owner, its_names)
+        for location in locations:
+            names[location.owner].append(location.attribute)
+        for owner, owner_names in names.items():
+            restore_attributes(owner, owner_names)
         for module, was_training in training.items():
             module.training = was_training
-    return [_only(place, recorder.seen) for place, recorder in zip(places, recorders, strict=True)]
+    return [_unique(loc, recorder.seen) for loc, recorder in zip(locations, recorders, strict=True)]
 
 
-def _only(place: Place, seen: set[Channels]) -> Channels:
+def _unique(location: Location, seen: set[Channels]) -> Channels:
     if len(seen) == 1:
         return seen.pop()
-    found = "did not run on the example" if not seen else f"saw {sorted(c.count for c in seen)}"
-    raise ValueError(
-        f"{place.name} {found}: its number of channels is not known. Leave it out by names, or "
-        "have one λ and κ for all of its channels."
+    counts = ", ".join(str(channels.count) for channels in sorted(seen))
+    problem = f"gets inputs with {counts} channels" if seen else "does not run on the example"
+    raise UserError(
+        f"Cannot determine the number of channels of {location.name}: it {problem}. Exclude it by "
+        f'names ("!{location.name}"), or use parameters="shared".'
     )

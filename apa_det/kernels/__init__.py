@@ -1,0 +1,1 @@
+"""Kernels of APA for each backend: eager (PyTorch), native (C++, CPU) and triton (GPU)."""

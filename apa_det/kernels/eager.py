@@ -1,11 +1,11 @@
-"""APA in plain PyTorch: the reference for every other kernel, on any device.
+"""The eager backend: APA in plain PyTorch, the reference for the other backends, on any device.
 
-With t = log λ − κz the activation is log η = −softplus(t)/λ. As e^(−κz) overflows where the result
-is finite, and t loses digits where λ is tiny, the code works with v = −κz clamped, e = exp(v) and
-x = λe. What v has above the clamp is added to log(1 + x), which is exact to every digit; what it
-has below matters to the log-odds of η alone, and is taken off them.
+With t = log λ − κz, log η = −softplus(t)/λ. But e^(−κz) can overflow where the result is finite,
+and t loses digits for tiny λ. The code therefore clamps v = −κz and works with e = exp(v) and
+x = λe. The excess of v above the upper clamp is added to log(1 + x), which is exact in floating
+point. The excess below the lower clamp only affects the log-odds of η, and is subtracted there.
 
-A large tensor is worked through in blocks, whose temporaries stay in the processor's cache.
+Large tensors are processed in blocks, so that temporaries stay in the CPU cache.
 """
 
 from collections.abc import Iterator
@@ -18,29 +18,28 @@ from torch import Tensor
 Form = Literal["apa", "log_apa", "logit_apa", "aglu"]
 
 LAMBDA_FLOOR = 1e-20
-"""A λ below this counts as this: the Gumbel limit, to single precision, but always finite."""
+"""Lower clamp of λ: equal to the Gumbel limit in float32, but always finite."""
 
 _HIGHEST = 60.0
-# e vanishes at the lower end, but for the log-odds, which divide by it. (TorchScript takes such
-# constants as default arguments alone.)
+# exp(_LOWEST) is 0. The log-odds divide by e and need a higher lower clamp. (TorchScript can only
+# use these constants as default arguments.)
 _LOWEST = -1e4
 _LOWEST_LOGIT = -40.0
 _BLOCK = {"cpu": 1 << 17}
-_BLOCK_ELSEWHERE = 1 << 24
+_DEFAULT_BLOCK = 1 << 24
 
 
 def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
     """Evaluate one form of APA elementwise.
 
     Args:
-        form: "apa" is η, "log_apa" is log η, "logit_apa" is log η − log(1 − η),
-            "aglu" is zη.
-        z: a tensor of any floating dtype and shape.
-        lambda_, kappa: float32 or float64, the dtype to compute in, of a shape that broadcasts to
-            that of ``z``. A negative λ gives NaN.
+        form: "apa" (η), "log_apa" (log η), "logit_apa" (log η − log(1 − η)) or "aglu" (zη).
+        z: tensor of any floating dtype and shape.
+        lambda_, kappa: float32 or float64, the computation dtype; broadcastable to the shape of
+            ``z``. Negative λ gives NaN.
 
     Returns:
-        A tensor of the shape, dtype and layout of ``z``.
+        Tensor of the shape, dtype and memory layout of ``z``.
     """
     out = torch.empty_like(z)
     for z, lambda_, kappa, out_block in _blocks([z, lambda_, kappa, out]):  # noqa: B020
@@ -49,7 +48,7 @@ def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
 
 
 def evaluate(form: str, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
-    """:func:`forward` all at once, in the dtype of λ: what a traced or scripted model holds."""
+    """Evaluate :func:`forward` without blocks, in the dtype of λ; can be traced and scripted."""
     z, lambda_ = z.to(lambda_.dtype), above_floor(lambda_)
     _, excess, y = _minus_log(form, z, lambda_, kappa)
     if form == "log_apa":
@@ -68,16 +67,16 @@ def backward(
     kappa: Tensor,
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of :func:`forward` with respect to ``z``, ``lambda_`` and ``kappa``.
+    """Compute the gradients of :func:`forward` with respect to ``z``, ``lambda_`` and ``kappa``.
 
     Args:
-        form, z, lambda_, kappa: as given to :func:`forward`.
-        grad: the gradient with respect to its result, of the shape of ``z``.
+        form, z, lambda_, kappa: the arguments of :func:`forward`.
+        grad: gradient with respect to the result, of the shape of ``z``.
         needs: which of the three gradients to compute; the others are None.
 
     Returns:
-        The gradient of ``z`` in its dtype, and those of ``lambda_`` and ``kappa`` in theirs, summed
-        in a fixed order over the dimensions that they were broadcast along.
+        The gradients of ``z``, ``lambda_`` and ``kappa``, each in the dtype of its input. Those of
+        ``lambda_`` and ``kappa`` are summed over the broadcast dimensions in a fixed order.
     """
     grad_z = torch.empty_like(z)
     grad_lambda = torch.zeros_like(lambda_, dtype=torch.float64)
@@ -109,16 +108,16 @@ def affine_aglu_forward(
     lambda_: Tensor,
     kappa: Tensor,
 ) -> Tensor:
-    """AGLU of scale · x + shift + residual, elementwise.
+    """Compute AGLU(scale · x + shift + residual), elementwise.
 
     Args:
-        x: a tensor of any floating dtype, of shape (N, C, ...).
-        scale, shift, lambda_, kappa: float32 or float64, the dtype to compute in, of a shape that
-            broadcasts to that of ``x``.
-        residual: None, or a tensor of the shape and dtype of ``x``.
+        x: tensor of any floating dtype, of shape (N, C, ...).
+        scale, shift, lambda_, kappa: float32 or float64, the computation dtype; broadcastable to
+            the shape of ``x``.
+        residual: tensor of the shape and dtype of ``x``, or None.
 
     Returns:
-        A tensor of the shape, dtype and layout of ``x``.
+        Tensor of the shape, dtype and memory layout of ``x``.
     """
     out = torch.empty_like(x)
     tensors = [x, scale, shift, lambda_, kappa, out]
@@ -137,7 +136,7 @@ def affine_aglu_backward(
     lambda_: Tensor,
     kappa: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """Gradients of :func:`affine_aglu_forward`, in the order of its arguments."""
+    """Compute the gradients of :func:`affine_aglu_forward`, in the order of its arguments."""
     grad_x = torch.empty_like(x)
     grad_residual = None if residual is None else torch.empty_like(residual)
     parameters = scale, shift, lambda_, kappa
@@ -173,19 +172,19 @@ def class_loss_forward(
     seed: int,
     clamp: float,
 ) -> Tensor:
-    """Binary cross-entropy of η(logits) over classes, summed; with DropLoss's weights on request.
+    """Compute the summed binary cross-entropy of η(logits), optionally weighted by DropLoss.
 
     Args:
         logits: any floating dtype, shape (N, K).
-        gt_classes: int64, shape (N,), K for the background.
-        lambda_, kappa: float32 or float64, the dtype to compute in, of one element or shape (1, K).
-        scarce: boolean, shape (K,): the classes that DropLoss spares. None: no DropLoss.
-        share: scalar; a background proposal's loss on a scarce class is kept with this probability.
-        seed: of the draws.
-        clamp: logits are clamped to ± this, without a gradient outside. 0: they are not.
+        gt_classes: int64, shape (N,); K is the background.
+        lambda_, kappa: float32 or float64, the computation dtype; one element or shape (1, K).
+        scarce: bool mask of shape (K,), the classes that DropLoss protects. None: no DropLoss.
+        share: scalar, the probability of keeping a background proposal's loss on a scarce class.
+        seed: seed of the random draws.
+        clamp: clamp logits to [-clamp, clamp]; clamped logits get no gradient. 0: no clamp.
 
     Returns:
-        A scalar in the dtype of ``lambda_``.
+        Scalar in the dtype of ``lambda_``.
     """
     z = _clamped(logits, clamp).to(lambda_.dtype)
     log_odds = forward("logit_apa", z, lambda_, kappa)
@@ -204,7 +203,7 @@ def class_loss_backward(
     seed: int,
     clamp: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`class_loss_forward` with respect to the logits, λ and κ."""
+    """Compute the gradients of :func:`class_loss_forward` with respect to logits, λ and κ."""
     clamped = _clamped(logits, clamp)
     z = clamped.to(lambda_.dtype)
     targets, weights = _targets_and_weights(z, gt_classes, scarce, share, seed)
@@ -223,6 +222,7 @@ def _clamped(logits: Tensor, clamp: float) -> Tensor:
 def _targets_and_weights(
     z: Tensor, gt_classes: Tensor, scarce: Tensor | None, share: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor | None]:
+    """Return one-hot targets and the weights of DropLoss (None without it), of the shape of z."""
     is_label = gt_classes[:, None] == torch.arange(z.shape[1], device=z.device)
     if scarce is None:
         return is_label.to(z.dtype), None
@@ -234,12 +234,12 @@ def _targets_and_weights(
 
 
 def above_floor(lambda_: Tensor, floor: float = LAMBDA_FLOOR) -> Tensor:
-    """λ, at least ``LAMBDA_FLOOR``; NaN where it is negative."""
+    """Return λ clamped to at least ``floor``; NaN where λ is negative."""
     return torch.where(lambda_ < 0, float("nan"), lambda_.clamp(min=floor))
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = None) -> Tensor:
-    """scale · x + shift + residual, in the dtype of the scale."""
+    """Compute scale · x + shift + residual in the dtype of ``scale``."""
     u = x.to(scale.dtype) * scale + shift
     return u if residual is None else u + residual
 
@@ -252,13 +252,13 @@ def _gradients(
     kappa: Tensor,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Those of one block with respect to z, λ and κ, elementwise, in the dtype of λ."""
+    """Compute the elementwise gradients of one block for z, λ and κ, in the dtype of λ."""
     e, _, y = _minus_log(form, z, lambda_, kappa)
     y.clamp_(max=1e38)
     x = e * lambda_
     s = (x / (x + 1)).div_(lambda_)
-    # d log η = κs dz + zs dκ + (y − s)/λ dλ. `outer` is the derivative of the result with
-    # respect to log η, and comes first in each product: it vanishes where another overflows.
+    # d log η = κs dz + zs dκ + (y − s)/λ dλ. `outer` is d result / d log η. It comes first in each
+    # product because it is 0 where other factors overflow.
     outer = _outer_gradient(form, grad, y)
     slope = outer * s
     grad_z = grad_lambda = grad_kappa = None
@@ -286,7 +286,7 @@ def _minus_log(
     lowest_logit: float = _LOWEST_LOGIT,
     highest: float = _HIGHEST,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """e^(−κz) clamped, what the exponent has beyond the clamp, and y = −log η."""
+    """Return e^(−κz) with clamped exponent, the excess of the exponent, and y = −log η."""
     v = z * -kappa
     clamped = v.clamp(lowest_logit if form == "logit_apa" else lowest, highest)
     excess = v - clamped
@@ -296,7 +296,7 @@ def _minus_log(
 
 
 def _log1m_exp_minus(y: Tensor) -> Tensor:
-    """log(1 − e^(−y)) for y > 0, to full precision at both ends."""
+    """Compute log(1 − e^(−y)) for y > 0, accurate for both small and large y."""
     small = torch.log(-torch.expm1(-y))
     large = torch.log1p(-torch.exp(-y))
     return torch.where(y < 0.7, small, large)
@@ -313,10 +313,10 @@ def _outer_gradient(form: Form, grad: Tensor, y: Tensor) -> Tensor:
 def _lambda_gradient(
     outer: Tensor, e: Tensor, x: Tensor, y: Tensor, s: Tensor, lambda_: Tensor
 ) -> Tensor:
-    """outer · (y − s)/λ, where y − s = (log(1 + x) − x/(1 + x))/λ without cancellation.
+    """Compute outer · (y − s)/λ, where y − s = (log(1 + x) − x/(1 + x))/λ, without cancellation.
 
-    With w = x/(2 + x), so that log(1 + x) = 2 artanh w, the difference is the sum of positive
-    terms 2w²·(1/(1 + w) + w/3 + w³/5 + …), taken for x < 1/2.
+    For x < 1/2 it uses a series of positive terms: with w = x/(2 + x), log(1 + x) = 2 artanh w and
+    log(1 + x) − x/(1 + x) = 2w²·(1/(1 + w) + w/3 + w³/5 + …).
     """
     num_terms = 11 if x.dtype == torch.float64 else 5
     w = x / (x + 2)
@@ -331,15 +331,14 @@ def _lambda_gradient(
 
 
 def _blocks(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Views of the tensors, piece by piece, in the order in which the first lies in memory.
+    """Yield views of matching blocks of the tensors, in the memory order of the first tensor.
 
-    The first tensor, z, has the full shape; a dimension that another lacks or has with size one
-    is broadcast.
+    The first tensor has the full shape; the others broadcast to it.
     """
     z = tensors[0]
     order = sorted(range(z.dim()), key=lambda d: (-z.stride(d), d))
     views = [t[(None,) * (z.dim() - t.dim())].permute(order) for t in tensors]
-    yield from _split(views, 0, _BLOCK.get(z.device.type, _BLOCK_ELSEWHERE))
+    yield from _split(views, 0, _BLOCK.get(z.device.type, _DEFAULT_BLOCK))
 
 
 def _split(tensors: list[Tensor], dim: int, block: int) -> Iterator[list[Tensor]]:

@@ -1,26 +1,26 @@
-"""How tensors lie in memory, and along what their parameters differ: for the compiled kernels."""
+"""Memory layouts and parameter shapes supported by the compiled backends."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["fits", "is_dense", "like", "sizes_along"]
+__all__ = ["is_dense", "is_supported", "match_layout", "sizes_along"]
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether x lies in memory without gaps, as (N, C, ...) or channels-last."""
+    """Return whether x is contiguous or channels-last contiguous."""
     return x.is_contiguous() or (x.dim() > 2 and x.movedim(1, -1).is_contiguous())
 
 
-def like(tensor: Tensor, x: Tensor) -> Tensor:
-    """A tensor of the shape of x, in its dtype and layout."""
+def match_layout(tensor: Tensor, x: Tensor) -> Tensor:
+    """Return the tensor in the dtype and memory layout of x, which has the same shape."""
     is_alike = tensor.stride() == x.stride() or (tensor.is_contiguous() and x.is_contiguous())
     if is_alike and tensor.dtype == x.dtype:
         return tensor
     return torch.empty_like(x).copy_(tensor)
 
 
-def fits(parameter: Tensor, x: Tensor) -> bool:
-    """Whether it is one number, or differs along the first two dimensions of x alone."""
+def is_supported(parameter: Tensor, x: Tensor) -> bool:
+    """Return whether a parameter has one element, or varies along dimensions 0 and 1 of x only."""
     if parameter.numel() == 1:
         return True
     shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)
@@ -31,7 +31,7 @@ def fits(parameter: Tensor, x: Tensor) -> bool:
 
 
 def sizes_along(parameter: Tensor, x: Tensor) -> tuple[int, int]:
-    """The sizes of a parameter that :func:`fits` along the first two dimensions of x."""
+    """Return the sizes along dimensions 0 and 1 of x of a parameter that :func:`is_supported`."""
     if parameter.numel() == 1:
         return 1, 1
     shape = (1,) * (x.dim() - parameter.dim()) + tuple(parameter.shape)

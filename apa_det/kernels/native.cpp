@@ -1,20 +1,20 @@
 // APA on the CPU: each pass reads and writes each element once.
 //
-// The arithmetic is that of eager.py, in single precision with functions that vectorise: setup.py
-// compiles this file once for each instruction set, and native.py loads the one that the processor
-// has. There is no dependency, not even on a thread library: `parallel` is GOMP_parallel of the
-// OpenMP library that torch has loaded, so that both share their threads.
+// The arithmetic is that of eager.py, in single precision, with functions that vectorize. setup.py
+// compiles this file once per instruction set; native.py loads the build for the CPU. The file has
+// no dependencies. Threads come from the OpenMP library of torch: `parallel` is its GOMP_parallel,
+// so both use the same thread pool.
 //
-// A tensor is (N, C, S) with parameters for each n and c, and lies in memory in this order ("rows",
-// NCHW) or as (N, S, C) ("columns", channels-last). Sums over elements are taken in double
-// precision, segment by segment, in an order that does not depend on the number of threads.
+// A tensor has shape (N, C, S) with parameters per n and c. It is stored in this order ("rows",
+// NCHW) or as (N, S, C) ("columns", channels-last). Elements are summed in double precision, segment
+// by segment, in an order that does not depend on the number of threads.
 
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
-// Loops vectorise only if all that they call is inlined.
+// Loops only vectorize if all functions they call are inlined.
 #define INLINE inline __attribute__((always_inline))
 #define SIMD _Pragma("omp simd")
 #define SIMD_SUM(...) _Pragma(#__VA_ARGS__)
@@ -31,15 +31,15 @@ template <class To, class From> INLINE To bits(From from) {
 
 // ---------------------------------------------------------------- elementary functions
 
-// To base 2, which needs no more than the integer part and a polynomial of the rest. Each is good to
-// about an ulp. What would be subnormal is 0.
+// All are to base 2: the integer part is exact, and a polynomial approximates the rest. Errors are
+// about one ulp. Subnormal results are flushed to 0.
 
 INLINE float at_least(float low, float v) { return v < low ? low : v; }  // NaN stays NaN
 
 // 2^v for v < 128.
 INLINE float exp2_(float v) {
   v = at_least(-127.f, v);
-  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds, and leaves the integer in the bits
+  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds v to an integer in the low bits
   float shifted = v + magic, r = v - (shifted - magic);
   float p = 1.5453163e-4f;
   p = p * r + 1.3390863e-3f;
@@ -110,16 +110,16 @@ INLINE float series(float t) {
 
 const float LOG_2 = 0.6931472f;
 
-struct Parameters {  // of one n and c
+struct Parameters {  // for one (n, c)
   float scale, shift;
   float slope;      // -κ log2 e
-  float high, low;  // log2 λ
+  float high, low;  // log2 λ = high + low
   float inverse;    // 1 / λ
   float kappa;
 };
 
 // With t = log2 λ - κz log2 e, so that x = λ e^-κz = 2^t, and a = 2^-|t|:
-// log2(1 + x) = max(t, 0) + log2(1 + a), which neither overflows nor loses digits.
+// log2(1 + x) = max(t, 0) + log2(1 + a) without overflow or cancellation.
 struct Point {
   float t, v;   // v = -κz log2 e
   float a, g;   // g = log2(1 + a) / a
@@ -136,15 +136,15 @@ INLINE Point evaluate(float z, const Parameters &p) {
   return {t, v, a, g, q, share, y > 1e38f ? 1e38f : y};
 }
 
-// 1 - η where it is precise, and where it is not, as y and then x are small, (1 - η) / e^-κz.
+// 1 - η; or, if y and x are small, (1 - η) / e^-κz, which stays accurate.
 struct Complement {
   bool is_small;
-  float value, eta, lost;  // `lost` is what rounding took off 1 - η
+  float value, eta, lost;  // `lost` is the rounding error of 1 - η
 };
 
 INLINE Complement complement(const Point &p) {
   float larger = p.y > p.t + 1.f ? p.y : p.t + 1.f;
-  bool is_small = larger < 1.f;  // y < 1 and t < 0, in a form that vectorises
+  bool is_small = larger < 1.f;  // y < 1 and t < 0, in a form that vectorizes
   float eta = exp2_(-p.y), e = exp2_ratio(at_least(-1.f, p.y < 1.f ? p.y : 1.f));
   float w = p.y < 1.f ? p.y * e : 1.f - eta;
   return {is_small, is_small ? p.g * e : w, eta, p.y < 1.f ? 0.f : (1.f - w) - eta};
@@ -168,9 +168,9 @@ struct Slopes {
   float z, lambda, kappa;
 };
 
-// outer · d log η: outer comes first in each product, as it vanishes where another overflows. With
-// s = share / λ, d log η is κs dz + zs dκ + (-log η - s) / λ dλ; the last is s^2 series(share) too.
-// `slope` is outer · s.
+// outer · d log η. `outer` comes first in each product because it is 0 where other factors overflow.
+// With s = share / λ, d log η = κs dz + zs dκ + (-log η - s) / λ dλ, and (-log η - s) / λ equals
+// s^2 series(share). `slope` is outer · s.
 template <bool WITH_Z>
 INLINE Slopes slopes(float outer, float slope, float z, const Point &at, const Parameters &p) {
   float s = at.share * p.inverse, small = slope * s * series(at.share);
@@ -187,12 +187,12 @@ struct ComplementSlopes {
   float outer, slope;
 };
 
-// The derivative of -log(1 - η) with respect to log η, and that times s.
+// The derivative of -log(1 - η) with respect to log η (`outer`), and outer · s (`slope`).
 INLINE ComplementSlopes complement_slopes(const Point &at, const Parameters &p) {
   Complement c = complement(at);
   float s = at.share * p.inverse;
   float slope = c.eta / c.value * (c.is_small ? at.q : s);
-  return {slope / s, slope};  // the first matters where share >= 1/3 alone
+  return {slope / s, slope};  // the first is only used where share >= 1/3
 }
 
 template <Form FORM> INLINE Slopes gradient(float grad, float z, const Parameters &p) {
@@ -223,7 +223,7 @@ INLINE void store(bfloat16 *p, int64_t i, float v) {
   p[i].raw = (uint16_t)(v != v ? 0x7fc0u : rounded);
 }
 
-struct PerChannel {  // element (n, c) is at n * stride_n + c * stride_c
+struct PerChannel {  // element (n, c) is data[n * stride_n + c * stride_c]
   const float *data;
   int64_t stride_n, stride_c;
 };
@@ -239,7 +239,7 @@ struct Threads {
   int64_t count;
 };
 
-struct Tensors {  // native.py has the same structure
+struct Tensors {  // must match _Tensors in native.py
   int64_t backward, form, is_bfloat16, columns, N, C, S;
   const void *x, *residual, *grad;
   void *out, *grad_residual;
@@ -248,7 +248,7 @@ struct Tensors {  // native.py has the same structure
   Threads threads;
 };
 
-struct Classes {  // native.py has the same structure
+struct Classes {  // must match _Classes in native.py
   int64_t backward, is_bfloat16, N, K;
   const void *logits;
   const int64_t *labels;
@@ -262,7 +262,7 @@ struct Classes {  // native.py has the same structure
 };
 }
 
-// What evaluate() takes of λ and κ, for each n and c that have their own.
+// The parameters of evaluate() for each (n, c) with distinct λ or κ.
 class Curves {
  public:
   Curves(const PerChannel &lambda, const PerChannel &kappa, int64_t N, int64_t C)
@@ -314,7 +314,7 @@ template <class Work> void run_share(void *data) {
   for (int64_t k = shared.items * i / of; k < shared.items * (i + 1) / of; k++) shared.work(k);
 }
 
-// work(0), ..., work(items - 1), shared between threads where there are enough elements.
+// Run work(0), ..., work(items - 1), in parallel if there are enough elements.
 template <class Work>
 void for_each(int64_t items, int64_t elements, const Threads &threads, const Work &work) {
   if (threads.parallel && threads.count > 1 && items > 1 && elements > 32768) {
@@ -327,10 +327,10 @@ void for_each(int64_t items, int64_t elements, const Threads &threads, const Wor
 
 INLINE int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// ---------------------------------------------------------------- rows: one pair (n, c) after another
+// ---------------------------------------------------------------- rows: (N, C, S) in memory
 
 const int64_t SEGMENT = 1 << 15;
-const int64_t BLOCK = 128;  // elements that are summed in single precision
+const int64_t BLOCK = 128;  // elements summed in single precision
 
 template <class T, Form FORM, bool AFFINE, bool RESIDUAL>
 void forward_rows(const Tensors &t) {
@@ -395,7 +395,7 @@ void backward_rows(const Tensors &t) {
   free(partial);
 }
 
-// ---------------------------------------------------------------- columns: all c of one place after another
+// ---------------------------------------------------------------- columns: (N, S, C) in memory
 
 const int64_t TILE = 256;
 
@@ -413,23 +413,23 @@ struct Tile {
   }
 };
 
-INLINE int64_t places_of_a_segment(const Tensors &t) {
-  int64_t places = SEGMENT / t.C;
-  return places < 1 ? 1 : places;
+INLINE int64_t positions_per_segment(const Tensors &t) {
+  int64_t positions = SEGMENT / t.C;
+  return positions < 1 ? 1 : positions;
 }
 
 template <class T, Form FORM, bool AFFINE, bool RESIDUAL>
 void forward_columns(const Tensors &t) {
   Curves curves(t.lambda, t.kappa, t.N, t.C);
-  int64_t places = places_of_a_segment(t), segments = (t.S + places - 1) / places;
+  int64_t positions = positions_per_segment(t), segments = (t.S + positions - 1) / positions;
   for_each(t.N * segments, t.N * t.C * t.S, t.threads, [&](int64_t item) {
-    int64_t n = item / segments, begin = item % segments * places;
-    int64_t end = minimum(begin + places, t.S);
+    int64_t n = item / segments, begin = item % segments * positions;
+    int64_t end = minimum(begin + positions, t.S);
     for (int64_t c = 0; c < t.C; c += TILE) {
       int64_t width = minimum(TILE, t.C - c);
       Tile tile(t, curves, n, c, width);
-      for (int64_t place = begin; place < end; place++) {
-        int64_t offset = (n * t.S + place) * t.C + c;
+      for (int64_t position = begin; position < end; position++) {
+        int64_t offset = (n * t.S + position) * t.C + c;
         const T *x = (const T *)t.x + offset, *residual = (const T *)t.residual + offset;
         T *out = (T *)t.out + offset;
         SIMD for (int64_t i = 0; i < width; i++) {
@@ -447,17 +447,17 @@ void forward_columns(const Tensors &t) {
 template <class T, Form FORM, bool AFFINE, bool RESIDUAL>
 void backward_columns(const Tensors &t) {
   Curves curves(t.lambda, t.kappa, t.N, t.C);
-  int64_t places = places_of_a_segment(t), segments = (t.S + places - 1) / places;
+  int64_t positions = positions_per_segment(t), segments = (t.S + positions - 1) / positions;
   double *partial = (double *)malloc(sizeof(double) * (4 * t.C * t.N * segments + 1));
   for_each(t.N * segments, t.N * t.C * t.S, t.threads, [&](int64_t item) {
-    int64_t n = item / segments, begin = item % segments * places;
-    int64_t end = minimum(begin + places, t.S);
+    int64_t n = item / segments, begin = item % segments * positions;
+    int64_t end = minimum(begin + positions, t.S);
     for (int64_t c = 0; c < t.C; c += TILE) {
       int64_t width = minimum(TILE, t.C - c);
       Tile tile(t, curves, n, c, width);
       double sums[4][TILE] = {};
-      for (int64_t place = begin; place < end; place++) {
-        int64_t offset = (n * t.S + place) * t.C + c;
+      for (int64_t position = begin; position < end; position++) {
+        int64_t offset = (n * t.S + position) * t.C + c;
         const T *x = (const T *)t.x + offset, *residual = (const T *)t.residual + offset;
         const T *grad = (const T *)t.grad + offset;
         T *grad_x = (T *)t.out + offset, *grad_residual = (T *)t.grad_residual + offset;
@@ -490,9 +490,9 @@ void backward_columns(const Tensors &t) {
   free(partial);
 }
 
-// ---------------------------------------------------------------- the loss of the classes
+// ---------------------------------------------------------------- class loss
 
-// Uniform in [0, 1): an integer hash of seed, row and column, so that both passes draw the same.
+// Uniform in [0, 1): an integer hash of seed, row and column, so forward and backward draw the same.
 INLINE uint32_t hash(uint32_t x) {
   x ^= x >> 16;
   x *= 0x7feb352du;
@@ -507,7 +507,7 @@ INLINE float draw(uint32_t key, uint32_t column) {
   return (float)(int)(hash(key + column * 0x9e3779b9u) >> 8) * 0x1p-24f;
 }
 
-// The parameters of all classes, an array each.
+// The parameters of all classes, as structure of arrays.
 struct ClassParameters {
   float *slope, *high, *low, *inverse, *kappa;
   INLINE Parameters operator[](int64_t c) const {
@@ -529,7 +529,7 @@ ClassParameters class_parameters(const Classes &t) {  // the caller frees `slope
   return all;
 }
 
-// One proposal. It is copied into each loop, which vectorises with local variables alone.
+// One proposal. Loops only vectorize with a local copy of it.
 template <class T, bool DROP> struct Proposal {
   const T *logits;
   ClassParameters parameters;
@@ -639,7 +639,7 @@ template <class T, bool DROP> void class_loss_backward(const Classes &t) {
   free(parameters.slope);
 }
 
-// ---------------------------------------------------------------- choosing the instance
+// ---------------------------------------------------------------- dispatch
 
 template <class T, Form FORM, bool AFFINE, bool RESIDUAL>
 void run(const Tensors &t) {

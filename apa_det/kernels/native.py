@@ -1,8 +1,7 @@
-"""APA on the CPU, compiled: native.cpp, which setup.py builds for each instruction set.
+"""The native backend: native.cpp on the CPU, which setup.py compiles for each instruction set.
 
-It takes float32 and bfloat16 tensors that lie in memory without gaps, with parameters for all
-elements together or for each channel. Where no compiler was there, it is absent and plain PyTorch
-does the work.
+It supports contiguous and channels-last tensors in float32 and bfloat16, with shared or per-channel
+parameters. If the library could not be compiled, the eager backend is used instead.
 """
 
 import ctypes
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .eager import Form
-from .layout import fits, is_dense, like, sizes_along
+from .layout import is_dense, is_supported, match_layout, sizes_along
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ INSTRUCTION_SETS = {
     "AVX512": ("avx512", "avx2", "baseline"),
     "AVX2": ("avx2", "baseline"),
 }
-"""What native.cpp is compiled for, best first, by torch's name of what the processor has."""
+"""Builds of native.cpp to load, best first, for each CPU capability of torch."""
 
 _FORMS = ("apa", "log_apa", "logit_apa", "aglu")
 
@@ -77,12 +76,14 @@ def _load_library() -> ctypes.CDLL | None:
                 try:
                     return ctypes.CDLL(str(file))
                 except OSError as error:
-                    logger.warning(f"{file} does not load, plain PyTorch is used instead: {error}")
+                    logger.warning(
+                        f"Cannot load {file}; APA uses plain PyTorch on the CPU instead: {error}"
+                    )
     return None
 
 
 def _find_threads() -> _Threads:
-    """The functions of the OpenMP library that torch works with; nothing where it has none."""
+    """Return the functions of torch's OpenMP library; null pointers if it has none."""
     functions = "GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"
     for file in Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
         library = ctypes.CDLL(str(file))
@@ -97,18 +98,21 @@ _THREADS = _find_threads() if _LIBRARY else _Threads()
 
 
 def supports(z: Tensor, *parameters: Tensor) -> bool:
-    """Whether this file computes these tensors on this machine."""
+    """Return whether this backend is available and supports these tensors."""
     return (
         _LIBRARY is not None
         and z.device.type == "cpu"
         and z.dtype in (torch.float32, torch.bfloat16)
         and is_dense(z)
-        and all(p.dtype == torch.float32 and p.is_contiguous() and fits(p, z) for p in parameters)
+        and all(
+            p.dtype == torch.float32 and p.is_contiguous() and is_supported(p, z)
+            for p in parameters
+        )
     )
 
 
 def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
-    """As :func:`apa_det.kernels.eager.forward`."""
+    """See :func:`apa_det.kernels.eager.forward`."""
     out = torch.empty_like(z)
     job = _job(form, z, out, lambda_=lambda_, kappa=kappa)
     _LIBRARY.apa_activation(ctypes.byref(job))
@@ -123,8 +127,8 @@ def backward(
     kappa: Tensor,
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """As :func:`apa_det.kernels.eager.backward`."""
-    grad_z, grad = torch.empty_like(z), like(grad, z)
+    """See :func:`apa_det.kernels.eager.backward`."""
+    grad_z, grad = torch.empty_like(z), match_layout(grad, z)
     job = _job(form, z, grad_z, lambda_=lambda_, kappa=kappa)
     job.grad = grad.data_ptr()
     sums = _run_with_sums(job)
@@ -143,11 +147,11 @@ def affine_aglu_forward(
     lambda_: Tensor,
     kappa: Tensor,
 ) -> Tensor:
-    """As :func:`apa_det.kernels.eager.affine_aglu_forward`."""
+    """See :func:`apa_det.kernels.eager.affine_aglu_forward`."""
     out = torch.empty_like(x)
     job = _job("aglu", x, out, scale=scale, shift=shift, lambda_=lambda_, kappa=kappa)
     if residual is not None:
-        residual = like(residual, x)
+        residual = match_layout(residual, x)
         job.residual = residual.data_ptr()
     _LIBRARY.apa_activation(ctypes.byref(job))
     return out
@@ -162,12 +166,12 @@ def affine_aglu_backward(
     lambda_: Tensor,
     kappa: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """As :func:`apa_det.kernels.eager.affine_aglu_backward`."""
-    grad_x, grad, grad_residual = torch.empty_like(x), like(grad, x), None
+    """See :func:`apa_det.kernels.eager.affine_aglu_backward`."""
+    grad_x, grad, grad_residual = torch.empty_like(x), match_layout(grad, x), None
     job = _job("aglu", x, grad_x, scale=scale, shift=shift, lambda_=lambda_, kappa=kappa)
     job.grad = grad.data_ptr()
     if residual is not None:
-        residual, grad_residual = like(residual, x), torch.empty_like(x)
+        residual, grad_residual = match_layout(residual, x), torch.empty_like(x)
         job.residual, job.grad_residual = residual.data_ptr(), grad_residual.data_ptr()
     sums = _run_with_sums(job)
     grad_scale, grad_shift, grad_lambda, grad_kappa = (
@@ -186,7 +190,7 @@ def class_loss_forward(
     seed: int,
     clamp: float,
 ) -> Tensor:
-    """As :func:`apa_det.kernels.eager.class_loss_forward`."""
+    """See :func:`apa_det.kernels.eager.class_loss_forward`."""
     job = _class_job(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp)
     total = torch.empty((), dtype=torch.float64)
     job.sums = total.data_ptr()
@@ -205,7 +209,7 @@ def class_loss_backward(
     seed: int,
     clamp: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`apa_det.kernels.eager.class_loss_backward`."""
+    """See :func:`apa_det.kernels.eager.class_loss_backward`."""
     job = _class_job(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp)
     grad_logits = torch.empty_like(logits)
     sums = torch.empty(2, 1, logits.shape[1], dtype=torch.float64)
@@ -266,7 +270,7 @@ def _job(form: Form, x: Tensor, out: Tensor, **parameters: Tensor) -> _Tensors:
 
 
 def _run_with_sums(job: _Tensors) -> Tensor:
-    """Run the backward pass. Returns: the sums, shape (N, 4, C), float64."""
+    """Run the backward pass; return the parameters' gradient sums, float64 (N, 4, C)."""
     sums = torch.empty(job.N, 4, job.C, dtype=torch.float64)
     job.backward, job.sums = True, sums.data_ptr()
     _LIBRARY.apa_activation(ctypes.byref(job))
@@ -274,7 +278,7 @@ def _run_with_sums(job: _Tensors) -> Tensor:
 
 
 def _reduce(sums: Tensor, parameter: Tensor, x: Tensor) -> Tensor:
-    """Sums of shape (N, C), over what the parameter was broadcast along."""
+    """Reduce sums of shape (N, C) to the shape of the parameter."""
     shape = sizes_along(parameter, x)
     for dim in (0, 1):
         if shape[dim] == 1:

@@ -1,7 +1,7 @@
-"""The kernels as operators of torch, ``torch.ops.apa_det.*``, with fakes and gradients.
+"""The kernels as custom operators ``torch.ops.apa_det.*``, with fake kernels and gradients.
 
-So torch.compile, torch.export, activation checkpointing and DDP take each for one operator. Its
-``backend`` names the file of this folder that computes it.
+torch.compile, torch.export, activation checkpointing and DDP treat each as a single operator. Its
+argument ``backend`` selects a module of :data:`BACKENDS`.
 """
 
 from types import ModuleType
@@ -53,7 +53,7 @@ def _class_loss_backward(*inputs):
 
 
 def _as_tensors(gradients, like: Tensor) -> tuple[Tensor, ...]:
-    """An operator returns no None: an empty tensor stands for it."""
+    """Replace None by an empty tensor, since operators cannot return None."""
     return tuple(like.new_empty(0) if g is None else g for g in gradients)
 
 
@@ -110,51 +110,51 @@ affine_aglu = torch.ops.apa_det.affine_aglu.default
 class_loss = torch.ops.apa_det.class_loss.default
 
 
-def _keep_activation(ctx, inputs, output):
+def _save_activation(ctx, inputs, output):
     *tensors, ctx.form, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate_activation(ctx, grad):
+def _activation_gradients(ctx, grad):
     needs = ctx.needs_input_grad[:3]
     gradients = torch.ops.apa_det.activation_backward(
         grad, *ctx.saved_tensors, ctx.form, ctx.backend, needs
     )
-    return *_where_needed(gradients, needs), None, None
+    return *_or_none(gradients, needs), None, None
 
 
-def _keep_affine_aglu(ctx, inputs, output):
+def _save_affine_aglu(ctx, inputs, output):
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate_affine_aglu(ctx, grad):
+def _affine_aglu_gradients(ctx, grad):
     gradients = torch.ops.apa_det.affine_aglu_backward(grad, *ctx.saved_tensors, ctx.backend)
-    return *_where_needed(gradients, ctx.needs_input_grad[:6]), None
+    return *_or_none(gradients, ctx.needs_input_grad[:6]), None
 
 
-def _keep_class_loss(ctx, inputs, output):
+def _save_class_loss(ctx, inputs, output):
     *tensors, ctx.seed, ctx.clamp, ctx.backend = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate_class_loss(ctx, grad):
+def _class_loss_gradients(ctx, grad):
     grad_logits, grad_lambda, grad_kappa = torch.ops.apa_det.class_loss_backward(
         grad, *ctx.saved_tensors, ctx.seed, ctx.clamp, ctx.backend
     )
     needs = ctx.needs_input_grad
-    by_parameter = _where_needed((grad_lambda, grad_kappa), needs[2:4])
+    by_parameter = _or_none((grad_lambda, grad_kappa), needs[2:4])
     return grad_logits, None, *by_parameter, None, None, None, None, None
 
 
-def _where_needed(gradients, needs) -> list[Tensor | None]:
+def _or_none(gradients, needs) -> list[Tensor | None]:
     return [g if need else None for g, need in zip(gradients, needs, strict=True)]
 
 
-def _refuse_second_derivatives(ctx, *grads):
+def _raise_on_double_backward(ctx, *grads):
     raise RuntimeError(
-        "The kernels of APA have no second derivatives: write the activation in plain PyTorch "
-        "where you need them."
+        "APA does not support second derivatives. Write the activation in plain PyTorch to get "
+        "them."
     )
 
 
@@ -164,9 +164,9 @@ def _register_gradients(name: str, backward, setup_context=None) -> None:
     )
 
 
-_register_gradients("activation", _differentiate_activation, _keep_activation)
-_register_gradients("affine_aglu", _differentiate_affine_aglu, _keep_affine_aglu)
-_register_gradients("class_loss", _differentiate_class_loss, _keep_class_loss)
-_register_gradients("activation_backward", _refuse_second_derivatives)
-_register_gradients("affine_aglu_backward", _refuse_second_derivatives)
-_register_gradients("class_loss_backward", _refuse_second_derivatives)
+_register_gradients("activation", _activation_gradients, _save_activation)
+_register_gradients("affine_aglu", _affine_aglu_gradients, _save_affine_aglu)
+_register_gradients("class_loss", _class_loss_gradients, _save_class_loss)
+_register_gradients("activation_backward", _raise_on_double_backward)
+_register_gradients("affine_aglu_backward", _raise_on_double_backward)
+_register_gradients("class_loss_backward", _raise_on_double_backward)

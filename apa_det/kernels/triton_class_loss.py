@@ -1,7 +1,8 @@
-"""The loss of the classes on a GPU: the program that triton_kernels.py launches for it.
+"""Device code of the class loss, launched by triton_kernels.py.
 
-Logits are (N, K). A program works on tiles of rows × classes, one above another. What DropLoss
-draws comes from seed, row and class alone: both passes draw the same, and nothing is kept.
+Logits have shape (N, K). Each program processes a column of tiles of rows × classes. The random
+draws of DropLoss depend on seed, row and class only, so forward and backward draw the same values
+and nothing is saved.
 """
 
 import triton
@@ -31,11 +32,11 @@ def class_loss(
     BLOCK_K: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """TILES tiles, of which program p writes the sums over rows to sums[:, p].
+    """Process TILES tiles; program p along N writes sums over its rows to sums[:, p].
 
-    ``sums`` has shape (1, programs along N, K), for the loss; or, if ``grad`` is not None,
-    (2, programs along N, K), for the gradients of λ and κ. LAMBDA and KAPPA are 1 where
-    there is one for each class, otherwise 0.
+    ``sums`` has shape (1, programs along N, K) for the loss or, if ``grad`` is given,
+    (2, programs along N, K) for the gradients of λ and κ. LAMBDA and KAPPA are 1 if the parameter
+    is per class, otherwise 0.
     """
     c = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     lambda_ = above_floor(tl.load(lambda_ + c * LAMBDA, c < K, other=1.0))

@@ -1,13 +1,12 @@
-"""APA on a GPU: the programs that triton_kernels.py launches.
+"""Device code of APA, launched by triton_kernels.py.
 
-Each element is read and written once. The arithmetic is that of eager.py, with logarithms
-to base 2: of the elementary functions a GPU has 2^x and 1/√x, a single instruction each, and no
-logarithm that is precise near log 1. So that is a polynomial here, which serves the gradient of λ
-too.
+Each element is read and written once. The arithmetic is that of eager.py, with logarithms to base
+2. GPUs compute 2^x and 1/√x in one instruction, but have no logarithm that is accurate near 1.
+Therefore log2(1 + x) is a polynomial here, which the gradient of λ also uses.
 
-A tensor is (N, C, S), with parameters for each n and c. A program works on tiles of C × S, one or
-more along S. In memory comes c before s ("columns", channels-last), or s before c. Where a tile
-starts is an int64: a tensor may have more than 2^31 elements.
+A tensor has shape (N, C, S), with parameters per n and c. Each program processes one or more tiles
+of C × S along S. The fastest dimension in memory is C ("columns", channels-last) or S. Tile offsets
+are int64, since tensors may have more than 2^31 elements.
 """
 
 import triton
@@ -18,9 +17,9 @@ _LN2 = tl.constexpr(0.6931471805599453)
 _NAN = tl.constexpr(float("nan"))
 
 _LAMBDA_FLOOR = tl.constexpr(1e-20)
-_HIGHEST = tl.constexpr(86.0)  # of log2 e^(−κz); what is above is added to log2(1 + x)
-_LOWEST = tl.constexpr(-58.0)  # of the same, where a result divides by e^(−κz)
-_FINITE = tl.constexpr(1e18)  # keeps −log η below the largest float, and 0 · −log η from NaN
+_HIGHEST = tl.constexpr(86.0)  # upper clamp of log2 e^(−κz); the excess is added to log2(1 + x)
+_LOWEST = tl.constexpr(-58.0)  # lower clamp of log2 e^(−κz), where results divide by e^(−κz)
+_FINITE = tl.constexpr(1e18)  # keeps −log η finite, so that 0 · −log η is not NaN
 
 
 # -------------------------------------------------------------------- elementary functions
@@ -28,7 +27,7 @@ _FINITE = tl.constexpr(1e18)  # keeps −log η below the largest float, and 0 �
 
 @triton.jit
 def _log2_series(f):
-    """(log2(1 + f) − f · log2 e) / f² for f in [−1/4, 1/2]: the minimax polynomial."""
+    """Compute (log2(1 + f) − f · log2 e) / f² for f in [−1/4, 1/2], by a minimax polynomial."""
     p = f * -0.06664177 + 0.15279491
     p = p * f - 0.19032998
     p = p * f + 0.20872816
@@ -41,7 +40,7 @@ def _log2_series(f):
 
 @triton.jit
 def _power_of_2(u):
-    """k and 2^−k, such that u · 2^−k is in [3/4, 3/2)."""
+    """Return k and 2^−k such that u · 2^−k is in [3/4, 3/2)."""
     exponent = (u.to(tl.int32, bitcast=True) - 0x3F400000) & -0x800000
     scale = (0x3F800000 - exponent).to(tl.float32, bitcast=True)
     return exponent.to(tl.float32) * (1.0 / 0x800000), scale
@@ -49,7 +48,7 @@ def _power_of_2(u):
 
 @triton.jit
 def _one_minus_exp2(y, eta):
-    """1 − η where η = 2^−y, and what rounding took off it."""
+    """Return 1 − η, where η = 2^−y, and its rounding error."""
     n = y * _LN2
     p = n * -0.0010386467 + 0.00807781
     p = p * n - 0.041579373
@@ -63,7 +62,7 @@ def _one_minus_exp2(y, eta):
 
 @triton.jit
 def _log2_complement(y, eta, below):
-    """log2(1 − η), where η = 2^−y."""
+    """Compute log2(1 − η), where η = 2^−y."""
     complement, lost = _one_minus_exp2(y, eta)
     k, scale = _power_of_2(complement)
     f = (complement * scale - 1.0) + lost * scale
@@ -80,10 +79,10 @@ def above_floor(lambda_):
 
 @triton.jit
 def _evaluate(z, lambda_, inverse, kappa, LOGIT: tl.constexpr, GRADIENT: tl.constexpr):
-    """What value and gradients share, for x = λe and e = e^(−κz) clamped; ``inverse`` is 1/λ.
+    """Compute the terms shared by value and gradients; ``inverse`` is 1/λ.
 
-    Returns: e, x, whether x < 1/2, :func:`_log2_series` and log2 of 1 + x, y = −log2 η, and what
-    log2 e lost at the lower clamp.
+    Returns: e = e^(−κz) with clamped exponent; x = λe; whether x < 1/2; :func:`_log2_series` and
+    log2 of 1 + x; y = −log2 η; the excess of log2 e below the lower clamp.
     """
     v = z * (kappa * -_LOG2E)
     if GRADIENT:
@@ -99,8 +98,8 @@ def _evaluate(z, lambda_, inverse, kappa, LOGIT: tl.constexpr, GRADIENT: tl.cons
     f = x * scale + (scale - 1.0)
     series = _log2_series(f)
     ratio = f * series + _LOG2E
-    log2 = f * ratio + (k + (v - clamped))  # fused or not: it matters where x is large alone
-    is_small = scale == 1.0  # 1 + x < 3/2, as rounded
+    log2 = f * ratio + (k + (v - clamped))  # FMA or not only matters for large x
+    is_small = scale == 1.0  # 1 + x < 3/2 after rounding
     y = tl.where(is_small, e * ratio, log2 * inverse)
     return e, x, is_small, series, log2, y, below
 
@@ -121,7 +120,7 @@ def _value(z, lambda_, inverse, kappa, FORM: tl.constexpr):
 
 @triton.jit
 def _gradients(grad, z, lambda_, inverse, kappa, FORM: tl.constexpr):
-    """Those of one element with respect to z, λ and κ."""
+    """Compute the elementwise gradients for z, λ and κ."""
     e, x, is_small, series, log2, y, _ = _evaluate(
         z, lambda_, inverse, kappa, FORM == "logit_apa", True
     )
@@ -138,11 +137,11 @@ def _gradients(grad, z, lambda_, inverse, kappa, FORM: tl.constexpr):
 
 @triton.jit
 def _slopes(outer, z, e, x, is_small, series, log2, inverse, kappa, TIMES_Z: tl.constexpr):
-    """outer · d log η, or with TIMES_Z outer · (z d log η + dz), with respect to z, λ and κ.
+    """Compute outer · d log η, or with TIMES_Z outer · (z d log η + dz), for z, λ and κ.
 
     d log η = κs dz + zs dκ + (y − s)/λ dλ, with s = e/(1 + x) and the natural y = log(1 + x)/λ.
     For x < 1/2, (y − s)/λ = e² · ((log(1 + x) − x)/x² + 1/(1 + x)). `outer` comes first in each
-    product: it vanishes where another factor overflows.
+    product because it is 0 where other factors overflow.
     """
     u = 1.0 + x
     root = tl.rsqrt(u)
@@ -162,7 +161,7 @@ def _slopes(outer, z, e, x, is_small, series, log2, inverse, kappa, TIMES_Z: tl.
 
 @triton.jit
 def _parameter(pointer, n, c, C, ALONG: tl.constexpr):
-    """One element, or that of each n or c or both, of the shape of c or a scalar; float32."""
+    """Load a float32 parameter that varies along ALONG: "", "n", "c" or "nc"."""
     if ALONG == "":
         value = tl.load(pointer)
     elif ALONG == "n":
@@ -176,9 +175,9 @@ def _parameter(pointer, n, c, C, ALONG: tl.constexpr):
 
 @triton.jit
 def _tile(n, first_s, C, S, COLUMNS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
-    """Of the tile of this program that begins at first_s: c, where it starts, offsets from there.
+    """Return the channels, start offset and relative offsets of the tile beginning at first_s.
 
-    A tile of one c has a scalar c, so that its parameters are loaded once.
+    A tile of one channel has scalar channels, so that its parameters are loaded once.
     """
     first_c = tl.program_id(1) * BLOCK_C
     j = tl.arange(0, BLOCK_S)[None, :]
@@ -233,7 +232,7 @@ def forward(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """One tile. S counts units of UNIT elements, so that the compiler knows what divides it."""
+    """Process one tile. S counts units of UNIT elements, so the compiler knows its divisibility."""
     S = S.to(tl.int64) * UNIT
     n = tl.program_id(2).to(tl.int64)
     first_s = tl.program_id(0).to(tl.int64) * BLOCK_S
@@ -274,10 +273,10 @@ def backward(
     BLOCK_S: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """TILES tiles along S, whose sums over S program p of n writes to sums[:, n, p].
+    """Process TILES tiles along S; program p along S writes sums over its tiles to sums[:, n, p].
 
-    ``sums`` has shape (2 or 4, N, programs along S, C): the gradients of λ, κ, and scale and shift.
-    It, and ``grad_x``, are None where they are not needed.
+    ``sums`` has shape (2 or 4, N, programs along S, C): the gradients of λ, κ and, with ``scale``,
+    of scale and shift. ``sums`` and ``grad_x`` are None if not needed.
     """
     S = S.to(tl.int64) * UNIT
     n = tl.program_id(2).to(tl.int64)

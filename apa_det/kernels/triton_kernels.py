@@ -1,8 +1,8 @@
-"""APA on a GPU, in Triton: the launches of triton_device.py and triton_class_loss.py.
+"""The triton backend: launches triton_device.py and triton_class_loss.py on a GPU.
 
-It takes float32, float16 and bfloat16 tensors that lie in memory without gaps, with float32
-parameters for all elements together or for each channel, and computes in float32. Gradients of
-parameters are summed in a fixed order. Nothing waits for the GPU.
+It supports contiguous and channels-last tensors in float32, float16 and bfloat16, with shared or
+per-channel float32 parameters, and computes in float32. Parameter gradients are summed in a fixed
+order. It never synchronizes with the GPU.
 """
 
 import math
@@ -14,35 +14,35 @@ import torch
 from torch import Tensor
 
 from .eager import Form
-from .layout import fits, is_dense, like, sizes_along
+from .layout import is_dense, is_supported, match_layout, sizes_along
 
 _HAS_TRITON = find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _NUM_WARPS = 4
 _NUM_THREADS = 32 * _NUM_WARPS
-_TILE_CHANNELS = 128  # of a channels-last tile, at most
+_TILE_CHANNELS = 128  # maximum channels of a channels-last tile
 _CLASS_LOSS_TILE = 8, 128  # rows × classes
-_TILES = 4  # of a program that leaves sums, where there are enough for all processors
-_ENOUGH_TILES = 1 << 13
-_MAX_TILES = 1 << 18  # beyond it a program has more
-_MAX_GRID = 65535  # the largest grid, but for its first dimension
+_TILES = 4  # tiles per program with sums, if there are at least _ENOUGH_TILES
+_ENOUGH_TILES = 1 << 13  # to occupy all multiprocessors
+_MAX_TILES = 1 << 18  # beyond it, programs process more tiles
+_MAX_GRID = 65535  # maximum size of grid dimensions 1 and 2
 
 
 def supports(z: Tensor, *parameters: Tensor) -> bool:
-    """Whether this file computes these tensors on this machine."""
+    """Return whether this backend is available and supports these tensors."""
     return (
         _HAS_TRITON
         and z.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and (_INTERPRETED or _has_gpu(z))
         and is_dense(z)
-        and all(p.dtype == torch.float32 and fits(p, z) for p in parameters)
+        and all(p.dtype == torch.float32 and is_supported(p, z) for p in parameters)
         and max(_view(z, parameters)[:2]) <= _MAX_GRID
     )
 
 
 def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
-    """As :func:`apa_det.kernels.eager.forward`."""
+    """See :func:`apa_det.kernels.eager.forward`."""
     out = torch.empty_like(z)
     _launch_forward(form, z, None, None, None, lambda_, kappa, out)
     return out
@@ -56,14 +56,14 @@ def backward(
     kappa: Tensor,
     needs: tuple[bool, bool, bool] = (True, True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """As :func:`apa_det.kernels.eager.backward`."""
+    """See :func:`apa_det.kernels.eager.backward`."""
     grad_z = torch.empty_like(z) if needs[0] else None
     with_sums = needs[1] or needs[2]
     inputs = grad, z, None, None, None, lambda_, kappa
     sums = _launch_backward(form, *inputs, grad_z, None, with_sums)
     if sums is None:
         return grad_z, None, None
-    grad_lambda, grad_kappa = _add_up(sums, z, lambda_, kappa)
+    grad_lambda, grad_kappa = _reduce(sums, z, lambda_, kappa)
     return grad_z, grad_lambda if needs[1] else None, grad_kappa if needs[2] else None
 
 
@@ -75,7 +75,7 @@ def affine_aglu_forward(
     lambda_: Tensor,
     kappa: Tensor,
 ) -> Tensor:
-    """As :func:`apa_det.kernels.eager.affine_aglu_forward`."""
+    """See :func:`apa_det.kernels.eager.affine_aglu_forward`."""
     out = torch.empty_like(x)
     _launch_forward("aglu", x, scale, shift, residual, lambda_, kappa, out)
     return out
@@ -90,12 +90,12 @@ def affine_aglu_backward(
     lambda_: Tensor,
     kappa: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """As :func:`apa_det.kernels.eager.affine_aglu_backward`."""
+    """See :func:`apa_det.kernels.eager.affine_aglu_backward`."""
     grad_x = torch.empty_like(x)
     grad_residual = None if residual is None else torch.empty_like(x)
     inputs = grad, x, scale, shift, residual, lambda_, kappa
     sums = _launch_backward("aglu", *inputs, grad_x, grad_residual, True)
-    by_parameter = _add_up(sums, x, lambda_, kappa, scale, shift)
+    by_parameter = _reduce(sums, x, lambda_, kappa, scale, shift)
     grad_lambda, grad_kappa, grad_scale, grad_shift = by_parameter
     return grad_x, grad_scale, grad_shift, grad_residual, grad_lambda, grad_kappa
 
@@ -110,7 +110,7 @@ def class_loss_forward(
     seed: int,
     clamp: float,
 ) -> Tensor:
-    """As :func:`apa_det.kernels.eager.class_loss_forward`."""
+    """See :func:`apa_det.kernels.eager.class_loss_forward`."""
     inputs = logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp
     return _launch_class_loss(None, *inputs, None).sum(dtype=torch.float64).float()
 
@@ -126,11 +126,11 @@ def class_loss_backward(
     seed: int,
     clamp: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`apa_det.kernels.eager.class_loss_backward`."""
+    """See :func:`apa_det.kernels.eager.class_loss_backward`."""
     grad_logits = torch.empty_like(logits)
     inputs = logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp
     sums = _launch_class_loss(grad, *inputs, grad_logits)
-    return grad_logits, *_add_up(sums, logits, lambda_, kappa)
+    return grad_logits, *_reduce(sums, logits, lambda_, kappa)
 
 
 def _launch_forward(
@@ -147,7 +147,7 @@ def _launch_forward(
 
     if x.numel() == 0:
         return
-    residual = None if residual is None else like(residual, x)
+    residual = None if residual is None else match_layout(residual, x)
     parameters = [None if p is None else p.contiguous() for p in (scale, shift, lambda_, kappa)]
     layout, n, c, s = _layout(form, x, parameters, 32 // x.element_size())
     grid = _ceil(s, layout["BLOCK_S"]), _ceil(c, layout["BLOCK_C"]), n
@@ -168,9 +168,10 @@ def _launch_backward(
     grad_residual: Tensor | None,
     with_sums: bool,
 ) -> Tensor | None:
-    """Returns: the sums of each program, shape (2 or 4, N, programs, C), where they are asked for.
+    """Launch the backward pass; return the sums of each program if ``with_sums``.
 
-    They are for λ and κ, and then for the scale and the shift.
+    The sums have shape (2 or 4, N, programs, C): the gradients of λ, κ and, with ``scale``, of
+    scale and shift.
     """
     from .triton_device import backward
 
@@ -183,13 +184,13 @@ def _launch_backward(
     tiles, tiles_c = _ceil(s, layout["BLOCK_S"]), _ceil(c, layout["BLOCK_C"])
     num_tiles = tiles * tiles_c * n
     each = _TILES * _power_of_2(_ceil(num_tiles, _MAX_TILES)) if num_tiles >= _ENOUGH_TILES else 1
-    while _ceil(tiles, each) * each > 1.125 * tiles:  # the last program has empty tiles
+    while _ceil(tiles, each) * each > 1.125 * tiles:  # too many empty tiles
         each //= 2
     layout["TILES"] = each
     grid = _ceil(tiles, each), tiles_c, n
     sums = x.new_empty(num_sums, n, grid[0], c, dtype=torch.float32) if with_sums else None
-    residual = None if residual is None else like(residual, x)
-    tensors = like(grad, x), x, residual, grad_x, grad_residual, sums
+    residual = None if residual is None else match_layout(residual, x)
+    tensors = match_layout(grad, x), x, residual, grad_x, grad_residual, sums
     with torch.cuda.device_of(x):
         backward[grid](*tensors, *parameters, c, s // layout["UNIT"], **layout)
     return sums
@@ -207,7 +208,7 @@ def _launch_class_loss(
     clamp: float,
     grad_logits: Tensor | None,
 ) -> Tensor:
-    """Returns: the sums of each program, shape (1 or 2, 1, programs, K)."""
+    """Launch the class loss; return the sums of each program, shape (1 or 2, 1, programs, K)."""
     from .triton_class_loss import class_loss
 
     n, k = logits.shape
@@ -246,7 +247,7 @@ def _launch_class_loss(
 def _layout(
     form: Form, x: Tensor, parameters: list[Tensor | None], per_thread: int
 ) -> tuple[dict, int, int, int]:
-    """The constants of a program that goes through x with ``per_thread`` elements; N, C and S."""
+    """Return the kernel constants for ``per_thread`` elements of x per thread, and N, C, S."""
     n, c, s, columns = _view(x, parameters)
     size = per_thread * _NUM_THREADS
     if columns:
@@ -269,7 +270,7 @@ def _layout(
 
 
 def _view(x: Tensor, parameters: Sequence[Tensor | None]) -> tuple[int, int, int, bool]:
-    """N, C and S, with parameters for each n and c; and whether c comes before s in memory."""
+    """Return N, C, S of x for parameters per n and c, and whether C is fastest in memory."""
     along = {_along(p, x) for p in parameters}
     if along == {""}:
         return 1, 1, x.numel(), False
@@ -280,8 +281,8 @@ def _view(x: Tensor, parameters: Sequence[Tensor | None]) -> tuple[int, int, int
     return n, c, s, s == 1 or not x.is_contiguous()
 
 
-def _add_up(sums: Tensor, x: Tensor, *parameters: Tensor) -> list[Tensor]:
-    """The gradient of each parameter, from its sums of shape (N, programs, C)."""
+def _reduce(sums: Tensor, x: Tensor, *parameters: Tensor) -> list[Tensor]:
+    """Return the gradient of each parameter, from its sums of shape (N, programs, C)."""
     totals = {}
     for along in {_along(p, x) for p in parameters}:
         dims = [2, *(dim for dim, name in ((1, "n"), (3, "c")) if name not in along)]
@@ -290,7 +291,7 @@ def _add_up(sums: Tensor, x: Tensor, *parameters: Tensor) -> list[Tensor]:
 
 
 def _along(parameter: Tensor | None, x: Tensor) -> str:
-    """Which of the first two dimensions of x, "n" and "c", it differs along: "", "n", "c", "nc"."""
+    """Return which of the dimensions n and c of x a parameter varies along: "", "n", "c", "nc"."""
     if parameter is None:
         return ""
     n, c = sizes_along(parameter, x)
@@ -298,7 +299,7 @@ def _along(parameter: Tensor | None, x: Tensor) -> str:
 
 
 def _has_gpu(x: Tensor) -> bool:
-    """Whether x is on a GPU that Triton compiles for: bfloat16 needs compute capability 8."""
+    """Return whether x is on a GPU that Triton supports; bfloat16 needs compute capability 8."""
     if x.device.type != "cuda":
         return False
     needed = 8 if x.dtype == torch.bfloat16 else 7
@@ -310,5 +311,5 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _power_of_2(size: int) -> int:
-    """The smallest that is not below."""
+    """Return the smallest power of 2 >= size."""
     return 1 << (size - 1).bit_length()

@@ -1,6 +1,8 @@
+"""Activations, gates, norms, CARAFE and normed classifiers: the layers used by the models."""
+
 from .activations import ACTIVATION_REGISTRY, Swish, activation_from_config, get_activation
 from .carafe import CARAFE
-from .fused import conv_norm_aglu, fuses, norm_gate_shortcut_aglu
+from .fused import can_fuse, conv_norm_aglu, norm_gate_shortcut_aglu
 from .gates import (
     GATE_REGISTRY,
     CBAMGate,
@@ -31,8 +33,8 @@ __all__ = [
     "Swish",
     "WrappedCauchyLinear",
     "activation_from_config",
+    "can_fuse",
     "conv_norm_aglu",
-    "fuses",
     "gate_from_config",
     "get_activation",
     "get_gate",

@@ -1,4 +1,4 @@
-"""Activations by name."""
+"""Registry of activations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from ..activation import AGLU
 from ..activation import aglu as evaluate_aglu
+from ..errors import UserError
 
 __all__ = ["ACTIVATION_REGISTRY", "Swish", "activation_from_config", "get_activation"]
 
 ACTIVATION_REGISTRY = Registry("ACTIVATION")
 ACTIVATION_REGISTRY.__doc__ = """
-Activations, by the names that ``MODEL.APA.ACTIVATION`` and the like take.
+Registry of activations, for ``MODEL.APA.ACTIVATION`` and similar config keys.
 
-Each is a callable ``(num_channels: int | None, **aglu_args) -> nn.Module``. ``num_channels`` is
-None unless learned parameters are per channel; ``aglu_args`` are those of
-:class:`apa_det.activation.AGLU`.
+Entries are callables ``(num_channels: int | None, **aglu_args) -> nn.Module``. ``num_channels`` is
+given if learned parameters are per channel, else None. ``aglu_args`` are the arguments of
+:class:`apa_det.activation.AGLU`; other activations ignore them.
 """
 
 
@@ -45,7 +46,7 @@ def leaky_relu(num_channels: int | None = None, **_) -> nn.Module:
 
 @ACTIVATION_REGISTRY.register()
 def prelu(num_channels: int | None = None, **_) -> nn.Module:
-    """max(x, 0) + a min(x, 0), a learned, 0.25 at the start: "Delving Deep into Rectifiers" (He et
+    """max(x, 0) + a min(x, 0), a learned, initially 0.25: "Delving Deep into Rectifiers" (He et
     al., ICCV 2015), equation 1."""
     return nn.PReLU(num_channels or 1)
 
@@ -91,13 +92,13 @@ def hardswish(num_channels: int | None = None, **_) -> nn.Module:
 
 
 class Swish(nn.Module):
-    """x · sigmoid(βx) with a learned β, 1 at the start: AGLU with λ = 1 and κ = β.
+    """x · sigmoid(βx) with a learned β, initially 1: AGLU with λ = 1 and κ = β.
 
     "Searching for Activation Functions" (Ramachandran, Zoph and Le, 2017), section 4.
 
     Args:
-        num_channels: None for one β, of shape (1,); or the number of channels, for one a channel,
-            of shape (C,).
+        num_channels: None for one β, of shape (1,). A number C for one β per channel, of shape
+            (C,).
     """
 
     def __init__(self, num_channels: int | None = None):
@@ -105,7 +106,7 @@ class Swish(nn.Module):
         self.beta = nn.Parameter(torch.ones(num_channels or 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, ...) or, with one β, any. Returns: the same shape."""
+        """Apply to x of shape (N, C, ...) if β is per channel, otherwise of any shape."""
         beta = self.beta
         if len(beta) > 1:
             beta = beta.view([1, -1] + [1] * (x.dim() - 2))
@@ -124,32 +125,32 @@ def get_activation(
     """Build an activation.
 
     Args:
-        activation: a name in :data:`ACTIVATION_REGISTRY`: "aglu", "relu", "leaky_relu", "prelu",
-            "elu", "gelu", "silu", "swish", "mish" or "hardswish"; or a callable that makes a module
-            from the number of channels.
-        num_channels: of the feature map that it is applied to.
-        per_channel: whether AGLU, PReLU and Swish have their parameters per channel.
+        activation: a name in :data:`ACTIVATION_REGISTRY` ("aglu", "relu", "leaky_relu", "prelu",
+            "elu", "gelu", "silu", "swish", "mish" or "hardswish"), or a callable that builds a
+            module for a number of channels.
+        num_channels: number of channels of its input.
+        per_channel: if True, the parameters of AGLU, PReLU and Swish are per channel.
         aglu_args: ``lambda_range``, ``kappa_range`` and ``lambda_min`` of
-            :class:`apa_det.activation.AGLU`; the others have no use for them.
+            :class:`apa_det.activation.AGLU`.
 
     Raises:
-        ValueError: an unknown name.
+        UserError: if the name is unknown.
     """
     if callable(activation):
         return activation(num_channels)
     if activation not in ACTIVATION_REGISTRY:
         names = ", ".join(sorted(name for name, _ in ACTIVATION_REGISTRY))
-        raise ValueError(f"Unknown activation {activation!r}: choose one of {names}.")
+        raise UserError(f"Unknown activation {activation!r}; expected one of {names}.")
     build = ACTIVATION_REGISTRY.get(activation)
     return build(num_channels if per_channel else None, **aglu_args)
 
 
 def activation_from_config(cfg: CfgNode, activation: str) -> Callable[[int], nn.Module]:
-    """The callable for :func:`get_activation` that the keys under ``MODEL.APA`` describe.
+    """Return :func:`get_activation` of a name with the settings of ``MODEL.APA`` bound.
 
     Args:
-        cfg: a config with the keys of :func:`apa_det.add_apa_config`.
-        activation: the name, from whichever key holds it.
+        cfg: config with the keys of :func:`apa_det.add_apa_config`.
+        activation: name of the activation.
     """
     return partial(
         get_activation,

@@ -1,4 +1,4 @@
-"""CARAFE: upsampling by kernels that are predicted from the content of the feature map.
+"""CARAFE: upsampling with kernels predicted from the features.
 
 "CARAFE: Content-Aware ReAssembly of FEatures" (Wang et al., ICCV 2019).
 """
@@ -12,37 +12,35 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["CARAFE", "carafe"]
 
-# Feature maps are worked on in blocks of so many columns. An output row of a block is one product
-# of matrices: the kernels, as a band matrix, times the k input rows around it. The band grows with
-# the square of the width of the block.
+# Number of columns per block. Each output row of a block is one matrix product: the kernels, as a
+# band matrix, times the k surrounding input rows. The band matrix grows quadratically with _BLOCK.
 _BLOCK = 16
 
 
 def carafe(x: Tensor, kernels: Tensor, scale: int = 2) -> Tensor:
-    """Reassemble features: each output pixel is the weighted sum of k × k input pixels.
+    """Reassemble features: each output pixel is a weighted sum of k × k input pixels.
 
-    They lie around the input pixel that nearest-neighbour upsampling would take; outside of the
-    input is zero. The neighbourhoods are not unfolded: from 100 channels on no temporary is larger
-    than the output, and the inputs alone are kept for the backward pass.
+    They are centered on the pixel of nearest-neighbor upsampling; the input is zero-padded.
+    Neighborhoods are not unfolded: with 100 channels or more, no temporary is larger than the
+    output. Only the inputs are saved for the backward pass.
 
     Args:
         x: shape (N, C, H, W).
-        kernels: shape (N, k², scale·H, scale·W), k odd; the k² weights of a pixel run over the
-            rows of its neighbourhood.
-        scale: how many times as high and as wide the output is.
+        kernels: shape (N, k², scale·H, scale·W), k odd. The k² weights are in row-major order.
+        scale: upsampling factor.
 
     Returns:
-        Shape (N, C, scale·H, scale·W), of the dtype of ``x``, in channels-last layout.
+        Shape (N, C, scale·H, scale·W), dtype of ``x``, channels-last layout.
 
     Raises:
-        ValueError: kernels of another shape.
+        ValueError: if ``kernels`` has another shape.
     """
     n, _, h, w = x.shape
     k = math.isqrt(kernels.shape[1])
     if k % 2 == 0 or kernels.shape != (n, k * k, scale * h, scale * w):
         raise ValueError(
-            f"carafe takes {(n, 'k²', scale * h, scale * w)} kernels, k odd, for an input of shape "
-            f"{tuple(x.shape)} and scale {scale}, not {tuple(kernels.shape)}."
+            f"kernels must have shape ({n}, k², {scale * h}, {scale * w}) with odd k for an input "
+            f"of shape {tuple(x.shape)} and scale {scale}; got {tuple(kernels.shape)}."
         )
     kernels = kernels.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
@@ -52,7 +50,7 @@ def carafe(x: Tensor, kernels: Tensor, scale: int = 2) -> Tensor:
 
 
 def _reassemble(x: Tensor, kernels: Tensor, k: int, scale: int, block: int = _BLOCK) -> Tensor:
-    """The forward pass, which can be traced, scripted and exported."""
+    """Compute the forward pass; can be traced, scripted and exported."""
     n, c, h, w = x.shape
     rows = _padded_rows(x, k)
     blocks = []
@@ -97,7 +95,7 @@ class _CARAFEFunction(torch.autograd.Function):
 
 
 def _padded_rows(x: Tensor, k: int) -> Tensor:
-    """(N, C, H, W) to (N, H + k − 1, W + k − 1, C), with zeros around."""
+    """Zero-pad (N, C, H, W) to (N, H + k − 1, W + k − 1, C)."""
     r = k // 2
     return F.pad(x, [r, r, r, r]).permute(0, 2, 3, 1).contiguous()
 
@@ -107,31 +105,31 @@ def _blocks(w: int) -> list[slice]:
 
 
 def _scaled(block: slice, scale: int) -> slice:
-    """The output's columns of a block."""
+    """Return the output columns of a block."""
     return slice(block.start * scale, block.stop * scale)
 
 
 def _widened(block: slice, k: int) -> slice:
-    """The padded input's columns around a block."""
+    """Return the columns of the padded input that a block depends on."""
     return slice(block.start, block.stop + k - 1)
 
 
 def _to_band(kernels: Tensor, k: int, scale: int) -> Tensor:
-    """Kernels (N, k², scale·H, scale·W) to (H, N, scale·W·scale, k·(W + k − 1)).
+    """Convert kernels (N, k², scale·H, scale·W) to bands (H, N, scale·W·scale, k·(W + k − 1)).
 
-    The product of one of the H matrices with k padded rows is ``scale`` output rows.
+    The product of one of the H matrices and k padded input rows is ``scale`` output rows.
     """
     n, _, h, w = kernels.shape
     h, w = h // scale, w // scale
     band = kernels.reshape(n, k, k, h, scale, w, scale).permute(3, 0, 4, 6, 1, 5, 2)
-    # Row i of (W, k) moves i places to the right in (W, W + k − 1): widened by one column more,
-    # the rows, end to end, are those of the band.
+    # Row i of (W, k) must shift right by i in (W, W + k − 1). Padding each row by W, flattening and
+    # reshaping to rows of W + k − 1 does this.
     band = F.pad(band, [0, w]).flatten(-2)[..., : w * (w + k - 1)].unflatten(-1, (w, w + k - 1))
     return band.permute(0, 1, 2, 5, 3, 4, 6).reshape(h, n, scale * w * scale, k * (w + k - 1))
 
 
 def _from_band(band: Tensor, k: int, scale: int) -> Tensor:
-    """What is on the diagonals of :func:`_to_band`'s result, in the shape of its argument."""
+    """Invert :func:`_to_band`: collect the diagonals of bands into kernels."""
     h, n = band.shape[:2]
     w = band.shape[2] // scale**2
     band = band.view(h, n, scale, w, scale, k, w + k - 1).permute(0, 1, 2, 4, 5, 3, 6)
@@ -143,11 +141,11 @@ class CARAFE(nn.Module):
     """:func:`carafe`, with kernels predicted by a 1×1 and a 3×3 convolution and a softmax.
 
     Args:
-        num_channels: C of the input and the output.
-        scale: how many times as high and as wide the output is.
-        kernel_size: k, the width of the neighbourhood that is reassembled; odd.
-        compressed_channels: channels between the two convolutions.
-        encoder_size: kernel size of the second convolution; odd.
+        num_channels: number of input and output channels.
+        scale: upsampling factor.
+        kernel_size: odd size k of the reassembled neighborhood.
+        compressed_channels: number of channels between the two convolutions.
+        encoder_size: odd kernel size of the second convolution.
     """
 
     def __init__(
@@ -175,11 +173,11 @@ class CARAFE(nn.Module):
         nn.init.zeros_(self.content_encoder.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, H, W). Returns: shape (N, C, scale·H, scale·W)."""
+        """Upsample (N, C, H, W) to (N, C, scale·H, scale·W)."""
         n, _, h, w = x.shape
         s, k2 = self.scale, self.kernel_size * self.kernel_size
         logits = self.content_encoder(self.channel_compressor(x))
-        # F.pixel_shuffle, whose backward pass fails for an empty batch
+        # Equal to F.pixel_shuffle, whose backward pass fails for empty batches.
         logits = logits.view(n, k2, s, s, h, w).permute(0, 1, 4, 2, 5, 3)
         kernels = logits.reshape(n, k2, s * h, s * w).softmax(dim=1)
         if torch.jit.is_scripting():

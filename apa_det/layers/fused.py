@@ -1,4 +1,4 @@
-"""Norm, gate, shortcut and AGLU in one pass, wherever a norm runs on stored statistics."""
+"""Fusion of norm, gate, shortcut and AGLU, where the norm uses running statistics."""
 
 from collections.abc import Sequence
 
@@ -9,26 +9,26 @@ from ..activation import AGLU, affine_aglu
 from .gates import SEGate
 from .norm import EvalBatchNorm2d, scale_and_shift
 
-__all__ = ["conv_norm_aglu", "fuses", "norm_gate_shortcut_aglu"]
+__all__ = ["can_fuse", "conv_norm_aglu", "norm_gate_shortcut_aglu"]
 
 
-def fuses(
+def can_fuse(
     conv: nn.Module,
     activation: nn.Module,
     gate: nn.Module | None = None,
     *,
     shortcut: bool = False,
 ) -> bool:
-    """Whether what follows a convolution can run in one pass, in its present mode.
+    """Return whether the layers after a convolution can be fused, in their current mode.
 
-    Modules that somebody watches through hooks are run one by one.
+    Modules with hooks are not fused.
 
     Args:
-        conv: a convolution of detectron2, whose ``norm`` and ``activation`` are attributes.
-        activation: what comes last.
-        gate: what comes after the norm.
-        shortcut: whether a shortcut is added before the activation. If so, there is something to
-            fuse without a norm too, such as one that :func:`apa_det.fuse` has folded.
+        conv: convolution of detectron2, with attributes ``norm`` and ``activation``.
+        activation: the final activation.
+        gate: the gate after the norm.
+        shortcut: whether a shortcut is added before the activation. With a shortcut, layers
+            without a norm, e.g. after :func:`apa_det.fuse`, can be fused too.
     """
     norm = getattr(conv, "norm", None)
     return (
@@ -36,13 +36,13 @@ def fuses(
         and getattr(conv, "activation", None) is None
         and type(activation) is AGLU
         and (gate is None or type(gate) is SEGate)
-        and (shortcut if norm is None else _runs_on_stored_statistics(norm))
+        and (shortcut if norm is None else _uses_running_statistics(norm))
         and not any(_has_hooks(m) for m in (conv, norm, activation, gate) if m is not None)
     )
 
 
 def conv_norm_aglu(x: Tensor, conv: nn.Conv2d, activation: AGLU) -> Tensor:
-    """AGLU(norm(conv(x))), for which :func:`fuses` holds."""
+    """Compute AGLU(norm(conv(x))); requires :func:`can_fuse`."""
     x = conv._conv_forward(x, conv.weight, conv.bias)
     return affine_aglu(x, *_scale_and_shift(conv.norm), None, *activation.parameters_for(x))
 
@@ -50,10 +50,10 @@ def conv_norm_aglu(x: Tensor, conv: nn.Conv2d, activation: AGLU) -> Tensor:
 def norm_gate_shortcut_aglu(
     x: Tensor, conv: nn.Conv2d, gate: SEGate | None, shortcut: Tensor, activation: AGLU
 ) -> Tensor:
-    """AGLU(gate(norm(conv(x))) + shortcut), for which :func:`fuses` holds.
+    """Compute AGLU(gate(norm(conv(x))) + shortcut); requires :func:`can_fuse`.
 
-    The mean of the normalised map, which the gate looks at, is the normalised mean; and the gate
-    multiplies the norm's scale and shift.
+    The gate's input, the mean of the normalized map, is the normalized mean. The gate then
+    multiplies the scale and shift of the norm.
     """
     x = conv._conv_forward(x, conv.weight, conv.bias)
     scale, shift = _scale_and_shift(conv.norm)
@@ -69,7 +69,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in names)
 
 
-def _runs_on_stored_statistics(norm: nn.Module) -> bool:
+def _uses_running_statistics(norm: nn.Module) -> bool:
     if isinstance(norm, (EvalBatchNorm2d, FrozenBatchNorm2d)):
         return True
     is_batch_norm = isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))

@@ -1,4 +1,4 @@
-"""Attention gates: channel attention (SE) and channel and spatial attention (CBAM)."""
+"""Attention gates: SE (channel attention) and CBAM (channel and spatial attention)."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ..activation import APA
+from ..errors import UserError
 from .norm import norm_from_name
 
 __all__ = [
@@ -25,26 +26,28 @@ __all__ = [
 
 GATE_REGISTRY = Registry("GATE")
 GATE_REGISTRY.__doc__ = """
-Gates, by the names that ``MODEL.APA.GATE`` takes: each is a callable ``(num_channels: int,
-**gate_args) -> nn.Module``, with the arguments of :class:`SEGate`.
+Registry of gates, for ``MODEL.APA.GATE``.
+
+Entries are callables ``(num_channels: int, **gate_args) -> nn.Module`` with the arguments of
+:class:`SEGate`.
 """
 
 
 class SEGate(nn.Module):
     """Channel attention: average pool, LayerNorm, two linear layers, dropout, activation.
 
-    The layout of Alexandridis et al. (ECCV 2024), after "Squeeze-and-Excitation Networks" (Hu et
-    al., CVPR 2018). It also gates plain feature vectors, which it does not pool.
+    The layout is that of Alexandridis et al. (ECCV 2024), based on "Squeeze-and-Excitation
+    Networks" (Hu et al., CVPR 2018). Feature vectors (N, C) are gated without pooling.
 
     Args:
-        num_channels: C of the input.
-        activation: "apa", "sigmoid", or a callable that makes a module from the number of channels.
-        reduction: the hidden layer has C // reduction channels, and at least one.
-        dropout: probability of dropout after the last linear layer.
-        top_share: share of the channels that pass; see :func:`keep_strongest`. 1: all of them.
+        num_channels: number C of input channels.
+        activation: "apa", "sigmoid", or a callable that builds a module for a number of channels.
+        reduction: the hidden layer has max(C // reduction, 1) channels.
+        dropout: dropout probability after the last linear layer.
+        top_share: fraction of channels with nonzero gates; see :func:`keep_strongest`.
 
     Raises:
-        ValueError: ``top_share`` is not in (0, 1].
+        UserError: if ``top_share`` is not in (0, 1].
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class SEGate(nn.Module):
         top_share: float = 1.0,
     ):
         super().__init__()
-        self.top_share = _checked_share(top_share)
+        self.top_share = _check_share(top_share)
         hidden = max(num_channels // reduction, 1)
         self.norm = nn.LayerNorm(num_channels)
         self.fc1 = nn.Linear(num_channels, hidden, bias=False)
@@ -66,12 +69,12 @@ class SEGate(nn.Module):
         self.activation = get_gate_activation(activation, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, H, W) or (N, C). Returns: x times its gates, alike."""
+        """Multiply x, of shape (N, C, H, W) or (N, C), by its gates."""
         gates = self.gates(x.mean(dim=(2, 3)) if x.dim() == 4 else x)
         return x * (gates[:, :, None, None] if x.dim() == 4 else gates)
 
     def gates(self, pooled: Tensor) -> Tensor:
-        """Args: pooled features of shape (N, C). Returns: the factor of each channel, alike."""
+        """Compute the gates, of shape (N, C), of pooled features of shape (N, C)."""
         z = self.fc2(self.fc1(self.norm(pooled)).relu())
         return keep_strongest(self.activation(self.dropout(z)), self.top_share)
 
@@ -79,18 +82,18 @@ class SEGate(nn.Module):
 class CBAMGate(nn.Module):
     """Channel attention, then spatial attention.
 
-    The layout of Alexandridis et al. (ECCV 2024), after "CBAM: Convolutional Block Attention
-    Module" (Woo et al., ECCV 2018). The averages and the maxima of the channels go through the same
-    LayerNorm and linear layers and are summed; the mean and the maximum over channels go through a
-    7×7 convolution and a norm.
+    The layout is that of Alexandridis et al. (ECCV 2024), based on "CBAM: Convolutional Block
+    Attention Module" (Woo et al., ECCV 2018). Channel attention: average and max pooling, each
+    through the same LayerNorm and linear layers, summed. Spatial attention: max and mean over
+    channels, through a 7×7 convolution and a norm.
 
     Args:
-        num_channels, activation, reduction, dropout, top_share: as for :class:`SEGate`. The
-            spatial activation has one channel, and its gates all pass.
-        norm: of the spatial convolution: "EvalBN", or see :func:`detectron2.layers.get_norm`.
+        num_channels, activation, reduction, dropout, top_share: as in :class:`SEGate`.
+            ``top_share`` does not apply to spatial attention, whose activation has one channel.
+        norm: norm of the spatial convolution, "EvalBN" or see :func:`detectron2.layers.get_norm`.
 
     Raises:
-        ValueError: ``top_share`` is not in (0, 1].
+        UserError: if ``top_share`` is not in (0, 1].
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class CBAMGate(nn.Module):
         norm: str | Callable[[int], nn.Module] = "BN",
     ):
         super().__init__()
-        self.top_share = _checked_share(top_share)
+        self.top_share = _check_share(top_share)
         hidden = max(num_channels // reduction, 1)
         self.norm = nn.LayerNorm(num_channels)
         self.fc1 = nn.Linear(num_channels, hidden)
@@ -116,7 +119,7 @@ class CBAMGate(nn.Module):
         self.spatial_activation = get_gate_activation(activation, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, H, W). Returns: x times its gates, of the same shape."""
+        """Multiply x, of shape (N, C, H, W), by its gates."""
         z = self._excite(x.mean(dim=(2, 3))) + self._excite(x.amax(dim=(2, 3)))
         x = x * keep_strongest(self.activation(z), self.top_share)[:, :, None, None]
         pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
@@ -127,28 +130,27 @@ class CBAMGate(nn.Module):
 
 
 def keep_strongest(gates: Tensor, share: float) -> Tensor:
-    """Gates of which only the strongest pass; the others are 0, and get no gradient.
+    """Keep the k = ⌈share · C⌉ strongest gates of each row; set the others to 0.
 
-    The k strongest of each picture, as in "k-Sparse Autoencoders" (Makhzani and Frey, ICLR 2014),
-    algorithm 1, with k = ⌈share · C⌉; share 1 leaves all as they are.
+    "k-Sparse Autoencoders" (Makhzani and Frey, ICLR 2014), algorithm 1. Gates set to 0 get no
+    gradient.
 
     Args:
-        gates: the factor of each channel, shape (N, C).
-        share: of the channels that pass, in (0, 1].
+        gates: shape (N, C).
+        share: fraction of gates to keep, in (0, 1].
     """
     channels = gates.shape[1]
-    k = math.ceil(share * channels - 1e-6)  # 0.07 · 100 is a little more than 7
+    k = math.ceil(share * channels - 1e-6)  # 0.07 · 100 > 7 in floating point
     if k >= channels:
         return gates
     strongest = gates.topk(k, dim=1).indices
     return torch.zeros_like(gates).scatter(1, strongest, gates.gather(1, strongest))
 
 
-def _checked_share(share: float) -> float:
+def _check_share(share: float) -> float:
     if not 0 < share <= 1:
-        raise ValueError(
-            f"The share of channels that pass a gate (MODEL.APA.GATE_TOP_SHARE) is above 0 and at "
-            f"most 1, not {share}."
+        raise UserError(
+            f"MODEL.APA.GATE_TOP_SHARE (top_share of a gate) must be in (0, 1], got {share}."
         )
     return float(share)
 
@@ -160,17 +162,17 @@ def get_gate_activation(
     per_channel: bool = False,
     **apa_args,
 ) -> nn.Module:
-    """Build what turns a gate's logits into factors.
+    """Build the activation of a gate.
 
     Args:
-        activation: "apa", "sigmoid", or a callable that makes a module from the number of channels.
-        num_channels: number of the logits.
-        per_channel: whether APA has a λ and κ for each of them.
+        activation: "apa", "sigmoid", or a callable that builds a module for a number of channels.
+        num_channels: number of channels of its input.
+        per_channel: if True, λ and κ of APA are per channel.
         apa_args: ``lambda_range``, ``kappa_range`` and ``lambda_min`` of
             :class:`apa_det.activation.APA`.
 
     Raises:
-        ValueError: an unknown name.
+        UserError: if the name is unknown.
     """
     if callable(activation):
         return activation(num_channels)
@@ -178,18 +180,18 @@ def get_gate_activation(
         return APA(num_channels if per_channel else None, **apa_args)
     if activation == "sigmoid":
         return nn.Sigmoid()
-    raise ValueError(f"Unknown gate activation {activation!r}: choose apa or sigmoid.")
+    raise UserError(f"Unknown gate activation {activation!r}; expected apa or sigmoid.")
 
 
 @GATE_REGISTRY.register()
 def se(num_channels: int, **gate_args) -> nn.Module:
-    """Channel attention: see :class:`SEGate`."""
+    """Build channel attention: see :class:`SEGate`."""
     return SEGate(num_channels, **gate_args)
 
 
 @GATE_REGISTRY.register()
 def cbam(num_channels: int, **gate_args) -> nn.Module:
-    """Channel and spatial attention: see :class:`CBAMGate`."""
+    """Build channel and spatial attention: see :class:`CBAMGate`."""
     return CBAMGate(num_channels, **gate_args)
 
 
@@ -199,16 +201,16 @@ def get_gate(
     """Build a gate.
 
     Args:
-        gate: a name in :data:`GATE_REGISTRY`, "se" or "cbam"; "none" or None; or a callable that
-            makes a module from the number of channels.
-        num_channels: C of the feature map to be gated.
+        gate: a name in :data:`GATE_REGISTRY` ("se" or "cbam"), "none" or None, or a callable that
+            builds a module for a number of channels.
+        num_channels: number of channels of its input.
         gate_args: further arguments of :class:`SEGate` or :class:`CBAMGate`.
 
     Returns:
-        The module; None where ``gate`` is "none" or None.
+        The module; None if ``gate`` is "none" or None.
 
     Raises:
-        ValueError: an unknown name.
+        UserError: if the name is unknown.
     """
     if gate is None or gate == "none":
         return None
@@ -216,18 +218,18 @@ def get_gate(
         return gate(num_channels)
     if gate not in GATE_REGISTRY:
         names = ", ".join(["none", *sorted(name for name, _ in GATE_REGISTRY)])
-        raise ValueError(f"Unknown gate {gate!r}: choose one of {names}.")
+        raise UserError(f"Unknown gate {gate!r}; expected one of {names}.")
     return GATE_REGISTRY.get(gate)(num_channels, **gate_args)
 
 
 def gate_from_config(cfg: CfgNode, gate: str) -> Callable[[int], nn.Module | None]:
-    """The callable for :func:`get_gate` that the keys under ``MODEL.APA`` describe.
+    """Return :func:`get_gate` of a name with the settings of ``MODEL.APA`` bound.
 
     Args:
-        cfg: a config with the keys of :func:`apa_det.add_apa_config`. The spatial convolution of a
-            CBAM gate takes the batch norm that ``MODEL.RESNETS.NORM`` names, and BN where that is
-            another kind, which its one channel has no use for.
-        gate: the name, from whichever key holds it.
+        cfg: config with the keys of :func:`apa_det.add_apa_config`. The one-channel spatial
+            convolution of a CBAM gate uses the batch norm of ``MODEL.RESNETS.NORM``, or BN if that
+            is not a batch norm.
+        gate: name of the gate.
     """
     activation = partial(
         get_gate_activation,

@@ -1,4 +1,4 @@
-"""Norms that detectron2 lacks."""
+"""Norms that detectron2 does not have."""
 
 from collections.abc import Callable
 
@@ -10,10 +10,10 @@ __all__ = ["EvalBatchNorm2d", "norm_from_name", "scale_and_shift"]
 
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that runs on its stored statistics in training too; weight and bias are trained.
+    """Batch norm that always uses its running statistics; weight and bias are trained.
 
-    detectron2's FrozenBatchNorm2d holds weight and bias fixed as well. Arguments and state dict are
-    those of :class:`torch.nn.BatchNorm2d`.
+    detectron2's FrozenBatchNorm2d also freezes weight and bias. Arguments and state dict are those
+    of :class:`torch.nn.BatchNorm2d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,12 +25,12 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
 def norm_from_name(
     norm: str | Callable[[int], nn.Module],
 ) -> str | Callable[[int], nn.Module]:
-    """What :func:`detectron2.layers.get_norm` takes, for what it takes or "EvalBN"."""
+    """Replace "EvalBN" by its class, for :func:`detectron2.layers.get_norm`."""
     return EvalBatchNorm2d if norm == "EvalBN" else norm
 
 
 def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Of shape (C,): a batch norm on its stored statistics is scale · x + shift."""
+    """Return scale and shift, of shape (C,), of a batch norm on running statistics."""
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight

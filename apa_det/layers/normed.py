@@ -1,10 +1,12 @@
-"""Linear layers and convolutions of L2-normalised weights and inputs: classifiers by cosine."""
+"""Linear layers and convolutions with L2-normalized weights and inputs: cosine classifiers."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import UserError
 
 __all__ = [
     "NormedConv2d",
@@ -20,7 +22,7 @@ _EPS = 1e-6
 
 
 def l2_normalize(x: Tensor, eps: float = _EPS) -> Tensor:
-    """x / (‖x‖₂ + eps) along dimension 1, of the dtype of ``x``; computed in float32 or better."""
+    """Compute x / (‖x‖₂ + eps) along dimension 1, in float32 or float64; return the dtype of x."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype)
     return (x / (norm + eps)).to(x.dtype)
@@ -33,7 +35,7 @@ def normed_linear(
     temperature: Tensor | float = 1.0,
     eps: float = _EPS,
 ) -> Tensor:
-    """The temperature times the cosine of each input with each row of the weight, plus the bias.
+    """Compute temperature · cos(x, weight) + bias for each input and each row of the weight.
 
     "Seesaw Loss for Long-Tailed Instance Segmentation" (Wang et al., CVPR 2021), section 3.3.
 
@@ -41,7 +43,7 @@ def normed_linear(
         x: shape (N, C).
         weight: shape (K, C).
         bias: shape (K,).
-        temperature: a number or a tensor of one element.
+        temperature: a number or a tensor with one element.
         eps: added to the norms.
 
     Returns:
@@ -60,13 +62,13 @@ def normed_conv2d(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """:func:`normed_linear` as a convolution; each pixel and each tap is normalised over channels.
+    """Convolve as :func:`normed_linear`; pixels and kernel taps are normalized over channels.
 
     Args:
         x: shape (N, C, H, W).
         weight: shape (K, C, kernel height, kernel width).
-        bias, temperature, eps: as for :func:`normed_linear`.
-        stride, padding, dilation: as for :func:`torch.nn.functional.conv2d`.
+        bias, temperature, eps: as in :func:`normed_linear`.
+        stride, padding, dilation: as in :func:`torch.nn.functional.conv2d`.
 
     Returns:
         Shape (N, K, H', W').
@@ -77,21 +79,21 @@ def normed_conv2d(
 
 def _normed_weight(weight: Tensor, temperature: Tensor | float, eps: float) -> Tensor:
     weight = l2_normalize(weight, eps)
-    if isinstance(temperature, float):  # torch.jit.script wants one type at a time
+    if isinstance(temperature, float):  # TorchScript requires one type per branch
         return weight * temperature
     return weight * temperature
 
 
 def wrapped_cauchy_linear(x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> Tensor:
-    """Logits by the density of a wrapped Cauchy distribution of the angle to each class's weight.
+    """Compute logits as wrapped Cauchy densities of the angles to the class weights.
 
-    logit = 300 · (1/2/3.14) · (1 − γ²) / (1 + γ² − 2γ·cos) with γ = sigmoid(g), and cos that of
-    :func:`normed_linear` at temperature 1, its bias included. After "Wrapped Cauchy Distributed
+    logit = 300 · (1/2/3.14) · (1 − γ²) / (1 + γ² − 2γ·cos) with γ = sigmoid(g), where cos is
+    :func:`normed_linear` with temperature 1, including the bias. From "Wrapped Cauchy Distributed
     Angular Softmax for Long-Tailed Visual Recognition" (Han, ICML 2023), with the constants of
     Alexandridis et al. (ECCV 2024), which round π.
 
-    It is computed in float32 or better, under autocast too: near a cosine of 1 its rounding errors
-    grow a thousand times. The bias can take the cosine past 1, and past the pole of the formula,
+    The computation uses float32 or float64, under autocast too, since the formula amplifies
+    rounding errors a thousandfold near cos = 1. The bias can push cos above 1 and beyond the pole,
     where logits are negative.
 
     Args:
@@ -116,11 +118,11 @@ def _wrapped_cauchy_linear(x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -
 
 
 class _Temperature(nn.Module):
-    """The factor of the cosines: fixed, or the square of a parameter, which keeps it positive."""
+    """Mixin for the scale of the cosines: fixed, or the square of a learned parameter."""
 
     def _add_temperature(self, temperature: float, learn_temperature: bool) -> None:
         if temperature <= 0:
-            raise ValueError(f"The temperature is above 0: {temperature} is not.")
+            raise UserError(f"temperature must be positive, got {temperature}.")
         self.learn_temperature = learn_temperature
         if learn_temperature:
             self.temperature = nn.Parameter(torch.tensor(math.sqrt(temperature)))
@@ -143,12 +145,13 @@ class NormedLinear(_Temperature, nn.Linear):
     """:func:`normed_linear` as a module.
 
     Args:
-        in_features, out_features, bias: as for :class:`torch.nn.Linear`.
-        temperature: what the cosines are multiplied by, at the start where it is learned.
-        learn_temperature: whether it is learned; the parameter ``temperature`` is its square root.
+        in_features, out_features, bias: as in :class:`torch.nn.Linear`.
+        temperature: scale of the cosines; the initial scale if it is learned.
+        learn_temperature: if True, learn the parameter ``temperature``, the square root of the
+            scale.
 
     Raises:
-        ValueError: a temperature that is not above 0.
+        UserError: if ``temperature`` is not positive.
     """
 
     def __init__(
@@ -164,7 +167,7 @@ class NormedLinear(_Temperature, nn.Linear):
         self._add_temperature(temperature, learn_temperature)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C). Returns: shape (N, K)."""
+        """Map (N, C) to (N, K)."""
         return normed_linear(x, self.weight, self.bias, self.factor)
 
 
@@ -172,13 +175,12 @@ class NormedConv2d(_Temperature, nn.Conv2d):
     """:func:`normed_conv2d` as a module.
 
     Args:
-        in_channels, out_channels, kernel_size: as for :class:`torch.nn.Conv2d`.
-        temperature, learn_temperature: as for :class:`NormedLinear`.
-        conv_args: ``stride``, ``padding``, ``dilation`` and ``bias``, as for
-            :class:`torch.nn.Conv2d`.
+        in_channels, out_channels, kernel_size: as in :class:`torch.nn.Conv2d`.
+        temperature, learn_temperature: as in :class:`NormedLinear`.
+        conv_args: ``stride``, ``padding``, ``dilation`` and ``bias`` of :class:`torch.nn.Conv2d`.
 
     Raises:
-        ValueError: a temperature that is not above 0.
+        UserError: if ``temperature`` is not positive.
     """
 
     def __init__(
@@ -195,7 +197,7 @@ class NormedConv2d(_Temperature, nn.Conv2d):
         self._add_temperature(temperature, learn_temperature)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, H, W). Returns: shape (N, K, H', W')."""
+        """Map (N, C, H, W) to (N, K, H', W')."""
         return normed_conv2d(
             x,
             self.weight,
@@ -208,10 +210,10 @@ class NormedConv2d(_Temperature, nn.Conv2d):
 
 
 class WrappedCauchyLinear(nn.Linear):
-    """:func:`wrapped_cauchy_linear` as a module, with a learned ``g`` per class, which starts at 1.
+    """:func:`wrapped_cauchy_linear` as a module, with a learned ``g`` per class, initially 1.
 
     Args:
-        in_features, out_features: as for :class:`torch.nn.Linear`.
+        in_features, out_features: as in :class:`torch.nn.Linear`.
     """
 
     def __init__(self, in_features: int, out_features: int):
@@ -221,7 +223,7 @@ class WrappedCauchyLinear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C). Returns: shape (N, K), float32 or float64."""
+        """Map (N, C) to (N, K), in float32 or float64."""
         if torch.jit.is_scripting():
             return _wrapped_cauchy_linear(x, self.weight, self.bias, self.g)
         return wrapped_cauchy_linear(x, self.weight, self.bias, self.g)

@@ -1,4 +1,4 @@
-"""A box head with other activations and with channel gates."""
+"""Box head with configurable activations and channel gates."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from torch import nn
 
+from ..errors import UserError
 from ..layers import activation_from_config, gate_from_config, get_activation, get_gate
 
 __all__ = ["APAFastRCNNConvFCHead"]
@@ -17,7 +18,7 @@ _GATES = {"none": (), "roi": ("roi",), "fc": ("fc",), "roi_fc": ("roi", "fc")}
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
-    """detectron2's conv/FC box head with another activation, and gates on its features."""
+    """detectron2's conv/FC box head with a configurable activation and channel gates."""
 
     @configurable
     def __init__(
@@ -32,15 +33,15 @@ class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
         """
         Args:
             input_shape: shape of the pooled RoI features.
-            activation: of every layer; see :func:`apa_det.layers.get_activation`.
+            activation: activation of every layer; see :func:`apa_det.layers.get_activation`.
             roi_gate: gate on the RoI features, after the convolutions and before the FCs; see
                 :func:`apa_det.layers.get_gate`.
-            fc_gate: gate on the features after the last FC.
-            kwargs: ``conv_dims``, ``fc_dims`` and ``conv_norm``, as for
+            fc_gate: gate on the output of the last FC.
+            kwargs: ``conv_dims``, ``fc_dims`` and ``conv_norm`` of
                 :class:`detectron2.modeling.roi_heads.FastRCNNConvFCHead`.
 
         Raises:
-            ValueError: ``fc_gate`` for a head without FCs.
+            UserError: ``fc_gate`` is set, but the head has no FCs.
         """
         super().__init__(input_shape, **kwargs)
         channels = input_shape.channels
@@ -56,7 +57,7 @@ class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
             layers.insert(len(self.conv_norm_relus), ("roi_gate", roi_gate_module))
         if fc_gate is not None:
             if not self.fcs:
-                raise ValueError("A gate on the FC features needs MODEL.ROI_BOX_HEAD.NUM_FC > 0.")
+                raise UserError("MODEL.ROI_BOX_HEAD.GATE fc needs MODEL.ROI_BOX_HEAD.NUM_FC > 0.")
             layers.append(("fc_gate", get_gate(fc_gate, self.fcs[-1].out_features)))
         self._modules.clear()
         for name, layer in layers:
@@ -64,15 +65,15 @@ class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        place = cfg.MODEL.ROI_BOX_HEAD.GATE
-        if place not in _GATES:
-            raise ValueError(
-                f"Unknown MODEL.ROI_BOX_HEAD.GATE {place!r}: choose one of {', '.join(_GATES)}."
+        name = cfg.MODEL.ROI_BOX_HEAD.GATE
+        if name not in _GATES:
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.GATE must be one of {', '.join(_GATES)}; got {name!r}."
             )
         gate = gate_from_config(cfg, "se")
         return {
             **super().from_config(cfg, input_shape),
             "activation": activation_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD.ACTIVATION),
-            "roi_gate": gate if "roi" in _GATES[place] else None,
-            "fc_gate": gate if "fc" in _GATES[place] else None,
+            "roi_gate": gate if "roi" in _GATES[name] else None,
+            "fc_gate": gate if "fc" in _GATES[name] else None,
         }

@@ -1,4 +1,4 @@
-"""A box predictor whose class score is APA, its Gumbel limit, or detectron2's own."""
+"""Box predictor with APA, Gumbel, sigmoid or softmax class scores."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..activation import APA, logit_apa
-from ..data.class_counts import class_counts
+from ..data.class_counts import check_num_classes, class_counts
+from ..errors import UserError
 from ..kernels import eager
 from ..layers import NormedLinear, WrappedCauchyLinear
 from .calibration import CALIBRATION_REGISTRY, Calibration
@@ -34,12 +35,12 @@ PREDICTORS = ("linear", "normed", "wrapped_cauchy")
 
 
 class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
-    """detectron2's box predictor with a choice of class scores and of their loss.
+    """detectron2's box predictor with configurable class scores and class loss.
 
     "softmax" and "sigmoid" are detectron2's. "apa" is η(z; λ, κ) with learned λ and κ, "gumbel" its
     limit e^(−e^(−z)) (Alexandridis et al., ECCV 2024, and "Long-tailed Instance Segmentation using
-    Gumbel Optimized Loss", ECCV 2022). These two predict no background; to detectron2's test-time
-    filtering they are handed on as their log-odds, whose sigmoid they are.
+    Gumbel Optimized Loss", ECCV 2022). These two have no background output. In inference they are
+    converted to log-odds, whose sigmoid is the score, so that detectron2's filtering applies.
     """
 
     @configurable
@@ -74,44 +75,47 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             input_shape: shape of the box features.
             num_classes: K, the number of foreground classes.
             class_score: "softmax", "sigmoid", "gumbel" or "apa".
-            score_per_class: for "apa", a λ and κ for each class instead of one pair.
+            score_per_class: for "apa", learn λ and κ per class instead of one shared pair.
             score_lambda_range, score_kappa_range, score_lambda_min: see
-                :class:`apa_det.activation.APA`; κ must start above 0.
-            score_prior: for "gumbel" and "apa", the score, in (0, 1), that every class has for zero
-                features at the start.
-            predictor: the layer that predicts the classes: "linear", "normed"
+                :class:`apa_det.activation.APA`; the initial κ must be positive.
+            score_prior: for "gumbel" and "apa", the initial score of every class for zero
+                features; in (0, 1).
+            predictor: the classification layer: "linear", "normed"
                 (:class:`apa_det.layers.NormedLinear`) or "wrapped_cauchy"
                 (:class:`apa_det.layers.WrappedCauchyLinear`).
-            predictor_temperature, predictor_learn_temperature: of the normed predictor.
-            predictor_weight_init, predictor_bias_init: constants that its weights and biases start
-                from. None: weights are drawn, biases are 0 or follow ``score_prior``.
-            logit_clamp: in training, what that layer predicts is clamped to ± this; 0: it is not.
-            class_loss: the loss of the class scores, one of :mod:`apa_det.modeling.losses`. None:
-                :class:`apa_det.modeling.losses.CrossEntropy`, detectron2's own for its scores.
+            predictor_temperature, predictor_learn_temperature: only for the normed predictor.
+            predictor_weight_init, predictor_bias_init: constants that initialize the classification
+                layer. None: random weights, and biases of 0 or from ``score_prior``.
+            logit_clamp: in training, clamp logits to ± this value; 0: no clamping.
+            class_loss: one of :mod:`apa_det.modeling.losses`. None:
+                :class:`apa_det.modeling.losses.CrossEntropy`.
             use_fed_loss, get_fed_loss_cls_weights, fed_loss_num_classes: as in detectron2; they
-                stand for the class loss :class:`apa_det.modeling.losses.FederatedLoss`.
-            calibration: of the scores in inference: a name in ``CALIBRATION_REGISTRY``; "": none.
-            calibration_strength: its γ or τ, at least 0.
-            calibration_datasets: the registered training datasets, for a calibration by their image
-                counts. They are looked at in the first inference, and must have been read by then.
-            kwargs: as for :class:`detectron2.modeling.roi_heads.FastRCNNOutputLayers`, without
+                select the class loss :class:`apa_det.modeling.losses.FederatedLoss`.
+            calibration: calibration of the scores in inference, a name in
+                ``CALIBRATION_REGISTRY``. "": none.
+            calibration_strength: γ or τ of the calibration, >= 0.
+            calibration_datasets: registered training datasets whose image counts the calibration
+                uses. They are first needed in inference, and must be loaded by then.
+            kwargs: those of :class:`detectron2.modeling.roi_heads.FastRCNNOutputLayers`, without
                 ``use_sigmoid_ce``.
 
         Raises:
-            ValueError: an unknown class score, predictor or calibration, a range, prior,
-                temperature, clamp or strength out of bounds, a class loss for other class scores or
-                of other classes, or a calibration for linear classifiers with another.
+            UserError: a name is unknown, a value is out of range, the class loss does not support
+                the class score or the number of classes, or the calibration does not support the
+                predictor or the class loss.
         """
         if class_score not in CLASS_SCORES:
-            raise ValueError(
-                f"Unknown class score {class_score!r}: choose one of {', '.join(CLASS_SCORES)}."
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.CLASS_SCORE must be one of {', '.join(CLASS_SCORES)}; got "
+                f"{class_score!r}."
             )
         if predictor not in PREDICTORS:
-            raise ValueError(
-                f"Unknown predictor {predictor!r}: choose one of {', '.join(PREDICTORS)}."
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.PREDICTOR must be one of {', '.join(PREDICTORS)}; got "
+                f"{predictor!r}."
             )
         if logit_clamp < 0:
-            raise ValueError(f"The clamp of the logits is at least 0: {logit_clamp} is not.")
+            raise UserError(f"MODEL.ROI_BOX_HEAD.LOGIT_CLAMP must be >= 0, got {logit_clamp}.")
         super().__init__(
             input_shape,
             num_classes=num_classes,
@@ -121,7 +125,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.class_score = class_score
         self.logit_clamp = logit_clamp
         if use_fed_loss and class_loss is not None:
-            raise ValueError("Give use_fed_loss or a class_loss, not both.")
+            raise UserError("Give either use_fed_loss or class_loss, not both.")
         if use_fed_loss:
             class_loss = FederatedLoss(
                 num_classes,
@@ -133,7 +137,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         if isinstance(calibration_datasets, str):
             calibration_datasets = [calibration_datasets]
         self.calibration_datasets = calibration_datasets
-        self._class_counts: Tensor | None = None
+        self._image_counts: Tensor | None = None
         self._check_class_loss()
 
         self.score = None
@@ -154,7 +158,10 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             nn.init.zeros_(self.cls_score.bias)
         if class_score == "apa":
             if score_kappa_range[0] <= 0:
-                raise ValueError(f"κ of the class score starts above 0: {score_kappa_range} not.")
+                raise UserError(
+                    "MODEL.ROI_BOX_HEAD.SCORE_KAPPA_RANGE must be positive, got "
+                    f"{tuple(score_kappa_range)}."
+                )
             self.score = APA(
                 num_classes if score_per_class else None,
                 lambda_range=score_lambda_range,
@@ -171,25 +178,25 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _check_class_loss(self) -> None:
         name, loss = type(self.class_loss).__name__, self.class_loss
         if self.class_score not in loss.class_scores:
-            raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.CLASS_LOSS {name} goes with the class scores "
-                f"{', '.join(loss.class_scores)}, and MODEL.ROI_BOX_HEAD.CLASS_SCORE is "
-                f"{self.class_score}: choose another of the two."
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.CLASS_LOSS {name} supports the class scores "
+                f"{', '.join(loss.class_scores)}, but MODEL.ROI_BOX_HEAD.CLASS_SCORE is "
+                f"{self.class_score}. Change one of the two."
             )
         if loss.num_classes != self.num_classes:
-            raise ValueError(
-                f"The class loss {name} is for {loss.num_classes} classes, and the predictor for "
-                f"{self.num_classes}."
+            raise UserError(
+                f"The class loss {name} has {loss.num_classes} classes, but the predictor has "
+                f"{self.num_classes}. Use the same number."
             )
         if loss.num_outputs and self.calibration is not None:
-            raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.CALIBRATION does not go together with the CLASS_LOSS {name}, "
-                "which balances the scores itself: leave one of the two out."
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.CALIBRATION cannot be combined with CLASS_LOSS {name}, which "
+                "computes balanced scores itself. Remove one of the two."
             )
 
     def _set_prior(self, score_prior: float) -> None:
         if not 0 < score_prior < 1:
-            raise ValueError(f"The prior class score lies in (0, 1): {score_prior} does not.")
+            raise UserError(f"MODEL.ROI_BOX_HEAD.SCORE_PRIOR must be in (0, 1), got {score_prior}.")
         bias = self.cls_score.bias
         if self.class_score == "apa":
             lambda_, kappa = self.score.parameters_for(bias[None])
@@ -202,9 +209,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         head = cfg.MODEL.ROI_BOX_HEAD
         if head.CLASS_SCORE == "softmax" and head.USE_SIGMOID_CE:
-            raise ValueError(
+            raise UserError(
                 "MODEL.ROI_BOX_HEAD.CLASS_SCORE softmax contradicts "
-                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: set one of them otherwise."
+                "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True. Change one of the two."
             )
         args = super().from_config(cfg, input_shape)
         for name in ("use_fed_loss", "get_fed_loss_cls_weights", "fed_loss_num_classes"):
@@ -236,8 +243,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             x: box features of shape (N, ...).
 
         Returns:
-            Scores: logits of shape (N, K) for "gumbel" and "apa", (N, K + 1) for the others, or
-            what the class loss asks for. Box deltas of shape (N, 4K), or (N, 4) if class-agnostic.
+            Logits of shape (N, K) for "gumbel" and "apa", (N, K + 1) for the others, or
+            (N, ``class_loss.num_outputs``) if that is set; and box deltas of shape (N, 4K), or
+            (N, 4) if class-agnostic.
         """
         if x.dim() > 2:
             x = x.flatten(1)
@@ -252,29 +260,29 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         """As in detectron2.
 
         Raises:
-            ValueError: the training datasets do not tell what the class loss needs.
+            UserError: the training datasets lack what the class loss needs.
         """
         logits, deltas = predictions
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         _log_classification_stats(self._with_background(logits.detach()), gt_classes)
         proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        # Pictures without annotations have no gt_boxes, and no foreground to regress.
+        # Images without annotations have no gt_boxes and no foreground.
         gt_boxes = torch.cat(
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
         losses = {
-            "loss_cls": self._loss_of_classes(logits, gt_classes),
+            "loss_cls": self._classification_loss(logits, gt_classes),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
-    def _loss_of_classes(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+    def _classification_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
         if self.class_score == "softmax":
             return self.class_loss(logits, gt_classes, None)
         return self.class_loss(logits[:, : self.num_classes], gt_classes, self._curve(logits))
 
     def _with_background(self, logits: Tensor) -> Tensor:
-        """Of shape (N, K + 1), the largest of which is the class that is predicted."""
+        """Return scores of shape (N, K + 1), whose maximum is the predicted class."""
         if self.class_loss.num_outputs:
             return self.class_loss.probabilities(logits)
         return self._log_odds(logits) if self.predicts_apa else logits
@@ -284,17 +292,17 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         predictions: tuple[Tensor, Tensor],
         proposals: List[Instances],  # noqa: UP006
     ):
-        """As in detectron2, or calibrated.
+        """As in detectron2, with calibration.
 
         Raises:
-            ValueError: a calibration's image counts are unknown, or of another number of classes.
+            UserError: the calibration's image counts are unknown, or of another number of classes.
         """
         probabilities = self._probabilities(predictions[0])
-        # len() of proposals would be a constant to torch.jit.trace
+        # torch.jit.trace would record len() as a constant
         return probabilities.split([p.proposal_boxes.tensor.shape[0] for p in proposals])
 
     def _probabilities(self, logits: Tensor) -> Tensor:
-        """Of shape (N, K + 1). torch.jit.script sees neither class losses nor calibrations."""
+        """Return shape (N, K + 1). torch.jit.script skips class losses and calibrations."""
         if not torch.jit.is_scripting():
             if self.class_loss.num_outputs:
                 return self.class_loss.probabilities(logits)
@@ -304,36 +312,30 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             logits = self._log_odds(logits)
         if not torch.jit.is_scripting():
             if self.calibration is not None:
-                counts = self._counts(logits.device) if self.calibration.needs_counts else None
+                counts = self._get_counts(logits.device) if self.calibration.needs_counts else None
                 logits = self.calibration.log_odds(logits, counts)
         return logits.sigmoid() if self.use_sigmoid_ce else logits.softmax(dim=-1)
 
-    def _counts(self, device: torch.device) -> Tensor:
-        """The image counts that a calibration goes by, looked up once."""
-        if self._class_counts is None:
+    def _get_counts(self, device: torch.device) -> Tensor:
+        if self._image_counts is None:
             counts = class_counts(self.calibration_datasets)
-            if counts.shape != (self.num_classes,):
-                raise ValueError(
-                    f"The calibration got the image counts of {len(counts)} classes for a "
-                    f"predictor of {self.num_classes}: MODEL.ROI_HEADS.NUM_CLASSES has to be that "
-                    "of the training dataset."
-                )
-            self._class_counts = counts
-        self._class_counts = self._class_counts.to(device)
-        return self._class_counts
+            user = f"The calibration {type(self.calibration).__name__}"
+            self._image_counts = check_num_classes(counts, self.num_classes, user)
+        self._image_counts = self._image_counts.to(device)
+        return self._image_counts
 
     @property
     def predicts_apa(self) -> bool:
         return self.class_score in ["gumbel", "apa"]
 
     def _curve(self, logits: Tensor) -> Curve:
-        """λ and κ of the class score, unless it is softmax."""
+        """Return λ and κ of a class score other than softmax."""
         if self.class_score == "apa":
             return self.score.parameters_for(logits)
         return SIGMOID if self.class_score == "sigmoid" else (0.0, 1.0)
 
     def _log_odds(self, logits: Tensor) -> Tensor:
-        """Of each class's score, and 0 for the background: float32, shape (N, K + 1)."""
+        """Return the log-odds of classes, 0 for the background: float32, shape (N, K + 1)."""
         logits = logits.float()
         if torch.jit.is_scripting():
             lambda_, kappa = logits.new_zeros(1), logits.new_ones(1)
@@ -348,25 +350,25 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
 def _build_calibration(name: str, strength: float, predictor: str) -> Calibration | None:
     if not name:
         if strength:
-            raise ValueError(
-                f"A calibration strength of {strength} has no effect without a calibration "
-                "(MODEL.ROI_BOX_HEAD.CALIBRATION): name one, or leave it at 0."
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH {strength} has no effect without "
+                "MODEL.ROI_BOX_HEAD.CALIBRATION. Set both, or leave the strength at 0."
             )
         return None
     if name not in CALIBRATION_REGISTRY:
         known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
-        raise ValueError(f"Unknown calibration {name!r}: choose one of {known}.")
+        raise UserError(f"MODEL.ROI_BOX_HEAD.CALIBRATION must be one of {known}; got {name!r}.")
     calibration = CALIBRATION_REGISTRY.get(name)(strength)
     if calibration.linear_only and predictor != "linear":
-        raise ValueError(
-            f"The calibration {name} is for the linear predictor: the {predictor} one does not go "
-            "by the norms of its weights."
+        raise UserError(
+            f"MODEL.ROI_BOX_HEAD.CALIBRATION {name} needs MODEL.ROI_BOX_HEAD.PREDICTOR linear, got "
+            f"{predictor}, whose outputs do not depend on the norms of its weights."
         )
     return calibration
 
 
 def _inverse_apa(probability: float, lambda_: Tensor, kappa: Tensor) -> Tensor:
-    """The z with η(z; λ, κ) = probability."""
+    """Return the z with η(z; λ, κ) = probability."""
     log_p = math.log(probability)
     e = torch.where(lambda_ > 0, torch.expm1(-lambda_ * log_p) / lambda_, -log_p)
     return -e.log() / kappa

@@ -1,9 +1,11 @@
-"""Calibration of class scores after training, by how often each class was seen in it."""
+"""Post-hoc calibration of class scores by class frequency."""
 
 import torch
 import torch.nn.functional as F
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
+
+from ..errors import UserError
 
 __all__ = [
     "CALIBRATION_REGISTRY",
@@ -18,25 +20,26 @@ __all__ = [
 
 CALIBRATION_REGISTRY = Registry("CALIBRATION")
 CALIBRATION_REGISTRY.__doc__ = """
-Calibrations of the class scores of :class:`APAFastRCNNOutputLayers`, in inference alone.
+Calibrations of the class scores of :class:`APAFastRCNNOutputLayers` in inference.
 
-Each is built with its strength, a number; see :class:`Calibration`.
+Each is built with its strength; see :class:`Calibration`.
 """
 
 
 def nor_cal(log_odds: Tensor, class_counts: Tensor, gamma: float) -> Tensor:
-    """NorCal: the odds of each class against the background, divided by a_c = N_c^γ.
+    """NorCal: divide the odds of each class against the background by a_c = N_c^γ.
 
     "On Model Calibration for Long-Tailed Object Detection and Instance Segmentation" (Pan et al.,
-    NeurIPS 2021): after the softmax, the score is (e^φ_c / a_c) / (Σ_k e^φ_k / a_k + e^φ_bg), the
-    background's odds being left alone. A score that is binary, sigmoid, Gumbel or APA, has a
-    background of its own: s_c / a_c over s_c / a_c + (1 − s_c).
+    NeurIPS 2021). After the softmax, the score is (e^φ_c / a_c) / (Σ_k e^φ_k / a_k + e^φ_bg); the
+    background is not divided. Binary scores (sigmoid, Gumbel, APA) each have their own background:
+    their calibrated score is (s_c / a_c) / (s_c / a_c + 1 − s_c).
 
     Args:
-        log_odds: shape (N, K + 1): logits of a softmax, the background last, or log-odds of
-            binary scores, whose last column does not count.
-        class_counts: (K,) the training pictures N_c that show each class; 0 counts as 1.
-        gamma: γ. 0 changes nothing.
+        log_odds: shape (N, K + 1): softmax logits, background last; or log-odds of binary scores,
+            whose last column is ignored.
+        class_counts: shape (K,), the number of training images N_c per class. Zero counts are
+            treated as 1.
+        gamma: γ; 0 changes nothing.
 
     Returns:
         float32, shape (N, K + 1).
@@ -49,12 +52,12 @@ def logit_adjustment(log_odds: Tensor, class_counts: Tensor, tau: float) -> Tens
     """Post-hoc logit adjustment: φ_c − τ log π_c.
 
     "Long-tail learning via logit adjustment" (Menon et al., ICLR 2021), equation 9. π_c is the
-    share of class c in the training set, N_c / Σ_k N_k. The background has none, and its logit
-    stays: so every class gains on it, by τ log Σ_k N_k more than in :func:`nor_cal`.
+    share of class c in the training set, N_c / Σ_k N_k. The background has no π and keeps its
+    logit, so every class gains τ log Σ_k N_k on it compared with :func:`nor_cal`.
 
     Args:
         log_odds, class_counts: as for :func:`nor_cal`.
-        tau: τ. 0 changes nothing.
+        tau: τ; 0 changes nothing.
 
     Returns:
         float32, shape (N, K + 1).
@@ -64,18 +67,18 @@ def logit_adjustment(log_odds: Tensor, class_counts: Tensor, tau: float) -> Tens
 
 
 def tau_norm(logits: Tensor, weight: Tensor, bias: Tensor, num_classes: int, tau: float) -> Tensor:
-    """τ-normalisation of a linear classifier: its logits with w_c / ‖w_c‖^τ in the place of w_c.
+    """τ-normalization of a linear classifier: replace w_c by w_c / ‖w_c‖^τ in its logits.
 
     "Decoupling Representation and Classifier for Long-Tailed Recognition" (Kang et al., ICLR 2020),
-    equation 5. That classifier has no bias and no background: here biases stay as they are, and so
-    does the row of the background.
+    equation 5. The paper's classifier has no bias and no background; here, biases and the row of
+    the background are not changed.
 
     Args:
-        logits: shape (N, C), what the layer predicts: w_c · x + b_c.
+        logits: shape (N, C), the layer's output w_c · x + b_c.
         weight: shape (C, D).
         bias: shape (C,).
-        num_classes: K; rows from K on are no classes.
-        tau: τ. 0 changes nothing.
+        num_classes: K; rows from K on are not classes.
+        tau: τ; 0 changes nothing.
 
     Returns:
         float32, shape (N, C).
@@ -86,12 +89,12 @@ def tau_norm(logits: Tensor, weight: Tensor, bias: Tensor, num_classes: int, tau
 
 
 class Calibration:
-    """One calibration at one strength. Its methods change nothing unless it overrides them.
+    """Base class of calibrations. Subclasses override the method that they need.
 
     Attributes:
-        strength: a number of at least 0; 0 changes nothing.
-        needs_counts: whether it goes by the image counts of the classes.
-        linear_only: whether it is for a linear classifier alone.
+        strength: >= 0; 0 changes nothing.
+        needs_counts: whether it uses the image counts of the classes.
+        linear_only: whether it supports linear classifiers only.
     """
 
     needs_counts = False
@@ -100,18 +103,20 @@ class Calibration:
     def __init__(self, strength: float):
         """
         Raises:
-            ValueError: the strength is below 0.
+            UserError: the strength is negative.
         """
         if not strength >= 0:
-            raise ValueError(f"The strength of a calibration is at least 0: {strength} is not.")
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH must be >= 0, got {strength}."
+            )
         self.strength = strength
 
     def logits(self, logits: Tensor, layer: nn.Module, num_classes: int) -> Tensor:
-        """What the classifier predicts, (N, K) or (N, K + 1), calibrated by its weights."""
+        """Return calibrated logits, (N, K) or (N, K + 1), given the layer that predicted them."""
         return logits
 
     def log_odds(self, log_odds: Tensor, class_counts: Tensor | None) -> Tensor:
-        """The log-odds of the scores, (N, K + 1), calibrated by the counts of the classes."""
+        """Return calibrated log-odds, (N, K + 1), given the image counts of the classes."""
         return log_odds
 
 
@@ -137,7 +142,7 @@ class LogitAdjustment(Calibration):
 
 @CALIBRATION_REGISTRY.register()
 class TauNorm(Calibration):
-    """:func:`tau_norm`; the strength is τ. A normed classifier has no norms left to divide by."""
+    """:func:`tau_norm`; the strength is τ. Normed classifiers have no norms to divide by."""
 
     linear_only = True
 

@@ -1,4 +1,4 @@
-"""A mask head with other activations, upsampling and predictor, and a threshold of one's own."""
+"""Mask head with configurable activation, upsampling, predictor and mask threshold."""
 
 from collections.abc import Callable
 from typing import List  # noqa: UP035
@@ -12,6 +12,7 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rc
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..layers import CARAFE, NormedConv2d, activation_from_config, get_activation
 
 __all__ = ["APAMaskRCNNConvUpsampleHead"]
@@ -19,7 +20,7 @@ __all__ = ["APAMaskRCNNConvUpsampleHead"]
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
-    """detectron2's mask head with choices of activation, upsampling, predictor and threshold."""
+    """detectron2's mask head with configurable activation, upsampling, predictor and threshold."""
 
     @configurable
     def __init__(
@@ -37,25 +38,29 @@ class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
         """
         Args:
             input_shape: shape of the pooled RoI features.
-            activation: of every layer; see :func:`apa_det.layers.get_activation`.
-            upsample: "deconv", with an activation after it, or "carafe", without.
+            activation: activation of every layer; see :func:`apa_det.layers.get_activation`.
+            upsample: "deconv", followed by an activation, or "carafe", without activation.
             predictor: "conv", or "normed" for :class:`apa_det.layers.NormedConv2d`.
-            predictor_temperature, predictor_learn_temperature: of the normed predictor.
-            mask_threshold: in (0, 1); pixels of at least this probability are in the mask.
-            kwargs: as for :class:`detectron2.modeling.roi_heads.MaskRCNNConvUpsampleHead`.
+            predictor_temperature, predictor_learn_temperature: only for the normed predictor.
+            mask_threshold: a pixel with at least this probability is in the mask; in (0, 1).
+            kwargs: those of :class:`detectron2.modeling.roi_heads.MaskRCNNConvUpsampleHead`.
 
         Raises:
-            ValueError: a threshold or temperature out of bounds, or an unknown name.
+            UserError: an argument is out of range, or a name is unknown.
         """
         super().__init__(input_shape, **kwargs)
         if not 0 < mask_threshold < 1:
-            raise ValueError(f"The mask threshold lies in (0, 1): {mask_threshold} does not.")
+            raise UserError(
+                f"MODEL.ROI_MASK_HEAD.THRESHOLD must be in (0, 1), got {mask_threshold}."
+            )
         for key, name, choices in (
-            ("upsampling", upsample, ("deconv", "carafe")),
-            ("mask predictor", predictor, ("conv", "normed")),
+            ("UPSAMPLE", upsample, ("deconv", "carafe")),
+            ("PREDICTOR", predictor, ("conv", "normed")),
         ):
             if name not in choices:
-                raise ValueError(f"Unknown {key} {name!r}: choose {' or '.join(choices)}.")
+                raise UserError(
+                    f"MODEL.ROI_MASK_HEAD.{key} must be {' or '.join(choices)}, got {name!r}."
+                )
         self.mask_threshold = mask_threshold
         for conv in self.conv_norm_relus:
             conv.activation = get_activation(activation, conv.out_channels)
@@ -75,15 +80,15 @@ class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
 
     def _replace_deconv(self) -> None:
         if self.deconv.in_channels != self.deconv.out_channels:
-            raise ValueError(
-                "CARAFE keeps the number of channels: the mask head gets "
-                f"{self.deconv.in_channels}, so with NUM_CONV 0 that has to be its CONV_DIM, "
-                f"not {self.deconv.out_channels}."
+            raise UserError(
+                "MODEL.ROI_MASK_HEAD.UPSAMPLE carafe keeps the number of channels. With NUM_CONV "
+                f"0, set CONV_DIM to the {self.deconv.in_channels} input channels, not "
+                f"{self.deconv.out_channels}."
             )
         predictor = self.predictor
         del self.deconv, self.deconv_relu, self.predictor
         self.upsample = CARAFE(predictor.in_channels)
-        self.predictor = predictor  # an nn.Sequential runs its modules in the order of their birth
+        self.predictor = predictor  # nn.Sequential runs its modules in insertion order
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -99,8 +104,10 @@ class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
         }
 
     def forward(self, x: Tensor, instances: List[Instances]):  # noqa: UP006
-        """As in detectron2, but that in inference ``pred_masks`` holds the probabilities times
-        0.5 / ``mask_threshold``: detectron2 pastes them linearly and cuts them at 0.5.
+        """As in detectron2, but scale ``pred_masks`` by 0.5 / ``mask_threshold`` in inference.
+
+        detectron2 resizes the mask probabilities linearly and thresholds them at 0.5, so this
+        applies ``mask_threshold``.
         """
         x = self.layers(x)
         if self.training:

@@ -1,10 +1,11 @@
-"""Any meta-architecture, with APA injected."""
+"""Injection of APA into any registered meta-architecture."""
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
+from ..errors import UserError
 from ..injection import inject
 
 __all__ = ["APAInjected", "meta_architecture"]
@@ -12,25 +13,24 @@ __all__ = ["APAInjected", "meta_architecture"]
 
 @META_ARCH_REGISTRY.register()
 def APAInjected(cfg: CfgNode) -> nn.Module:
-    """The model of another meta-architecture, into which :func:`apa_det.inject` puts APA.
+    """Build a model of another meta-architecture and put APA into it with :func:`apa_det.inject`.
 
-    It is registered as a meta-architecture, so detectron2's ``build_model``, and all that calls it,
-    builds it where ``MODEL.META_ARCHITECTURE`` is ``APAInjected``. The model is of the other's
-    class.
+    detectron2's ``build_model`` calls this if ``MODEL.META_ARCHITECTURE`` is ``APAInjected``. The
+    model's class is that of the other meta-architecture.
 
     Args:
-        cfg: ``MODEL.APA.INJECT`` says the meta-architecture and what is replaced; the ranges of
-            initial values and the least λ are those of ``MODEL.APA``.
+        cfg: ``MODEL.APA.INJECT`` has the meta-architecture and the layers to replace; initial
+            ranges and the lower bound of λ come from ``MODEL.APA``.
 
     Raises:
-        ValueError: there is no such meta-architecture, or see :func:`apa_det.inject`.
+        UserError: the meta-architecture is not registered, or :func:`apa_det.inject` fails.
     """
     settings, apa = cfg.MODEL.APA.INJECT, cfg.MODEL.APA
     name = settings.META_ARCHITECTURE
     if name == APAInjected.__name__ or name not in META_ARCH_REGISTRY:
-        raise ValueError(
-            f"MODEL.APA.INJECT.META_ARCHITECTURE is {name!r}: name the registered architecture "
-            "that APA goes into, such as RetinaNet."
+        raise UserError(
+            "MODEL.APA.INJECT.META_ARCHITECTURE must be a registered meta-architecture such as "
+            f"RetinaNet; got {name!r}."
         )
     inner = cfg.clone()
     inner.defrost()
@@ -38,7 +38,7 @@ def APAInjected(cfg: CfgNode) -> nn.Module:
     if cfg.is_frozen():
         inner.freeze()
     model = META_ARCH_REGISTRY.get(name)(inner)
-    picture = torch.zeros(len(cfg.MODEL.PIXEL_MEAN), 256, 256)
+    image = torch.zeros(len(cfg.MODEL.PIXEL_MEAN), 256, 256)
     try:
         inject(
             model,
@@ -51,14 +51,14 @@ def APAInjected(cfg: CfgNode) -> nn.Module:
             gate_lambda_range=apa.GATE_LAMBDA_RANGE,
             gate_kappa_range=apa.GATE_KAPPA_RANGE,
             lambda_min=apa.LAMBDA_MIN,
-            example=[{"image": picture}],
+            example=[{"image": image}],
         )
     except ValueError as error:
-        raise ValueError(f"MODEL.APA.INJECT: {error}") from error
+        raise UserError(f"MODEL.APA.INJECT: {error}") from error
     return model
 
 
 def meta_architecture(cfg: CfgNode) -> str:
-    """The meta-architecture of a config; of ``APAInjected``, the one that APA goes into."""
+    """Return the meta-architecture of a config; for ``APAInjected``, the one it injects into."""
     name = cfg.MODEL.META_ARCHITECTURE
     return cfg.MODEL.APA.INJECT.META_ARCHITECTURE if name == APAInjected.__name__ else name

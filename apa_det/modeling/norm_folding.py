@@ -1,4 +1,4 @@
-"""Norms folded into the convolutions before them: the form of a model for inference."""
+"""Fold norms into the preceding convolutions, for inference."""
 
 import copy
 import logging
@@ -15,7 +15,7 @@ __all__ = ["fuse"]
 
 logger = logging.getLogger(__name__)
 
-# Exactly these: a subclass may do more in its forward pass.
+# Exactly these types: subclasses may do more in their forward pass.
 _NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -30,38 +30,37 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2d)
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """A copy of a model for inference, its norms folded into the layers before them.
+    """Return a copy of a model for inference, with norms folded into the preceding layers.
 
-    A batch norm on stored statistics is a scale and a shift for each channel, which the weights
-    and the bias of the convolution or linear layer before it take up ("Quantization and Training of
-    Neural Networks for Efficient Integer-Arithmetic-Only Inference", Jacob et al., CVPR 2018,
-    section 3.2). Its outputs are the same but for rounding: in float32, features to some 1e-5 of
-    their largest value.
+    A batch norm on stored statistics scales and shifts each channel, so the weights and bias of
+    the preceding convolution or linear layer can absorb it ("Quantization and Training of Neural
+    Networks for Efficient Integer-Arithmetic-Only Inference", Jacob et al., CVPR 2018, section
+    3.2). Outputs change by rounding only: in float32, features by about 1e-5 of their maximum.
 
-    Folded are the batch norms of PyTorch, detectron2 (frozen, synchronised), torchvision (frozen)
-    and :class:`apa_det.layers.EvalBatchNorm2d`: those of every ``detectron2.layers.Conv2d``, and
-    those of modules of any origin that hand what one convolution or linear layer returns to the
-    norm and to nothing else. Group and layer norms depend on the input, and stay; so do the norms
-    of deformable convolutions.
+    Supported are the batch norms of PyTorch, detectron2 (frozen, synchronized), torchvision
+    (frozen) and :class:`apa_det.layers.EvalBatchNorm2d`: in every ``detectron2.layers.Conv2d``,
+    and in any module that passes the output of a convolution or linear layer to the norm and to
+    nothing else. Group and layer norms depend on the input and are kept, as are the norms of
+    deformable convolutions.
 
     Args:
-        model: any module in evaluation mode, such as a detectron2 detector or a backbone; it is
-            left as it is.
+        model: any module in evaluation mode, such as a detectron2 detector or a backbone. It is
+            not changed.
 
     Returns:
-        The copy. Its parameters take no gradient, and their names are those of the model without
-        the norms: load checkpoints into the model before it is fused. On a CPU, convolutions are
-        faster still after ``.to(memory_format=torch.channels_last)``.
+        The copy. Its parameters need no gradient and have the model's names, without those of the
+        folded norms: load checkpoints before fusing. On a CPU,
+        ``.to(memory_format=torch.channels_last)`` makes convolutions faster still.
 
     Raises:
         ValueError: the model, or a part of it, is in training mode.
     """
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
-        part = f", and its part {training} is not" if training else ""
+        part = f" (module {training})" if training else ""
         raise ValueError(
-            f"fuse takes a model in evaluation mode{part}: call model.eval() first. In training "
-            "the statistics of batch norms change."
+            f"fuse needs a model in evaluation mode, but it is in training mode{part}. Call "
+            "model.eval() first."
         )
     model = copy.deepcopy(model).requires_grad_(False)
     uses = Counter(id(child) for module in model.modules() for child in module.children())
@@ -73,11 +72,11 @@ def fuse(model: nn.Module) -> nn.Module:
             count += 1
         for layer, name in list(_pairs(module)):
             norm = getattr(module, name)
-            if uses[id(layer)] == uses[id(norm)] == 1 and _takes_up(layer, norm):
+            if uses[id(layer)] == uses[id(norm)] == 1 and _can_fold(layer, norm):
                 _fold(layer, norm)
                 setattr(module, name, nn.Identity())
                 count += 1
-    logger.info("Folded %d norms into the layers before them.", count)
+    logger.info("Folded %d norms into the preceding layers.", count)
     return model
 
 
@@ -86,9 +85,9 @@ def _is_foldable(norm: nn.Module | None) -> bool:
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Layers among a module's children, each with the name of the norm that alone uses its result.
+    """Yield each child layer and the name of the norm that is the only user of its output.
 
-    How the children follow each other is found by a symbolic run of the module's forward pass.
+    The order of the children comes from a symbolic trace of the module's forward pass.
     """
     children = dict(module.named_children())
     if not any(type(child) in _LAYERS for child in children.values()) or not any(
@@ -97,8 +96,8 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         return
     try:
         graph = _ChildTracer().trace(module)
-    except Exception:  # whatever a forward pass that cannot run symbolically raises
-        logger.debug("%s is not traced: its norms stay.", type(module).__name__, exc_info=True)
+    except Exception:  # tracing can raise anything
+        logger.debug("Cannot trace %s: its norms are kept.", type(module).__name__, exc_info=True)
         return
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(node.target for node in calls)
@@ -112,23 +111,23 @@ def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 class _ChildTracer(fx.Tracer):
-    """Records which children of a module are called on what, without a look into them."""
+    """Traces a module without tracing into its children."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return True
 
 
-def _takes_up(layer: nn.Module, norm: nn.Module) -> bool:
-    """Whether the layer ends in a product with its weight, of whose channels the norm is."""
+def _can_fold(layer: nn.Module, norm: nn.Module) -> bool:
+    """Return whether the layer's output is a product with its weight, with the norm's channels."""
     if type(layer) is nn.Linear and type(norm) is not nn.BatchNorm1d:
-        return False  # the norm is of dimension 1, and the layer's channels come last
+        return False  # its channels come last, and other norms work on dim 1
     if type(layer) is Conv2d and (layer.norm is not None or layer.activation is not None):
         return False
     return type(layer) in _LAYERS and len(layer.weight) == len(norm.running_mean)
 
 
 def _fold(layer: nn.Module, norm: nn.Module) -> None:
-    """In double precision, and with a norm of its own: others may use the same."""
+    """Fold in double precision, with a copy of the norm, which other modules may share."""
     scale, shift = scale_and_shift(copy.deepcopy(norm).cpu().double())
     weight = layer.weight.cpu().double() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
     if layer.bias is not None:

@@ -1,4 +1,4 @@
-"""ResNets of the blocks with other activations and with gates, and the backbones made of them."""
+"""ResNets with configurable activations and channel gates, and backbones built from them."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from detectron2.modeling.backbone import FPN, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
+from ..errors import UserError
 from ..layers import activation_from_config, gate_from_config
 from .resnet_blocks import (
     Activation,
@@ -56,38 +57,40 @@ def make_apa_resnet(
     out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
     freeze_at: int = 0,
 ) -> ResNet:
-    """A ResNet with other activations and with gates.
+    """Build a ResNet with configurable activations and gates.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        in_channels: of the picture.
-        stem_out_channels: of the stem.
-        res2_out_channels: of the first stage; each of the others has twice as many as the one
-            before. None: 64 for ResNet-18 and -34, else 256.
+        in_channels: channels of the image.
+        stem_out_channels: output channels of the stem.
+        res2_out_channels: output channels of the first stage; they double in each further stage.
+            None: 64 for ResNet-18 and -34, else 256.
         norm: a name for :func:`detectron2.layers.get_norm`, "EvalBN", or a callable that makes a
             norm from the number of channels.
         activation: see :func:`apa_det.layers.get_activation`; or a list of 5, for the stem and the
             4 stages.
         gate: see :func:`apa_det.layers.get_gate`; or a list of 4, for the stages.
-        num_groups, width_per_group: of the 3×3 convolutions, which have ``num_groups`` times
-            ``width_per_group`` channels in the first stage.
-        stride_in_1x1: whether the first 1×1 convolution of a stage has the stride, not the 3×3.
+        num_groups, width_per_group: the 3×3 convolutions of the first stage have ``num_groups``
+            groups and ``num_groups`` times ``width_per_group`` channels.
+        stride_in_1x1: put the stride of a stage into its first 1×1 convolution, not the 3×3.
         res5_dilation: 1 or 2; with 2, the last stage has no stride.
         deform_on_per_stage: for each of the 4 stages, whether its 3×3 convolutions are deformable.
-        deform_modulated, deform_num_groups: of those.
-        fuse: whether norm, gate, shortcut and AGLU run in one pass where they can; see
+        deform_modulated, deform_num_groups: settings of the deformable convolutions.
+        fuse: run norm, gate, shortcut and AGLU in one pass where supported; see
             :mod:`apa_det.layers.fused`.
-        out_features: the stages whose features are returned, of "stem" and "res2" to "res5".
-        freeze_at: 1: the stem is frozen; 2: and the first stage, and so on.
+        out_features: the stages whose features are returned, from "stem" and "res2" to "res5".
+        freeze_at: 1 freezes the stem, 2 also the first stage, and so on.
 
     Raises:
-        ValueError: a depth that does not exist, an argument that ResNet-18 and -34 have no use for,
-            an unknown activation or gate, or a list of another length.
+        UserError: the depth does not exist, ResNet-18 or -34 do not support an argument, an
+            activation or gate is unknown, or a list has the wrong length.
     """
     if depth not in NUM_BLOCKS:
-        raise ValueError(f"MODEL.RESNETS.DEPTH is one of {sorted(NUM_BLOCKS)}, not {depth}.")
+        raise UserError(
+            f"MODEL.RESNETS.DEPTH must be one of {', '.join(map(str, NUM_BLOCKS))}; got {depth}."
+        )
     if res5_dilation not in (1, 2):
-        raise ValueError(f"MODEL.RESNETS.RES5_DILATION is 1 or 2, not {res5_dilation}.")
+        raise UserError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {res5_dilation}.")
     basic = depth < 50
     if res2_out_channels is None:
         res2_out_channels = 64 if basic else 256
@@ -137,9 +140,9 @@ def _per_stage(key: str, value, number: int) -> list:
     if value is None or isinstance(value, str) or callable(value):
         return [value] * number
     if len(value) != number:
-        places = ["stem", "res2", "res3", "res4", "res5"][-number:]
-        raise ValueError(
-            f"MODEL.APA.{key} has {number} entries, one for each of {', '.join(places)}, not "
+        names = ["stem", "res2", "res3", "res4", "res5"][-number:]
+        raise UserError(
+            f"MODEL.APA.{key} must have {number} entries, one for each of {', '.join(names)}; got "
             f"{len(value)}."
         )
     return list(value)
@@ -153,17 +156,15 @@ def _check_basic_blocks(depth, res2_out_channels, res5_dilation, num_groups, def
         ("DEFORM_ON_PER_STAGE", deform_on_per_stage, [False] * 4),
     ):
         if value != needed:
-            raise ValueError(
-                f"MODEL.RESNETS.{key} must be {needed} for DEPTH {depth}, not {value}."
-            )
+            raise UserError(f"MODEL.RESNETS.{key} must be {needed} for DEPTH {depth}, got {value}.")
 
 
 @BACKBONE_REGISTRY.register()
 def build_apa_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """:func:`make_apa_resnet` with the activations and the gates of ``MODEL.APA``.
+    """Build :func:`make_apa_resnet` with the activations and gates of ``MODEL.APA``.
 
-    Every key that :func:`detectron2.modeling.backbone.build_resnet_backbone` reads has the same
-    meaning here; ``MODEL.RESNETS.NORM`` may also be "EvalBN".
+    All keys of :func:`detectron2.modeling.backbone.build_resnet_backbone` keep their meaning;
+    ``MODEL.RESNETS.NORM`` may also be "EvalBN".
     """
     resnets, apa = cfg.MODEL.RESNETS, cfg.MODEL.APA
     activations = [activation_from_config(cfg, name) for name in apa.ACTIVATION_PER_STAGE]
@@ -191,13 +192,13 @@ def build_apa_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 @BACKBONE_REGISTRY.register()
 def build_apa_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """:func:`build_apa_resnet_backbone` with an FPN, as in ``build_resnet_fpn_backbone``."""
+    """Build :func:`build_apa_resnet_backbone` with the FPN of ``build_resnet_fpn_backbone``."""
     return _build_fpn(cfg, build_apa_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
 def build_apa_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """:func:`build_apa_resnet_backbone` with an FPN up to P7, as RetinaNet and FCOS take it."""
+    """Build :func:`build_apa_resnet_backbone` with an FPN up to P7, for RetinaNet and FCOS."""
     bottom_up = build_apa_resnet_backbone(cfg, input_shape)
     top_block = LastLevelP6P7(bottom_up.output_shape()["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
     return _build_fpn(cfg, bottom_up, top_block)

@@ -1,8 +1,8 @@
-"""The blocks of detectron2's ResNet with other activations and with gates.
+"""detectron2's ResNet blocks with configurable activations and channel gates.
 
-Alexandridis et al., "Adaptive Parametric Activation" (ECCV 2024): AGLU in the place of every ReLU,
-and a channel attention gate with APA on the residual branch, before the shortcut is added. The
-modules that hold a convolution are detectron2's own, so its checkpoints fit.
+Alexandridis et al., "Adaptive Parametric Activation" (ECCV 2024): AGLU in place of every ReLU, and
+a channel attention gate with APA on the residual branch, before the shortcut is added. The modules
+with convolutions are detectron2's own, so its checkpoints fit.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import (
+    can_fuse,
     conv_norm_aglu,
-    fuses,
     get_activation,
     get_gate,
     norm_from_name,
@@ -44,11 +44,11 @@ Norm = str | Callable[[int], nn.Module]
 
 
 class APABasicStem(BasicStem):
-    """detectron2's ResNet stem with another activation, which goes on training when it is frozen.
+    """detectron2's ResNet stem with an activation that trains even if the stem is frozen.
 
     Args:
         activation: see :func:`apa_det.layers.get_activation`.
-        fuse: whether norm and AGLU run in one pass where they can; see :mod:`apa_det.layers.fused`.
+        fuse: run norm and AGLU in one pass where supported; see :mod:`apa_det.layers.fused`.
         others: as for :class:`detectron2.modeling.backbone.resnet.BasicStem`.
     """
 
@@ -71,7 +71,7 @@ class APABasicStem(BasicStem):
 
     def _convolve(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if self.fuse and fuses(self.conv1, self.act):
+            if self.fuse and can_fuse(self.conv1, self.act):
                 return conv_norm_aglu(x, self.conv1, self.act)
         return self.act(self.conv1(x))
 
@@ -82,7 +82,7 @@ class APABasicStem(BasicStem):
 
 
 class _GatedBlock(CNNBlockBase):
-    """What the blocks have in common: a gate, the parts of their forward pass, and freezing."""
+    """Common parts of the blocks: the gate, the start of the forward pass, and freezing."""
 
     def _add_gate(self, gate: Gate, fuse: bool) -> None:
         self.gate = get_gate(gate, self.out_channels)
@@ -98,15 +98,15 @@ class _GatedBlock(CNNBlockBase):
 
     def _start(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if self.fuse and fuses(self.conv1, self.act1):
+            if self.fuse and can_fuse(self.conv1, self.act1):
                 return conv_norm_aglu(x, self.conv1, self.act1)
         return self.act1(self.conv1(x))
 
     def freeze(self) -> "CNNBlockBase":
-        """No parameter trains, and there is no dropout.
+        """Freeze all parameters and disable dropout.
 
-        The gradient goes on to the AGLU of the stem. What it takes for that is computed again in
-        the backward pass, which is cheaper than to keep it at such a size.
+        The gradient still flows to the AGLU of the stem. The activations needed for it are
+        recomputed in the backward pass, which at this resolution is cheaper than storing them.
         """
         super().freeze()
         self.recompute = True
@@ -117,7 +117,7 @@ class _GatedBlock(CNNBlockBase):
 
 
 class _GatedBottleneck(_GatedBlock):
-    """A bottleneck with its activations; the convolutions come from the class mixed in after it."""
+    """A bottleneck with activations; the next base class provides the convolutions."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class _GatedBottleneck(_GatedBlock):
         out = self._middle(self._start(x))
         shortcut = x if self.shortcut is None else self.shortcut(x)
         if not torch.jit.is_scripting():
-            if self.fuse and fuses(self.conv3, self.act3, self.gate, shortcut=True):
+            if self.fuse and can_fuse(self.conv3, self.act3, self.gate, shortcut=True):
                 return norm_gate_shortcut_aglu(out, self.conv3, self.gate, shortcut, self.act3)
         out = self.conv3(out)
         if self.gate is not None:
@@ -157,18 +157,18 @@ class _GatedBottleneck(_GatedBlock):
 
     def _middle(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            if self.fuse and fuses(self.conv2, self.act2):
+            if self.fuse and can_fuse(self.conv2, self.act2):
                 return conv_norm_aglu(x, self.conv2, self.act2)
         return self.act2(self.conv2(x))
 
 
 class APABasicBlock(_GatedBlock, BasicBlock):
-    """The block of ResNet-18 and -34, with other activations and a gate.
+    """The block of ResNet-18 and -34, with configurable activations and a gate.
 
     Args:
-        activation: see :func:`apa_det.layers.get_activation`; each place has a module of its own.
+        activation: see :func:`apa_det.layers.get_activation`; each layer has its own module.
         gate: see :func:`apa_det.layers.get_gate`.
-        fuse: whether norm, gate, shortcut and AGLU run in one pass where they can; see
+        fuse: run norm, gate, shortcut and AGLU in one pass where supported; see
             :mod:`apa_det.layers.fused`.
         others: as for :class:`detectron2.modeling.backbone.resnet.BasicBlock`.
     """
@@ -193,7 +193,7 @@ class APABasicBlock(_GatedBlock, BasicBlock):
         out = self._start(x)
         shortcut = x if self.shortcut is None else self.shortcut(x)
         if not torch.jit.is_scripting():
-            if self.fuse and fuses(self.conv2, self.act2, self.gate, shortcut=True):
+            if self.fuse and can_fuse(self.conv2, self.act2, self.gate, shortcut=True):
                 return norm_gate_shortcut_aglu(out, self.conv2, self.gate, shortcut, self.act2)
         out = self.conv2(out)
         if self.gate is not None:
@@ -203,13 +203,10 @@ class APABasicBlock(_GatedBlock, BasicBlock):
 
 
 class APABottleneckBlock(_GatedBottleneck, BottleneckBlock):
-    """The block of ResNet-50 and deeper, with other activations and a gate.
+    """The block of ResNet-50 and deeper, with configurable activations and a gate.
 
     Args:
-        activation: see :func:`apa_det.layers.get_activation`; each place has a module of its own.
-        gate: see :func:`apa_det.layers.get_gate`.
-        fuse: whether norm, gate, shortcut and AGLU run in one pass where they can; see
-            :mod:`apa_det.layers.fused`.
+        activation, gate, fuse: as for :class:`APABasicBlock`.
         others: as for :class:`detectron2.modeling.backbone.resnet.BottleneckBlock`.
     """
 
@@ -218,7 +215,7 @@ class APADeformBottleneckBlock(_GatedBottleneck, DeformBottleneckBlock):
     """:class:`APABottleneckBlock` with a deformable 3×3 convolution.
 
     Args:
-        activation, gate, fuse: as for :class:`APABottleneckBlock`.
+        activation, gate, fuse: as for :class:`APABasicBlock`.
         others: as for :class:`detectron2.modeling.backbone.resnet.DeformBottleneckBlock`.
     """
 

@@ -14,9 +14,9 @@ __all__ = ["APACascadeROIHeads", "APAROIHeads"]
 
 @ROI_HEADS_REGISTRY.register()
 class APAROIHeads(StandardROIHeads):
-    """detectron2's standard RoI heads with a choice of class scores."""
+    """detectron2's standard RoI heads with configurable class scores."""
 
-    # torch.jit.script leaves out heads that are not there: detectron2 tells it for its own class.
+    # Lets torch.jit.script skip absent heads; detectron2 declares this for its own class only.
     mask_on: torch.jit.Final[bool]
     keypoint_on: torch.jit.Final[bool]
 
@@ -29,7 +29,7 @@ class APAROIHeads(StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class APACascadeROIHeads(CascadeROIHeads):
-    """detectron2's Cascade R-CNN heads with a choice of class scores at every stage."""
+    """detectron2's Cascade R-CNN heads with configurable class scores at every stage."""
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -46,7 +46,10 @@ class APACascadeROIHeads(CascadeROIHeads):
 
 
 def _without_fed_loss(cfg: CfgNode) -> CfgNode:
-    """For detectron2's own predictor, which is replaced: it takes that loss with sigmoid only."""
+    """Return a config for detectron2's own predictor, which is replaced afterwards.
+
+    It accepts the federated loss with sigmoid scores only.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False

@@ -1,0 +1,1 @@
+"""JSON files, plotting style, and imports of user modules."""

@@ -1,4 +1,4 @@
-"""Reading a JSON list that is too long to hold, some thousands of records at a time."""
+"""Reading a JSON list that does not fit into memory, a few thousand records at a time."""
 
 import json
 import os
@@ -10,17 +10,17 @@ from gzip import BadGzipFile, GzipFile
 from io import TextIOWrapper
 from typing import TextIO
 
-from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
-from .json_files import gc_paused, is_cut_off
+from ..errors import UserError
+from .json_files import gc_paused, is_cut_off, local_path
 
 __all__ = ["read_json_list"]
 
 _BLOCK = 1 << 23  # characters
 _GZIP = b"\x1f\x8b"
-_TAIL = 1 << 16  # characters in which to look for the end of a record
-_NUMBER_END = 2  # characters after a number that may belong to it, as e- in 1e-5
+_TAIL = 1 << 16  # characters to search for the end of a record
+_NUMBER_END = 2  # characters after a number that may still belong to it, e.g. "e-" of 1e-5
 _BETWEEN = re.compile(r"\}\s*,\s*\{")
 _SEPARATOR = re.compile(r"\s*([,\]]?)\s*")
 _DECODER = json.JSONDecoder()
@@ -28,24 +28,21 @@ _DECODER = json.JSONDecoder()
 
 def read_json_list(json_file: str | os.PathLike, block: int = _BLOCK) -> Iterator[list]:
     """
-    Read a JSON file whose content is a list, as lists of its next records.
+    Yield the records of a JSON list in chunks.
 
-    Neither the text nor the records are ever held whole. The file may be gzip of JSON, whatever
-    its name.
+    Neither the whole text nor all records are in memory at once. Gzip is detected by content, not
+    by file name.
 
     Args:
         json_file: path of the file.
-        block: characters to read at a time.
+        block: number of characters to read at a time.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no JSON list, is broken, or is cut off; the message names the
+        MissingFileError: the file does not exist.
+        UserError: the file is not a JSON list, is corrupt, or is cut off; the message names the
             first record that cannot be read.
     """
-    path = PathManager.get_local_path(os.fspath(json_file))
-    if not os.path.isfile(path):
-        what = "is a folder, not a JSON file" if os.path.isdir(path) else "does not exist"
-        raise FileNotFoundError(f"{json_file} {what}: check the path of the results")
+    path = local_path(json_file)
     with (
         open(path, "rb") as raw,
         tqdm(
@@ -67,7 +64,7 @@ def read_json_list(json_file: str | os.PathLike, block: int = _BLOCK) -> Iterato
 
 
 class _Items:
-    """The items of the list in a text file, in order."""
+    """Incremental parser of the list in a text file."""
 
     def __init__(self, file: TextIO, name: str, block: int):
         self._file, self._name, self._block = file, name, block
@@ -75,46 +72,48 @@ class _Items:
         self._ended = False
         self._text = self._read().lstrip()
         if not self._text.startswith("["):
-            what = "an object" if self._text.startswith("{") else "no JSON" if self._text else ""
-            raise ValueError(
-                f"{name} holds {what or 'nothing'}, not a JSON list of detections: write "
-                "[{...}, {...}, ...], as COCO's and LVIS's result files are"
+            what = "a JSON object" if self._text.startswith("{") else "text that is not JSON"
+            raise UserError(
+                f"{name} contains {what if self._text else 'nothing'}; expected a JSON list of "
+                "detections [{...}, {...}, ...], as in COCO and LVIS result files."
             )
         self._text = self._text[1:]
 
     def _read(self) -> str:
-        with self._clear_errors():
+        with self._user_errors():
             text = self._file.read(self._block)
         self._ended = not text
         return text
 
     @contextmanager
-    def _clear_errors(self):
+    def _user_errors(self):
         try:
             yield
         except EOFError as error:
-            raise ValueError(self._cut_off("the gzip data end too early")) from error
+            raise UserError(self._cut_off("the gzip data end too early")) from error
         except (BadGzipFile, zlib.error) as error:
-            raise ValueError(
-                f"{self._name} is broken gzip ({error}): write or copy it again"
+            raise UserError(
+                f"{self._name} is corrupt gzip data ({error}). Write or copy it again."
             ) from error
         except UnicodeDecodeError as error:
             if error.reason == "unexpected end of data":
-                raise ValueError(self._cut_off("in the middle of a character")) from error
-            raise ValueError(
-                f"{self._name} is not a JSON text file: results are JSON, gzip of JSON, or "
-                "detectron2's instances_predictions.pth"
+                raise UserError(self._cut_off("in the middle of a character")) from error
+            raise UserError(
+                f"{self._name} is not a JSON text file. Results must be JSON, gzipped JSON, or "
+                "detectron2's instances_predictions.pth."
             ) from error
+        except OSError as error:
+            raise UserError(f"Cannot read {self._name}: {error.strerror or error}.") from error
 
     def _cut_off(self, detail: str) -> str:
         return (
-            f"{self._name} is cut off: {detail}, after about {self._count:,} whole records; write "
-            "or copy it again"
+            f"{self._name} is cut off: {detail}, after about {self._count:,} complete records. "
+            "Write or copy it again."
         )
 
     @gc_paused()
     def next_records(self) -> list | None:
-        """Some more records; None: there are no more."""
+        """Return the next records, or None at the end of the list."""
         records = []
         while self._text is not None and not records:
             if not self._ended:
@@ -126,7 +125,7 @@ class _Items:
         return records or None
 
     def _take_many(self) -> list | None:
-        """Decode all before the last "}, {" at once; None: that does not separate two records."""
+        """Decode all before the last "}, {" at once; return None if it is inside a record."""
         head, rest = self._text, None
         if not self._ended:
             cuts = list(_BETWEEN.finditer(self._text, max(0, len(self._text) - _TAIL)))
@@ -141,7 +140,7 @@ class _Items:
         return records
 
     def _take_singly(self) -> list:
-        """Decode one record after another, up to the end of the text or of the list."""
+        """Decode the records one by one, up to the end of the text or of the list."""
         text = self._text
         at = len(text) - len(text.lstrip())
         records = []
@@ -159,22 +158,26 @@ class _Items:
             separator = _SEPARATOR.match(text, end)
             if separator[1] == "]":
                 if text[separator.end() :] or not self._ended and self._read().strip():
-                    raise ValueError(f"{self._name} has more text after the end of its list")
+                    raise UserError(
+                        f"{self._name} has more text after the end of its list. Write or copy it "
+                        "again."
+                    )
                 self._text = None
                 return records
             if separator[1] != ",":
                 if len(text) - separator.end() > (0 if self._ended else _NUMBER_END):
                     raise self._invalid(len(records) - 1, "no comma after it")
-                records.pop()  # it may go on in the text to come
+                records.pop()  # it may continue in the next block
                 break
             at = separator.end()
         self._text = text[at:]
         if self._ended:
             self._count += len(records)
-            raise ValueError(self._cut_off("the JSON ends too early"))
+            raise UserError(self._cut_off("the JSON ends too early"))
         return records
 
-    def _invalid(self, index: int, what: str) -> ValueError:
-        return ValueError(
-            f"{self._name} is not valid JSON at record {self._count + index} (from 0): {what}"
+    def _invalid(self, index: int, what: str) -> UserError:
+        return UserError(
+            f"{self._name} is not valid JSON at record {self._count + index} (counted from 0): "
+            f"{what}. Write or copy it again."
         )

@@ -1,4 +1,4 @@
-"""The look of the figures: colours that colour-blind people tell apart, and labels."""
+"""Shared style of all figures: a color-blind safe palette, labels and grids."""
 
 from matplotlib.axes import Axes
 
@@ -6,34 +6,34 @@ __all__ = [
     "DPI",
     "GREY",
     "INK",
-    "file_colour",
+    "file_color",
     "grid",
-    "group_colour",
+    "group_color",
     "label",
 ]
 
 DPI = 110
 INK, GREY = "#222222", "#8a8a8a"
-# Okabe and Ito's palette. The files have other colours than the usual three groups.
+# From Okabe and Ito's palette; file colors differ from those of the first three groups.
 _GROUPS = ("#d55e00", "#009e73", "#0072b2", "#cc79a7", "#e69f00", "#56b4e9")
 _FILES = ("#4d4d4d", "#a8329e", "#e69f00", "#56b4e9", "#8c5a2b", "#000000", "#cc79a7")
-_LONGEST = 34
+_MAX_LABEL = 34  # characters
 
 
-def group_colour(index: int) -> str:
-    """The colour of a frequency group; of categories without a group (-1) grey."""
+def group_color(index: int) -> str:
+    """Return the color of a frequency group; grey for -1, no group."""
     return GREY if index < 0 else _GROUPS[index % len(_GROUPS)]
 
 
-def file_colour(index: int) -> str:
-    """The colour of a result file."""
+def file_color(index: int) -> str:
+    """Return the color of a result file."""
     return _FILES[index % len(_FILES)]
 
 
 def label(text: str) -> str:
-    """Text as matplotlib takes it literally, not too long."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 + 1 :]}"
+    """Shorten text, and escape what matplotlib would interpret: ``$`` and a leading ``_``."""
+    if len(text) > _MAX_LABEL:
+        text = f"{text[: _MAX_LABEL // 2]}…{text[-_MAX_LABEL // 2 + 1 :]}"
     return " " * text.startswith("_") + text.replace("$", r"\$")
 
 

@@ -1,5 +1,6 @@
-# RetinaNet with AGLU in the place of ReLU, but for the frozen layers. It starts within 0.014 of
-# ReLU, so the ImageNet weights go on working, and λ and κ learn; closer, they hardly would.
+# RetinaNet with AGLU instead of ReLU, except in frozen layers. Initially AGLU differs from ReLU by
+# at most 0.014: ImageNet weights keep working, and λ and κ still learn (closer to ReLU they hardly
+# do).
 from detectron2.config import LazyCall as L
 
 from apa_det.modeling import injected

@@ -1,7 +1,7 @@
-# The baseline with ReLU, by the published schedule for COCO: 24 epochs, steps at 16 and 22, 16
-# pictures a batch; the 117,266 pictures with instances make 7,330 iterations an epoch.
+# Baseline with ReLU, with the published schedule for COCO: 24 epochs, steps at epochs 16 and 22,
+# 16 images per batch; the 117,266 images with instances give 7,330 iterations per epoch.
 #
-# Batch norm keeps the statistics of ImageNet, and stem and first stage are frozen.
+# Batch norm keeps the ImageNet statistics. The stem and the first stage are frozen.
 from ..common.data.coco import dataloader
 from ..common.models.mask_rcnn_fpn import model
 from ..common.optim import SGD as optimizer

@@ -1,6 +1,6 @@
-# FCOS with AGLU in the place of ReLU, in backbone and head. It starts within 0.014 of ReLU, so the
-# ImageNet weights go on working, and λ and κ learn; closer, they hardly would. FCOS has no yaml
-# form in detectron2.
+# FCOS with AGLU instead of ReLU in backbone and head. Initially AGLU differs from ReLU by at most
+# 0.014: ImageNet weights keep working, and λ and κ still learn (closer to ReLU they hardly do).
+# detectron2 has FCOS only as a lazy config.
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 

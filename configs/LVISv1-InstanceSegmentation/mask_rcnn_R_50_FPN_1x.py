@@ -1,6 +1,6 @@
-# LVIS v1, 16 pictures a batch: the baseline, detectron2's own Mask R-CNN. The backbone starts from
-# torchvision's ImageNet weights, which were trained with ReLU: so nothing is frozen, and batch norm
-# finds new statistics.
+# Baseline on LVIS v1: detectron2's Mask R-CNN, 16 images per batch. The backbone starts from
+# torchvision's ImageNet weights, which were trained with ReLU. So nothing is frozen, and batch norm
+# updates its statistics.
 from ..common.data.lvis_v1 import dataloader
 from ..common.models.mask_rcnn_fpn import model
 from ..common.optim import SGD as optimizer

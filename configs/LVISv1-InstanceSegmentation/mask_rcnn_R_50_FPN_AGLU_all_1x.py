@@ -1,5 +1,6 @@
-# AGLU in the place of every ReLU: in backbone, RPN, box head and mask head. It starts within 0.014
-# of ReLU, so the ImageNet weights go on working, and λ and κ learn; closer, they hardly would.
+# AGLU instead of every ReLU: in backbone, RPN, box head and mask head. Initially it differs from
+# ReLU by at most 0.014: ImageNet weights keep working, and λ and κ still learn (closer to ReLU they
+# hardly do).
 from detectron2.config import LazyCall as L
 
 from apa_det.modeling import injected

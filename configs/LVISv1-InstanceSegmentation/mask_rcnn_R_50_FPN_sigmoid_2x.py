@@ -1,4 +1,4 @@
-# The baseline with ReLU and sigmoid, which starts as in the GOL paper's.
+# Baseline with ReLU and sigmoid, initialized as in the GOL paper.
 from .mask_rcnn_R_50_FPN_softmax_2x import dataloader, lr_multiplier, model, optimizer, train
 
 model.roi_heads.box_predictor.update(

@@ -1,7 +1,7 @@
-# The baseline with ReLU and softmax, by the published schedule for LVIS v1: 24 epochs of 7,674
-# iterations (see Base-LVISv1-2x.yaml), steps at 16 and 22, 16 pictures a batch.
+# Baseline with ReLU and softmax, with the published schedule for LVIS v1: 24 epochs of 7,674
+# iterations (see Base-LVISv1-2x.yaml), steps at epochs 16 and 22, 16 images per batch.
 #
-# Batch norm keeps the statistics of ImageNet, and stem and first stage are frozen.
+# Batch norm keeps the ImageNet statistics. The stem and the first stage are frozen.
 from ..common.schedule import multi_step
 from .mask_rcnn_R_50_FPN_1x import dataloader, model, optimizer, train
 

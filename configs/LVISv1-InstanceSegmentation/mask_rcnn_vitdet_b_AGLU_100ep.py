@@ -1,6 +1,6 @@
-# ViTDet-B by the schedule of detectron2's own for LVIS (64 pictures a batch, scale jitter to 1024
-# pixels), with AGLU in the place of GELU and APA as the class score. AGLU starts close to GELU
-# (λ = 1, κ = 1.702), which the backbone was pretrained with. Needs timm.
+# ViTDet-B with detectron2's schedule for LVIS (64 images per batch, scale jitter to 1024 pixels),
+# with AGLU instead of GELU, and APA as the class score. AGLU starts close to GELU (λ = 1,
+# κ = 1.702), with which the backbone was pretrained. Needs timm.
 from functools import partial
 
 import detectron2.data.transforms as T

@@ -1,4 +1,4 @@
-# RetinaNet predicts boxes only: APr, APc and APf are those of boxes.
+# RetinaNet predicts no masks: APr, APc and APf are box metrics.
 from ..common.models.retinanet import model
 from .mask_rcnn_R_50_FPN_1x import dataloader, lr_multiplier, optimizer, train
 

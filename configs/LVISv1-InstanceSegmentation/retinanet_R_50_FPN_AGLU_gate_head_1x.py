@@ -1,4 +1,4 @@
-# RetinaNet with AGLU in its head and in the layers for P6 and P7 too.
+# RetinaNet with AGLU also in the head and in the P6 and P7 layers.
 from detectron2.config import LazyCall as L
 
 from apa_det.modeling import injected

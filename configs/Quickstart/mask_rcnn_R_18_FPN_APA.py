@@ -1,5 +1,5 @@
-# A small APA Mask R-CNN, trained from random weights on the embedded dataset within minutes on two
-# CPU cores. `tools/prepare_dataset.py synthetic datasets/quickstart` makes the dataset.
+# A small APA Mask R-CNN, trained from random weights on a synthetic dataset within minutes on two
+# CPU cores. Generate it with `tools/prepare_dataset.py synthetic --output datasets/quickstart`.
 from detectron2.layers import ShapeSpec
 
 from ..common.data.lvis_v1 import dataloader

@@ -1,4 +1,4 @@
-# The Cascade baseline with ReLU and softmax.
+# Cascade R-CNN baseline with ReLU and softmax.
 from ..common.models.cascade_rcnn import make_cascade
 from .faster_rcnn_R_50_FPN_softmax_2x import dataloader, lr_multiplier, model, optimizer, train
 

@@ -1,5 +1,5 @@
-# Reproduces Cascade R-CNN SE-R50 of the same paper: box AP 35.4. The last weights of the boxes are
-# those of the authors' framework, which rounds their inverses, 0.033 and 0.067.
+# Reproduces Cascade R-CNN SE-R50 (Alexandridis et al., ECCV 2024): box AP 35.4. The last box
+# regression weights are the inverses of the authors' rounded 0.033 and 0.067.
 from ..common.models.cascade_rcnn import make_cascade
 from .faster_rcnn_SE_R_50_FPN_AGLU_2x import dataloader, lr_multiplier, model, optimizer, train
 

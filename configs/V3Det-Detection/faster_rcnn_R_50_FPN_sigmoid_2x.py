@@ -1,4 +1,4 @@
-# The baseline with ReLU and sigmoid.
+# Baseline with ReLU and sigmoid.
 from .faster_rcnn_R_50_FPN_softmax_2x import dataloader, lr_multiplier, model, optimizer, train
 
 model.roi_heads.box_predictor.update(

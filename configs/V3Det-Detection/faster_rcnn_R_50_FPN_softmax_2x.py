@@ -1,7 +1,7 @@
-# The baseline with ReLU and softmax, by the published schedule for V3Det: AdamW, 137,520 iterations
-# of 32 pictures.
+# Baseline with ReLU and softmax, with the published schedule for V3Det: AdamW, 137,520 iterations,
+# 32 images per batch.
 #
-# Batch norm keeps the statistics of ImageNet, and stem and first stage are frozen.
+# Batch norm keeps the ImageNet statistics. The stem and the first stage are frozen.
 from ..common.data.v3det import dataloader
 from ..common.models.faster_rcnn_fpn import model
 from ..common.optim import AdamW as optimizer

@@ -4,9 +4,9 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 
 
 def multi_step(max_iter, steps, *, warmup_iters=1000, warmup_factor=0.001):
-    """The multiplier of the learning rate: ×0.1 at each step, after a linear warm-up.
+    """Return the learning rate multiplier: linear warm-up, then ×0.1 at each step.
 
-    It is set in shares of the training: with another ``train.max_iter``, steps and warm-up move.
+    Steps and warm-up are fractions of training: they scale with ``train.max_iter``.
     """
     return L(WarmupParamScheduler)(
         scheduler=L(MultiStepParamScheduler)(

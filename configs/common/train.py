@@ -1,31 +1,32 @@
 from detectron2 import model_zoo
 
 train = model_zoo.get_config("common/train.py").train
-train.eval_period = 0  # once, when training ends
+train.eval_period = 0  # only at the end of training
 
-# The keys that tools/lazyconfig_train_net.py reads beside detectron2's own
+# Keys that tools/lazyconfig_train_net.py reads in addition to detectron2's
 train.update(
-    # Keep the checkpoint that is best by this metric, such as "bbox/AP" or "segm/APr", as
-    # model_best.pth. Empty: keep none
+    # Save the checkpoint that is best in this metric, e.g. "bbox/AP" or "segm/APr", as
+    # model_best.pth. Empty: do not save it
     best_metric="",
-    # Iterations between two writes of every λ and κ to the event storage. 0: never
+    # Write every λ and κ to the event storage every this many iterations. 0: never
     apa_log_period=100,
-    # Clip gradients: of each parameter alone by "value" or "norm", or the norm of all together,
-    # "full_model". Empty: they are not clipped
+    # Gradient clipping: "value" or "norm" of each parameter, or the norm of all parameters,
+    # "full_model". Empty: no clipping
     clip_gradients=dict(clip_type="", clip_value=1.0, norm_type=2.0),
-    # The parts that the pictures of a step go through the model in, one after the other
+    # Gradient accumulation: split each batch into this many parts
     accumulate=1,
-    # An exponential moving average of the weights, which is evaluated
+    # Exponential moving average of the weights, used in evaluation
     ema=dict(enabled=False, decay=0.999),
-    # Where the names of the classes of init_checkpoint are, to take over the rows of the heads by
-    # name: "checkpoint", a registered dataset or a .json file. Empty: rows are rows
+    # Source of the class names of init_checkpoint, to copy class rows of the heads by name:
+    # "checkpoint", a registered dataset or a .json file. Empty: copy class rows by position
     transfer_from="",
-    # Patterns of the names of parameters, such as "*score.*", that init_checkpoint does not fill
+    # Name patterns of parameters that are not loaded from init_checkpoint, e.g. "*score.*"
     reinitialize=[],
-    # Patterns of the names of the parameters that train; all others are frozen. Empty: all train
+    # Name patterns of the parameters to train; the others are frozen. Empty: train all
     trained=[],
-    # Decoupled training: then a second stage of max_iter iterations trains the classifier alone, in
-    # the folder "classifier" of output_dir. lr=None: the same; steps: where it falls
+    # Decoupled training: a second stage of max_iter iterations trains only the classifier, in
+    # output_dir/classifier. 0: no second stage. lr=None: same learning rate; steps: iterations
+    # that lower it
     decoupled=dict(
         max_iter=0,
         sampler="ClassAwareTrainingSampler",
@@ -34,6 +35,6 @@ train.update(
         trained=["*score.*"],
         reinitialize=True,
     ),
-    # Below 0: another one each time
+    # Negative: a different seed in every run
     seed=-1,
 )

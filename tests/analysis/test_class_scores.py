@@ -1,4 +1,4 @@
-"""What goes into the class scores, against the logits of the model's own training pass."""
+"""Sampled class logits against those of the model's training pass."""
 
 import numpy as np
 import pytest
@@ -78,25 +78,25 @@ def test_standard_heads(score, eta):
     samples, (_, features, proposals) = sampled(model, [make_target()])
     with torch.no_grad(), EventStorage():
         torch.manual_seed(1)
-        labelled = heads.label_and_sample_proposals(proposals, [make_target()])
+        labeled = heads.label_and_sample_proposals(proposals, [make_target()])
         pooled = heads.box_pooler(
-            [features[f] for f in heads.box_in_features], [labelled[0].proposal_boxes]
+            [features[f] for f in heads.box_in_features], [labeled[0].proposal_boxes]
         )
         logits, _ = heads.box_predictor(heads.box_head(pooled))
-    classes = labelled[0].gt_classes
+    classes = labeled[0].gt_classes
     assert {0, 1, 3, 4} <= set(classes.tolist())  # 4: background
 
-    found = {(s.group, s.own_class): s for s in samples}
-    assert set(found) == {(0, True), (0, False), (1, True), (1, False)}
-    for (group, own_class), sample in found.items():
+    by_key = {(s.group, s.gt_class): s for s in samples}
+    assert set(by_key) == {(0, True), (0, False), (1, True), (1, False)}
+    for (group, gt_class), sample in by_key.items():
         expected = [
             logits[i, k].item()
             for i in range(len(classes))
             for k in range(4)
-            if GROUPS[k] == group and (classes[i] == k) == own_class
+            if GROUPS[k] == group and (classes[i] == k) == gt_class
         ]
         np.testing.assert_allclose(np.sort(sample.values), np.sort(expected), rtol=1e-5)
-        assert (sample.kind, sample.layer) == (CLASS_SCORE, score)
+        assert (sample.kind, sample.layer_type) == (CLASS_SCORE, score)
         assert (sample.eta and tuple(v.tolist() for v in sample.eta)) == eta
 
     assert not heads.training and heads.mask_on and "losses" not in vars(heads.box_predictor)
@@ -118,14 +118,14 @@ def test_cascade():
     assert names == {f"roi_heads.box_predictor.{i}" for i in range(3)}
 
 
-def test_pictures_without_objects():
+def test_images_without_objects():
     empty = Instances((64, 64), gt_boxes=Boxes(torch.empty(0, 4)), gt_classes=torch.empty(0).long())
     samples, _ = sampled(make_model(), [empty])
-    assert [s.seen > 0 for s in samples] == [not s.own_class for s in samples]
+    assert [s.seen > 0 for s in samples] == [not s.gt_class for s in samples]
 
 
 def test_dense():
-    """RetinaNet: those of objects all, and 512 of the background, as its own labels say."""
+    """RetinaNet: all foreground anchors and 512 of the background."""
     model = make_model(
         *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 4),
         *("MODEL.BACKBONE.NAME", "build_apa_retinanet_resnet_fpn_backbone"),
@@ -147,15 +147,15 @@ def test_dense():
                 for x in model.head(features)[0]
             ]
         )
-    found = {(s.group, s.own_class): s for s in sampler.samples}
+    by_key = {(s.group, s.gt_class): s for s in sampler.samples}
     for group, classes in ((0, [0]), (1, [1, 2])):
         expected = torch.cat([logits[labels == k, k] for k in classes])
         assert len(expected) > 0
-        sample = found[group, True]
+        sample = by_key[group, True]
         np.testing.assert_allclose(np.sort(sample.values), expected.sort().values, rtol=1e-4)
-        objects = ((labels >= 0) & (labels < 4)).sum().item()
+        foreground = ((labels >= 0) & (labels < 4)).sum().item()
         background = min(512, (labels == 4).sum().item())
-        others = len(classes) * (objects + background) - len(expected)
-        assert found[group, False].seen == others
-        assert sample.layer == "sigmoid" and sample.eta[0] == 1
+        others = len(classes) * (foreground + background) - len(expected)
+        assert by_key[group, False].seen == others
+        assert sample.layer_type == "sigmoid" and sample.eta[0] == 1
     assert not model.training and "losses" not in vars(model)

@@ -1,4 +1,4 @@
-"""The samples of what goes into layers."""
+"""Samples of layer inputs."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ def make_sample(size, eta=None, seed=0):
     return InputSample("x", GATE, "APA", eta, size=size, rng=np.random.default_rng(seed))
 
 
-def test_every_number_is_as_likely():
-    """Whatever the part of the stream: 400 draws of 50 of 1,000 numbers, in uneven parts."""
+def test_all_values_are_equally_likely():
+    """In every part of the stream: 400 samples of 50 out of 1,000 values, in uneven batches."""
     counts = np.zeros(1000)
     for seed in range(400):
         sample = make_sample(50, seed=seed)
@@ -25,11 +25,11 @@ def test_every_number_is_as_likely():
         assert len(sample.values) == len(set(sample.values.tolist())) == 50
         counts[sample.values.astype(int)] += 1
     assert sample.seen == 1000
-    for part in np.split(counts, [100, 500, 900]):  # 20 a number, with a deviation of 4.4
+    for part in np.split(counts, [100, 500, 900]):  # mean 20 per value, standard deviation 4.4
         assert part.mean() == pytest.approx(20, abs=4 * 4.4 / len(part) ** 0.5)
 
 
-def test_a_short_stream_is_kept_whole():
+def test_short_stream_is_kept_completely():
     sample = make_sample(10)
     for z in (torch.tensor([[1.0, 2.0]]), torch.empty(0, 2), torch.tensor([[np.nan, 4.0]])):
         sample.add(z)
@@ -38,7 +38,7 @@ def test_a_short_stream_is_kept_whole():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_channels_and_signs(layout):
-    """Each number with its channel; of channels with κ < 0 the sign changes."""
+    """Each value keeps its channel; values of channels with κ < 0 are negated."""
     eta = np.ones(3), np.array([1.0, -2.0, 0.5])
     z = torch.arange(3.0).view(1, 3, 1, 1).expand(2, 3, 4, 5) + 1
     sample = make_sample(120, eta)
@@ -62,7 +62,7 @@ def test_eta_parameters():
 
 
 def test_layers_of_a_fused_block():
-    """What runs in one pass is seen too, as it is; and fused again afterwards."""
+    """Fused layers are sampled unfused, and fused again afterwards."""
     torch.manual_seed(0)
     block = APABottleneckBlock(
         4, 8, bottleneck_channels=6, norm=EvalBatchNorm2d, activation="aglu", gate="se"
@@ -71,33 +71,33 @@ def test_layers_of_a_fused_block():
     sampler = InputSampler(block)
     with torch.no_grad():
         expected = block(x)
-        with sampler.watching():
-            watched = block(x)
-        torch.testing.assert_close(watched, expected, rtol=1e-5, atol=1e-6)
+        with sampler.sampling():
+            sampled = block(x)
+        torch.testing.assert_close(sampled, expected, rtol=1e-5, atol=1e-6)
         assert torch.equal(block(x), expected)
         first = block.conv1(x)
     kinds = {sample.name: sample.kind for sample in sampler.samples}
-    assert list(kinds) == ["act1", "act2", "gate.activation", "act3"]  # as they run
+    assert list(kinds) == ["act1", "act2", "gate.activation", "act3"]  # in execution order
     assert list(kinds.values()) == [ACTIVATION, ACTIVATION, GATE, ACTIVATION]
     act1 = sampler.samples[0]
     np.testing.assert_allclose(np.sort(act1.values), first.flatten().sort().values, rtol=1e-6)
     assert not any(m._forward_pre_hooks for m in block.modules())
 
 
-def test_in_place_activations_are_seen_before_they_change_it():
+def test_in_place_activations_are_sampled_before_the_change():
     model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3), nn.Sigmoid())
     sampler = InputSampler(model)
     z = torch.tensor([[-1.0, 2.0, -3.0]])
-    with sampler.watching():
+    with sampler.sampling():
         model(z.clone())
     relu, sigmoid = sampler.samples
-    assert sorted(relu.values) == [-3, -1, 2] and relu.layer == "ReLU" and relu.eta is None
+    assert sorted(relu.values) == [-3, -1, 2] and relu.layer_type == "ReLU" and relu.eta is None
     assert sigmoid.kind == GATE
 
 
-def test_a_layer_that_never_runs_has_no_sample():
+def test_unused_layer_has_no_sample():
     model = nn.ModuleDict({"used": AGLU(), "unused": AGLU()})
     sampler = InputSampler(model)
-    with sampler.watching():
+    with sampler.sampling():
         model["used"](torch.randn(2, 2))
     assert [sample.name for sample in sampler.samples] == ["used"]

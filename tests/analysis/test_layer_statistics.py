@@ -1,4 +1,4 @@
-"""The analysis of models whose inputs are known, and what is written of it."""
+"""Analysis of models with inputs of known distributions, and its files."""
 
 import csv
 import math
@@ -10,11 +10,12 @@ from torch import nn
 
 from apa_det import AGLU, APA
 from apa_det.analysis import GATE, analyze, write_analysis
+from apa_det.errors import UserError
 from apa_det.evaluation import FrequencyGroups
 
 
 class Model(nn.Module):
-    """Each layer gets its own of the tensors in a batch."""
+    """Feeds each layer the batch's tensor of its name."""
 
     def __init__(self):
         super().__init__()
@@ -46,20 +47,20 @@ def analysis():
     ]
     model = Model().train()
     model.dropout.eval()
-    found = analyze(model, batches)
+    analysis = analyze(model, batches)
     assert model.training and model.gate.training and not model.dropout.training
-    return found
+    return analysis
 
 
 def test_rows(analysis):
     rows = {row["layer"]: row for row in analysis.rows()}
-    assert list(rows) == ["act", "gate", "falling", "relu"] and analysis.num_pictures == 4
+    assert list(rows) == ["act", "gate", "falling", "relu"] and analysis.num_images == 4
     act, gate, falling, relu = rows.values()
-    assert act["numbers"] == act["sample"] == 4 * 2 * 3 * 64
+    assert act["num_values"] == act["sample_size"] == 4 * 2 * 3 * 64
     assert (act["kind"], act["type"], act["lambda"]) == ("activation", "AGLU", 0.5)
     assert act["logistic_location"] == pytest.approx(1, abs=0.3)
     assert act["logistic_scale"] == pytest.approx(2, rel=0.1)
-    # η of λ = κ = 1 is the logistic distribution; the mirrored one with λ = 0 Gumbel's
+    # η is the logistic CDF for λ = κ = 1, and the mirrored Gumbel CDF for λ = 0, κ = -1
     assert [row["fits_better"] for row in (act, gate, falling)] == ["logistic"] * 2 + ["Gumbel"]
     assert (gate["mirrored"], falling["mirrored"]) == (False, True)
     entropies = 2.0, 1 + np.euler_gamma
@@ -70,14 +71,14 @@ def test_rows(analysis):
     assert "falling" in analysis.table() and "nan" not in analysis.table()
 
 
-def test_eta_is_the_distribution_function(analysis):
+def test_learned_cdf_is_eta(analysis):
     gate = analysis.of_kind(GATE)[0]
     z = np.linspace(-5, 5, 11)
     np.testing.assert_allclose(gate.learned_cdf(z), 1 / (1 + np.exp(-z)))
 
 
 def test_standard_error():
-    """It is of the order of how much parts of the sample differ."""
+    """It has the magnitude of the differences between parts of the sample."""
     model = nn.ModuleDict({"gate": nn.Sigmoid()})
     model.forward = lambda batch: model["gate"](batch[0])
     rng = np.random.default_rng(0)
@@ -100,7 +101,7 @@ def test_files(analysis, tmp_path):
     assert float(rows[1]["kappa"]) == 1 and rows[3]["kappa"] == ""
 
 
-def test_a_model_without_layers(tmp_path):
+def test_model_without_layers(tmp_path):
     empty = analyze(nn.Identity(), [[{}]], groups=FrequencyGroups.lvis())
-    with pytest.raises(ValueError, match="nothing to analyze"):
+    with pytest.raises(UserError, match="nothing to analyze"):
         write_analysis(empty, tmp_path)

@@ -1,4 +1,4 @@
-"""The benchmarks in small: every table has its rows, and all ways of evaluation give one AP."""
+"""Small runs of all benchmarks: tables have all rows, and all libraries compute the same AP."""
 
 import json
 import os
@@ -10,19 +10,18 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / "tools"
 
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """Run a subcommand, one repeat of it; give what it writes as JSON."""
-    monkeypatch.syspath_prepend(TOOLS)
+    """Run a benchmark command with one repeat and return its JSON output."""
+    monkeypatch.syspath_prepend(ROOT)
 
     def run(*arguments: str) -> dict:
-        import benchmark
+        from benchmarks.__main__ import main
 
         file = tmp_path / "out.json"
-        benchmark.main([*arguments, "--device", "cpu", "--repeats", "1", "--json", str(file)])
+        main([*arguments, "--device", "cpu", "--repeats", "1", "--json", str(file)])
         return json.loads(file.read_text())
 
     return run
@@ -47,7 +46,7 @@ def test_activation(measured, monkeypatch, capsys, dtype):
     monkeypatch.setattr(torch, "compile", fail)
     rows = measured("activation", "--shape", "2", "16", "32", "32", "--dtype", dtype)["rows"]
     assert rows.pop("formula, torch.compile") == {"error": "RuntimeError: no compiler"}
-    assert "torch.compile: does not run here, RuntimeError: no compiler" in capsys.readouterr().out
+    assert "torch.compile: failed, RuntimeError: no compiler" in capsys.readouterr().out
     check_rows(rows, "SiLU")
     size = 2 * 16 * 32 * 32 * (4 if dtype == "float32" else 2) / 1e6
     parameters = 1e-4
@@ -79,46 +78,63 @@ def test_carafe(measured):
 
 @pytest.mark.parametrize("options", [["step"], ["inference", "--amp", "--detections", "4"]])
 def test_models(measured, monkeypatch, options):
-    monkeypatch.syspath_prepend(TOOLS)
-    import model_benchmark
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import models
 
-    in_a_process = model_benchmark.peak_of_process
-    asked = []
+    peak_of_process = models.peak_of_process
+    names = []
 
     def peak(name, args):
-        """Each takes seconds: one stands for all."""
-        asked.append(name)
-        return in_a_process(name, args) if len(asked) == 3 and options[0] == "step" else 1.0
+        """Run only one of the processes, which take seconds."""
+        names.append(name)
+        return peak_of_process(name, args) if len(names) == 3 and options[0] == "step" else 1.0
 
-    monkeypatch.setattr(model_benchmark, "peak_of_process", peak)
+    monkeypatch.setattr(models, "peak_of_process", peak)
     rows = measured(*options, "--size", "64", "96", "--batch", "1")["rows"]
-    assert list(rows) == asked
-    check_rows(rows, model_benchmark.REFERENCE)
+    assert list(rows) == names
+    check_rows(rows, models.REFERENCE)
     if options[0] == "step":
         assert rows["APA"]["peak_mb"] > 3 * 4 * 40  # weights, gradients and momentum
     else:
-        assert list(rows)[3:] == [*model_benchmark.FUSED, model_benchmark.CHANNELS_LAST]
+        assert list(rows)[3:] == [*models.FUSED, models.CHANNELS_LAST]
 
 
-def test_evaluation_benchmark(tmp_path):
+def test_evaluation(tmp_path):
     pytest.importorskip("ultrafast_pycocotools")
-    cat_info = tmp_path / "categories.json"
+    cat_info = tmp_path / "data/lvis/lvis_v1_train_cat_info.json"
+    cat_info.parent.mkdir(parents=True)
     categories = [
         {"id": i, "name": f"c{i}", "image_count": n, "instance_count": 2 * n, "frequency": f}
         for i, (n, f) in enumerate([(9_000, "f"), (40_000, "f"), (5, "r"), (8_000, "c")], 1)
     ]
     cat_info.write_text(json.dumps(categories))
-    command = [sys.executable, ROOT / "benchmarks/benchmark.py", "evaluate", "--pictures", "12"]
-    command += ["--detections", "30", "--cat-info", cat_info, "--json", tmp_path / "out.json"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-m", "benchmarks", "evaluate", "--images", "12"]
+    command += ["--detections", "30", "--json", tmp_path / "out.json"]
+    env = {**os.environ, "APA_DET_TEST_DATA": str(tmp_path / "data")}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    for text in ("category frequencies of categories.json", "of which the engine", "lvis-api"):
+    for text in ("category frequencies of lvis_v1_train_cat_info", "s in the engine", "lvis-api"):
         assert text in done.stdout
     results = json.loads((tmp_path / "out.json").read_text())
-    assert [(r["pictures"], r["iou_type"]) for r in results] == [(12, "bbox"), (12, "segm")]
+    assert [(r["images"], r["iou_type"]) for r in results] == [(12, "bbox"), (12, "segm")]
     for result in results:
         assert 0.1 < result["ours"]["AP"] < 0.9
-        for way in ("fast", "lvis"):
-            assert result[way]["AP"] == pytest.approx(result["ours"]["AP"], abs=1e-9)
-            assert result[way]["seconds"] > 0 and result[way]["peak"] > 10
+        for library in ("fast", "lvis"):
+            assert result[library]["AP"] == pytest.approx(result["ours"]["AP"], abs=1e-9)
+            assert result[library]["seconds"] > 0 and result[library]["peak"] > 10
+
+
+def test_category_frequencies(monkeypatch, capsys, tmp_path):
+    """A Zipf law without APA_DET_TEST_DATA; an error if it or --cat-info names a missing file."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.evaluation_data import read_categories
+
+    monkeypatch.delenv("APA_DET_TEST_DATA", raising=False)
+    categories, source = read_categories(None)
+    assert len(categories) == 1203 and source == "category frequencies by a Zipf law"
+    assert "APA_DET_TEST_DATA is not set" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="missing.json does not exist. Check --cat-info or"):
+        read_categories("missing.json")
+    monkeypatch.setenv("APA_DET_TEST_DATA", str(tmp_path))
+    with pytest.raises(SystemExit, match="lvis/lvis_v1_train_cat_info.json does not exist"):
+        read_categories(None)

@@ -1,3 +1,4 @@
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -14,18 +15,22 @@ V3DET_CASCADE = "V3Det-Detection/cascade_rcnn_SE_R_50_FPN_AGLU_2x.yaml"
 
 @pytest.fixture(scope="session")
 def published():
-    """The module published.py beside this file."""
-    spec = spec_from_file_location("published", Path(__file__).with_name("published.py"))
+    """The package published beside this file."""
+    spec = spec_from_file_location(
+        "published", Path(__file__).with_name("published") / "__init__.py"
+    )
     module = module_from_spec(spec)
+    sys.modules["published"] = module  # for its relative imports
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="session")
 def make_cfg():
-    """Makes the config of a published detector, by the arguments of published.Detector.
+    """Return a function that makes the config of a published detector.
 
-    100 proposals and 20 detections a picture; the rest of it, and NMS at 0.3, are as published.
+    It takes the arguments of published.Detector. There are 100 proposals and 20 detections per
+    image, and NMS is at 0.3; everything else is as published.
     """
 
     def make(

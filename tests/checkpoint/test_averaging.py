@@ -1,8 +1,7 @@
-"""Averages of checkpoints, by hand and through the tool."""
+"""Averages of checkpoints: hand-worked cases and the command line tool."""
 
-import importlib.util
 import pickle
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +9,7 @@ import torch
 
 from apa_det.checkpoint import average_checkpoints, load_checkpoint
 from apa_det.engine.ema import build_ema
-
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools/average_checkpoints.py"
+from apa_det.errors import UserError
 
 
 @pytest.fixture
@@ -39,7 +36,7 @@ def test_by_hand(save):
 
 
 def test_sums_are_float64(save):
-    """Of half precision too: what is lost is lost once, in the end."""
+    """Also for half precision, which is rounded only once, at the end."""
     values = torch.linspace(0.1, 7.3, 30).half()
     files = [save(f"{i}.pth", {"roi_heads.a": v[None]}) for i, v in enumerate(values)]
     found = average_checkpoints(files)["model"]["roi_heads.a"]
@@ -48,7 +45,7 @@ def test_sums_are_float64(save):
 
 
 def test_formats_of_the_files(save, tmp_path):
-    """One of detectron2's model zoo, of arrays, and one of ours, with its classes."""
+    """A model zoo file of arrays and one of our own with class names."""
     with open(tmp_path / "zoo.pkl", "wb") as f:
         arrays = {"roi_heads.a": np.float32([3, 1]), "roi_heads.n": np.array(5)}
         pickle.dump({"model": arrays, "__author__": "someone"}, f)
@@ -65,46 +62,48 @@ def test_moving_averages(save):
         ema = build_ema(model, 0.9)
         ema.update_parameters(model)
         files.append(save(f"{i}.pth", state(0.0), ema=ema.state_dict()))
-    found = average_checkpoints(files, averaged=True)["model"]
+    found = average_checkpoints(files, ema=True)["model"]
     assert found.keys() == {"weight", "bias"}
     torch.testing.assert_close(found["weight"], (models[0].weight + models[1].weight).detach() / 2)
-    with pytest.raises(ValueError, match="plain.pth: .*no moving averages"):
-        average_checkpoints([save("plain.pth", state(0.0))], averaged=True)
+    with pytest.raises(ValueError, match="plain.pth: .*no EMA weights"):
+        average_checkpoints([save("plain.pth", state(0.0))], ema=True)
 
 
-def test_files_that_do_not_belong_together(save):
+def test_files_of_different_models(save):
     first = save("first.pth", state(1.0), class_names=["a", "b"])
     for other, message in (
-        ({"roi_heads.a": torch.ones(2)}, "lacks roi_heads.n, which .*first.pth has"),
-        ({**state(1.0), "roi_heads.b": torch.ones(1)}, "has roi_heads.b, which .*first.pth lacks"),
+        ({"roi_heads.a": torch.ones(2)}, r"roi_heads.n is in \S*first.pth but not in \S*other.pth"),
+        (
+            {**state(1.0), "roi_heads.b": torch.ones(1)},
+            r"roi_heads.b is in \S*other.pth but not in \S*first.pth",
+        ),
         (
             {**state(1.0), "roi_heads.a": torch.ones(3)},
-            r"has roi_heads.a of .*\(3,\), .*\(2,\)",
+            r"roi_heads.a has shape \(3,\) in \S*other.pth, but \(2,\) in \S*first.pth",
         ),
     ):
-        with pytest.raises(ValueError, match=f"other.pth {message}"):
+        with pytest.raises(UserError, match=f"^{message}. Average checkpoints of the same"):
             average_checkpoints([first, save("other.pth", other)])
-    with pytest.raises(ValueError, match="other.pth is of other classes"):
+    with pytest.raises(UserError, match="other.pth and .*first.pth have different class_names"):
         average_checkpoints([first, save("other.pth", state(1.0), class_names=["b", "a"])])
 
 
 @pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0], [1, float("nan")], [1, float("inf")]])
-def test_weights_that_are_none(save, weights):
-    with pytest.raises(ValueError, match="weights"):
+def test_invalid_weights(save, weights):
+    with pytest.raises(UserError, match="weights"):
         average_checkpoints([save("a.pth", state(1.0)), save("b.pth", state(2.0))], weights)
 
 
-def test_tool(save, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("average_checkpoints", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    files = [save(f"{x}.pth", state(x)) for x in (1.0, 2.0)]
-    output = str(tmp_path / "average.pth")
-    assert tool.main([*files, "--output", output, "--weights", "3", "1"]) == 0
+def test_tool(save, tool, tmp_path, capsys):
+    average = partial(
+        tool, "average_checkpoints", *(save(f"{x}.pth", state(x)) for x in (1.0, 2.0))
+    )
+    output = str(tmp_path / "new/average.pth")
+    assert average("--output", output, "--weights", "3,1") == 0
     assert load_checkpoint(output)["model"]["roi_heads.a"].tolist() == [1.25, 1.0]
-    assert "2 tensors, of 2 files" in capsys.readouterr().out
-    assert tool.main([*files, "none.pth", "--output", output]) == 2
+    assert "2 tensors of 2 files" in capsys.readouterr().out
+    assert average("none.pth", "--output", output) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.endswith("average_checkpoints.py: There is no checkpoint none.pth.")
-    assert tool.main([*files, "--output", "average"]) == 2
-    assert "name a .pth file" in capsys.readouterr().err
+    assert error.endswith("average_checkpoints.py: Checkpoint not found: none.pth.")
+    assert average("--output", "average") == 2
+    assert "must name a .pth file" in capsys.readouterr().err

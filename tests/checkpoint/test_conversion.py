@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 
 from apa_det.checkpoint import Layout, adapt, convert, load_checkpoint, reverse
 from apa_det.checkpoint.names import to_detectron2, to_published
+from apa_det.errors import UserError
 
 UNSET = ("num_batches_tracked",)
 
@@ -89,7 +90,7 @@ def states(published):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_there_and_back(case, states, tmp_path):
+def test_round_trip(case, states, tmp_path):
     torch.save({"state_dict": states[case]}, tmp_path / "file.pth")
     conversion = convert(load_checkpoint(str(tmp_path / "file.pth")))
     conversion.check()
@@ -108,17 +109,17 @@ def model(make_cfg):
 
 
 def statuses(conversion):
-    return {a.source or a.target: a.status for a in conversion.accounts}
+    return {a.source or a.target: a.status for a in conversion.records}
 
 
-def test_without_a_model_it_fits_all_the_same(states, model):
-    """Shapes of one element are the model's also where none is given."""
+def test_conversion_without_a_model_fits_the_model(states, model):
+    """One-element tensors get the shapes of the model even if no model is given."""
     state = convert({"state_dict": states["mask"]}).state
     expected = {name: value.shape for name, value in model.state_dict().items()}
     assert {name: state[name].shape for name in expected} == expected
 
 
-def test_from_a_model_and_back(model):
+def test_round_trip_of_a_model(model):
     state = model.state_dict()
     there = reverse(state)
     there.check()
@@ -134,7 +135,7 @@ def test_full_match(states, model):
     conversion.check()
     assert conversion.layout is Layout.PUBLISHED
     assert set(statuses(conversion).values()) == {"renamed"}
-    assert len(conversion.accounts) == len(states["mask"])
+    assert len(conversion.records) == len(states["mask"])
     assert not conversion.unfilled()
     table = conversion.table()
     assert "backbone.layer4.2.se.uniact.{lambda_param, kappa_param}" in table
@@ -152,11 +153,11 @@ def test_misfits(states, model):
     del state["neck.fpn_convs.2.conv.weight"]
     del state["backbone.layer3.1.unirect2.lambda_param"]
     conversion = convert({"state_dict": state}, model)
-    account = statuses(conversion)
-    assert account["roi_head.bbox_head.fc_cls.weight"] == "wrong shape"
-    assert account["roi_head.glbctx_head.fc.weights"] == "unexpected"
-    assert account["backbone.fpn_output4.weight"] == "missing"
-    assert account["backbone.bottom_up.res4.1.act2.lambda_param"] == "missing"
+    status_of = statuses(conversion)
+    assert status_of["roi_head.bbox_head.fc_cls.weight"] == "wrong shape"
+    assert status_of["roi_head.glbctx_head.fc.weights"] == "unexpected"
+    assert status_of["backbone.fpn_output4.weight"] == "missing"
+    assert status_of["backbone.bottom_up.res4.1.act2.lambda_param"] == "missing"
     assert set(conversion.unfilled()) == {
         "roi_heads.box_predictor.cls_score.{weight, bias}",
         "backbone.fpn_output4.weight",
@@ -165,9 +166,9 @@ def test_misfits(states, model):
     assert "roi_heads.box_predictor.cls_score.weight" not in conversion.state
     assert "(5, 1024) for (4, 1024)" in conversion.table()
     with pytest.raises(
-        ValueError,
-        match=r"a published detector that does not fit: roi_head.bbox_head.fc_cls.weight has shape "
-        r"\(5, 1024\), and the model's .* \(4, 1024\) \(2 wrong shape, 1 unexpected, 2 missing\)",
+        UserError,
+        match=r"\(published detector\) does not fit the model: roi_head.bbox_head.fc_cls.weight "
+        r"has shape \(5, 1024\), but .* \(4, 1024\) \(2 wrong shape, 1 unexpected, 2 missing\)",
     ):
         conversion.check()
 
@@ -181,10 +182,10 @@ def test_classifier(gate, prefix, published, make_cfg):
     conversion = convert({"model": state, "epoch": 99}, model)
     conversion.check()
     assert conversion.layout is Layout.CLASSIFIER
-    account = statuses(conversion)
-    assert account["fc.weight"] == account["fc.bias"] == "left out"
+    status_of = statuses(conversion)
+    assert status_of["fc.weight"] == status_of["fc.bias"] == "ignored"
     rest = {name for name in model.state_dict() if not name.startswith("backbone.bottom_up.")}
-    assert rest == {name for name, status in account.items() if status == "as configured"}
+    assert rest == {name for name, status in status_of.items() if status == "initialized"}
     model.load_state_dict(conversion.state, strict=False)
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
@@ -193,7 +194,7 @@ def test_classifier(gate, prefix, published, make_cfg):
             torch.testing.assert_close(level, expected, rtol=1e-5, atol=1e-5)
 
     incomplete = {name: tensor for name, tensor in state.items() if "layer2.1.bn1" not in name}
-    with pytest.raises(ValueError, match="res3.1.conv1.norm.weight is not in it"):
+    with pytest.raises(UserError, match="res3.1.conv1.norm.weight is missing"):
         convert({"model": incomplete}, model).check()
 
 
@@ -225,12 +226,10 @@ def test_torchvision(make_cfg):
     model = build_model(small_cfg(make_cfg, "aglu", "cbam"))
     conversion = convert(dict(theirs.state_dict()), model)
     conversion.check()
-    as_configured = [
-        name for name, status in statuses(conversion).items() if status == "as configured"
-    ]
-    assert "backbone.bottom_up.stem.act.lambda_param" in as_configured
-    assert "backbone.bottom_up.res3.1.gate.spatial_norm.running_mean" in as_configured
-    assert not any(".conv1." in name and "bottom_up" in name for name in as_configured)
+    initialized = [n for n, status in statuses(conversion).items() if status == "initialized"]
+    assert "backbone.bottom_up.stem.act.lambda_param" in initialized
+    assert "backbone.bottom_up.res3.1.gate.spatial_norm.running_mean" in initialized
+    assert not any(".conv1." in name and "bottom_up" in name for name in initialized)
 
 
 def test_backbone_without_fpn(make_cfg):
@@ -251,7 +250,7 @@ def test_backbone_without_fpn(make_cfg):
 
 
 def zoo_names(state):
-    """As detectron2 names torchvision's weights in its model zoo."""
+    """Rename torchvision's weights as in detectron2's model zoo."""
     for name, tensor in state.items():
         if "layer" not in name:
             name = "stem." + name
@@ -280,8 +279,8 @@ def test_model_zoo(small_model, tmp_path):
         k for k in expected if not k.endswith(UNSET)
     }
     assert all(torch.equal(tensor, expected[name]) for name, tensor in conversion.state.items())
-    assert statuses(conversion)["stem.fc.weight"] == "left out"
-    with pytest.raises(ValueError, match="give its config"):
+    assert statuses(conversion)["stem.fc.weight"] == "ignored"
+    with pytest.raises(UserError, match="Give the model's config"):
         convert(checkpoint)
 
 
@@ -301,9 +300,9 @@ def test_caffe2(small_model):
     assert conversion.layout is Layout.CAFFE2
     name = "backbone.bottom_up.res4.1.conv2.norm.weight"
     assert torch.equal(conversion.state[name], theirs["layer3.1.bn2.weight"])
-    account = statuses(conversion)
-    assert account["conv1_w"] == "renamed"
-    assert account["fc1000_w"] == account["conv1_w_momentum"] == "left out"
+    status_of = statuses(conversion)
+    assert status_of["conv1_w"] == "renamed"
+    assert status_of["fc1000_w"] == status_of["conv1_w_momentum"] == "ignored"
 
 
 def test_detectron2(small_model):
@@ -313,13 +312,15 @@ def test_detectron2(small_model):
     assert conversion.layout is Layout.DETECTRON2
     assert conversion.state.keys() == state.keys()
     assert set(statuses(conversion).values()) == {"same name"}
-    with pytest.raises(ValueError, match="1 missing"):
+    with pytest.raises(UserError, match="1 missing"):
         missing = {k: v for k, v in state.items() if k != "backbone.fpn_output2.bias"}
         convert({"model": missing}, small_model).check()
 
 
 def test_unknown_layout():
-    with pytest.raises(ValueError, match="no known layout: it has names such as encoder.weight"):
+    with pytest.raises(
+        UserError, match="Unknown checkpoint layout, with names like encoder.weight"
+    ):
         convert({"model": {"encoder.weight": torch.zeros(1)}})
 
 

@@ -1,4 +1,4 @@
-"""A converted detector against the published one, written out in published.py."""
+"""Compare converted detectors with the published ones, written out in published/."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES)
 def pair(request, published, make_cfg):
-    """The published detector and ours, converted from it."""
+    """The published detector, and ours converted from it."""
     theirs = published.randomize(published.Detector(**CASES[request.param]))
     ours = build_model(make_cfg(**CASES[request.param])).eval()
     conversion = convert({"state_dict": theirs.state_dict()}, ours)
@@ -30,12 +30,12 @@ def pair(request, published, make_cfg):
     return theirs, ours
 
 
-def picture(size, seed=0):
+def make_image(size, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, *size), generator=generator).float()
 
 
-def boxes(size, count=12, seed=0):
+def make_boxes(size, count=12, seed=0):
     generator = torch.Generator().manual_seed(seed)
     corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1)[0]
     return (corners * torch.tensor([size[1], size[0]])).flatten(1)
@@ -49,7 +49,7 @@ def assert_close(actual, expected):
 @torch.no_grad()
 def test_outputs(pair, published, size):
     theirs, ours = pair
-    image = picture(size)
+    image = make_image(size)
     maps = theirs.maps(image)
     images = ours.preprocess_image([{"image": image}])
     features = ours.backbone(images.tensor)
@@ -65,7 +65,7 @@ def test_outputs(pair, published, size):
         expected = published.make_anchors(maps[level].shape[2:], stride)
         assert_close(anchors[level].tensor, expected)
 
-    rois = boxes(size)
+    rois = make_boxes(size)
     heads = ours.roi_heads
     levels = [features[f] for f in heads.box_in_features]
     pooled = heads.box_pooler(levels, [Boxes(rois)])
@@ -93,7 +93,7 @@ def test_outputs(pair, published, size):
 @torch.no_grad()
 def test_detections(pair):
     theirs, ours = pair
-    image = picture(SIZES[1], seed=1)
+    image = make_image(SIZES[1], seed=1)
     expected = theirs.detect(image, proposals=100, nms=0.3, limit=20)
     assert len(expected[0]) == 20
     (actual,) = ours.inference([{"image": image}], do_postprocess=False)

@@ -1,21 +1,20 @@
-"""From published files, by the command lines, to detections and to fine-tuning."""
+"""Use published files from the command line: convert, evaluate, fine-tune."""
 
 import json
 import logging
 from argparse import Namespace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
 from PIL import Image
 
 from apa_det.checkpoint import load_checkpoint
 from apa_det.data import generate_dataset
 from apa_det.engine import Trainer, load_for_evaluation, setup
+from apa_det_cli import train_detector
 
 ROOT = Path(__file__).parents[2]
 LVIS = ROOT / "configs/LVISv1-InstanceSegmentation/mask_rcnn_SE_R_50_FPN_AGLU_GOL_2x.yaml"
@@ -25,13 +24,6 @@ SIZES = [(96, 130), (96, 160)]
 pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
 
-def tool(name):
-    spec = spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def detector(published):
     return published.randomize(published.Detector(NUM_CLASSES))
@@ -39,16 +31,16 @@ def detector(published):
 
 @pytest.fixture(scope="module")
 def folder(detector, tmp_path_factory):
-    """With the detector's file, and a dataset of two pictures of noise."""
+    """A folder with the detector's file and a dataset of two images of noise."""
     folder = tmp_path_factory.mktemp("data")
-    config = Namespace(model="SE_ResNet")  # of a class that a user need not have
+    config = Namespace(model="SE_ResNet")  # stands for a class that users may not have
     checkpoint = {"meta": {"config": config, "epoch": 24}, "state_dict": detector.state_dict()}
     torch.save(checkpoint, folder / "published.pth")
     generator = np.random.default_rng(0)
     images, annotations = [], []
     for k, (height, width) in enumerate(SIZES, start=1):
-        picture = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(folder / f"{k}.png")
+        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.png")
         images.append(
             {
                 "id": k,
@@ -79,7 +71,7 @@ def folder(detector, tmp_path_factory):
 
 
 def arguments(folder, output, weights):
-    return default_argument_parser().parse_args(
+    return train_detector.parser().parse_args(
         ["--config-file", str(LVIS), "--eval-only"]
         + f"MODEL.DEVICE cpu MODEL.WEIGHTS {weights} OUTPUT_DIR {output} "
         "TEST.SAVE_PREDICTIONS True "
@@ -91,34 +83,34 @@ def arguments(folder, output, weights):
 
 
 @torch.no_grad()
-def test_convert_and_evaluate(detector, folder, tmp_path, capsys):
+def test_convert_and_evaluate(detector, folder, tool, tmp_path, capsys):
     converted = tmp_path / "converted.pth"
-    files = [str(folder / "published.pth"), str(converted)]
-    assert tool("convert_checkpoint").main([*files, "--config-file", str(LVIS)]) == 0
+    flags = ["--output", converted, "--config-file", LVIS]
+    assert tool("convert_checkpoint", folder / "published.pth", *flags) == 0
     assert f"\n{len(detector.state_dict())} renamed\n" in capsys.readouterr().out
 
     args = arguments(folder, tmp_path / "output", converted)
-    results = tool("train_net").main(args)
+    results = train_detector.main(args)
     assert results.keys() == {"bbox", "segm"}
     path = tmp_path / "output/inference/lvis_instances_results.json"
     detections = json.loads(path.read_text())
     for k in range(1, len(SIZES) + 1):
         image = torch.from_numpy(np.array(Image.open(folder / f"{k}.png"))).permute(2, 0, 1)
         boxes, scores, classes, _ = detector.detect(image.float(), proposals=100, limit=20)
-        found = [d for d in detections if d["image_id"] == k]
-        assert len(found) == 20
-        assert [d["category_id"] for d in found] == (classes + 1).tolist()
+        ours = [d for d in detections if d["image_id"] == k]
+        assert len(ours) == 20
+        assert [d["category_id"] for d in ours] == (classes + 1).tolist()
         torch.testing.assert_close(
-            torch.tensor([d["score"] for d in found]), scores, rtol=1e-5, atol=1e-5
+            torch.tensor([d["score"] for d in ours]), scores, rtol=1e-5, atol=1e-5
         )
         boxes[:, 2:] -= boxes[:, :2]
         torch.testing.assert_close(
-            torch.tensor([d["bbox"] for d in found]), boxes, rtol=0, atol=1e-3
+            torch.tensor([d["bbox"] for d in ours]), boxes, rtol=0, atol=1e-3
         )
 
 
 def test_published_file_as_weights(folder, detector, tmp_path, caplog):
-    """The tools take it unconverted too."""
+    """The tools also accept it unconverted."""
     cfg = setup(arguments(folder, tmp_path / "output", folder / "published.pth"))
     model = build_model(cfg)
     for name in ("apa_det", "fvcore"):
@@ -130,11 +122,11 @@ def test_published_file_as_weights(folder, detector, tmp_path, caplog):
     assert "not used by the model" not in caplog.text
 
 
-def test_fine_tuning_from_a_converted_backbone(published, tmp_path):
+def test_fine_tuning_from_a_converted_backbone(published, tool, tmp_path):
     theirs = published.randomize(published.SEResNet(num_classes=10))
     torch.save({"model": theirs.state_dict(), "args": Namespace()}, tmp_path / "imagenet.pth")
     weights = tmp_path / "pretrained.pth"
-    assert tool("convert_checkpoint").main([str(tmp_path / "imagenet.pth"), str(weights)]) == 0
+    assert tool("convert_checkpoint", tmp_path / "imagenet.pth", "--output", weights) == 0
     assert not any("fc" in name.split(".") for name in load_checkpoint(str(weights))["model"])
 
     data = tmp_path / "data"

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from apa_det.checkpoint import Layout, recognize, select_state
+from apa_det.errors import UserError
 
 
 def one(value=1.0):
@@ -39,21 +40,21 @@ def test_select_state(entry, prefix):
 
 
 @pytest.mark.parametrize("entry", ["ema_state_dict", "state_dict_ema", "model_ema"])
-def test_averages_beside_the_weights(entry, caplog):
+def test_ema_state_dict(entry, caplog):
     caplog.set_level("INFO")
     model = nn.Linear(2, 2)
     averaged = torch.optim.swa_utils.AveragedModel(model)
     nn.init.zeros_(averaged.module.weight)
     checkpoint = {"model": model.state_dict(), entry: averaged.state_dict()}
     assert torch.equal(select_state(checkpoint)["weight"], model.weight)
-    assert "moving averages too" in caplog.text
+    assert "also has EMA weights" in caplog.text
     averages = select_state(checkpoint, ema=True)
     assert averages.keys() == {"n_averaged", "weight", "bias"}
     assert torch.equal(averages["weight"], averaged.module.weight)
 
 
 @pytest.mark.parametrize("underscore", ["_", "."])
-def test_averages_as_buffers(underscore):
+def test_ema_buffers(underscore):
     state = {
         "conv.weight": one(1),
         "bn.running_mean": one(2),
@@ -65,12 +66,12 @@ def test_averages_as_buffers(underscore):
     assert averages == {"conv.weight": one(3), "bn.running_mean": one(2)}
 
 
-def test_what_is_no_state():
-    with pytest.raises(ValueError, match="no tensors.*its entries are epoch, meta"):
+def test_invalid_states():
+    with pytest.raises(UserError, match="no weights, only these entries: epoch, meta"):
         select_state({"epoch": 1, "meta": {}})
-    with pytest.raises(ValueError, match="its entries are none"):
+    with pytest.raises(UserError, match="only these entries: none"):
         select_state({})
-    with pytest.raises(ValueError, match="no moving averages"):
+    with pytest.raises(UserError, match="no EMA weights"):
         select_state({"model": {"a": one()}}, ema=True)
-    with pytest.raises(ValueError, match="with and without the prefix"):
+    with pytest.raises(UserError, match="with and without the prefix"):
         select_state({"model": {"a": one(), "module.a": one()}})

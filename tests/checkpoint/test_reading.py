@@ -1,4 +1,4 @@
-"""Files of every format, whole, damaged and made up."""
+"""Read files of every format: intact, damaged and fabricated."""
 
 import io
 import pickle
@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apa_det.checkpoint import load_checkpoint
+from apa_det.errors import MissingFileError, UserError
 
 
 def tensors():
@@ -47,7 +48,7 @@ def tensors():
 
 
 def training_file():
-    """What a training framework saves: tensors beside all kinds of objects."""
+    """A checkpoint as training frameworks save it: tensors beside other objects."""
     return {
         "state_dict": tensors(),
         "optimizer": {
@@ -99,13 +100,13 @@ def test_pytorch(format, tmp_path, caplog):
     assert loaded["device"] == "cuda:1" and loaded["size"] == (1, 2) and loaded["raw"] == b"\0\xff"
     assert_same(loaded["array"], torch.arange(6, dtype=torch.int32).view(2, 3))
     assert "hook" not in loaded
-    assert "file.pth: left out" in caplog.text and "argparse.Namespace" in caplog.text
+    assert "file.pth: dropped objects" in caplog.text and "argparse.Namespace" in caplog.text
 
 
 @pytest.mark.parametrize("format", ["zip", "legacy"])
 def test_shared_storage(format, tmp_path):
     state = load_checkpoint(save(tmp_path / "file.pth", tensors(), format))
-    state["transposed"][2, 0] = 100  # the third of the twelve
+    state["transposed"][2, 0] = 100  # the third element of the base
     assert state["part"].tolist() == [100, 5, 8]
 
 
@@ -127,7 +128,7 @@ def test_arrays(protocol, dtype, tmp_path):
 
 
 def test_pickle_of_python_2(tmp_path):
-    """Strings are bytes there, and detectron2 reads them as latin-1."""
+    """Its strings are bytes, which detectron2 reads as latin-1."""
     path = tmp_path / "file.pkl"
     path.write_bytes(
         b"\x80\x02}U\x05blobs}U\x07conv1_wcnumpy.core.multiarray\n_reconstruct\n"
@@ -193,15 +194,15 @@ def renamed(old, new):
         (lambda r: [*r, ("file/data/..\\evil", b"")], "evil'"),
         (lambda r: [*r, ("file//data.pkl", b"")], "data.pkl'"),
         (lambda r: [*r, ("other/data.pkl", r[0][1])], "'other/data.pkl'"),
-        (lambda r: [*r, ("file/data.pkl", r[0][1])], "two records of one name"),
+        (lambda r: [*r, ("file/data.pkl", r[0][1])], "duplicate zip records"),
         (lambda r: [*r, ("file/constants.pkl", b"")], "TorchScript"),
         (lambda r: [("/" + name, data) for name, data in r], "record"),
         (lambda r: [(name.partition("/")[2], data) for name, data in r], "record|did not write"),
         (renamed("data.pkl", "data2.pkl"), "torch.save did not write"),
-        (renamed("data/0", "data/zero"), "its storage 0 is missing"),
+        (renamed("data/0", "data/zero"), "storage 0 is missing"),
         (lambda r: [(n, b"middle" if "byteorder" in n else d) for n, d in r], "byte order"),
-        (lambda r: [(n, d[:-1] if "/data/" in n else d) for n, d in r], "not of the size"),
-        (lambda r: [(n, b"" if "/data/" in n else d) for n, d in r], "not of the size"),
+        (lambda r: [(n, d[:-1] if "/data/" in n else d) for n, d in r], "wrong size"),
+        (lambda r: [(n, b"" if "/data/" in n else d) for n, d in r], "wrong size"),
         (lambda r: [], "file.pth"),
     ],
 )
@@ -209,46 +210,48 @@ def test_odd_archives(change, reason, tmp_path):
     path = tmp_path / "file.pth"
     torch.save({"model": {"w": torch.ones(5)}}, path)
     rewrite(path, change)
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(UserError, match=reason):
         load_checkpoint(str(path))
     assert [p.name for p in tmp_path.iterdir()] == ["file.pth"]
 
 
-def test_archive_that_swells(tmp_path):
+def test_compressed_archive(tmp_path):
     path = tmp_path / "file.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("file/data.pkl", pickle.dumps({}))
         archive.writestr("file/data/0", bytes(10**7))
-    with pytest.raises(ValueError, match="compressed record 'file/data.pkl'"):
+    with pytest.raises(UserError, match="compressed zip record 'file/data.pkl'"):
         load_checkpoint(str(path))
 
 
-def test_archive_of_overlapping_records(tmp_path):
+def test_overlapping_records(tmp_path):
     path = tmp_path / "file.pth"
     torch.save({"w": torch.ones(10**4)}, path)
     data = path.read_bytes()
     directory = data.rindex(b"PK\x01\x02")
     first = data.index(b"PK\x01\x02")
-    # The central directory says that a small record is as long as the file
+    # Make the central directory claim that a small record is as long as the file
     entry = next(i for i in range(first, directory) if data[i:].startswith(b"PK\x01\x02"))
     size = struct.pack("<2I", len(data), len(data))
     path.write_bytes(data[: entry + 20] + size + data[entry + 28 :])
-    with pytest.raises(ValueError, match="file.pth"):
+    with pytest.raises(UserError, match="file.pth"):
         load_checkpoint(str(path))
 
 
 def test_not_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no checkpoint .*none.pth"):
+    with pytest.raises(MissingFileError, match="Checkpoint not found: .*none.pth"):
         load_checkpoint(str(tmp_path / "none.pth"))
+    with pytest.raises(UserError, match="Cannot read the checkpoint .*: Is a directory"):
+        load_checkpoint(str(tmp_path))
 
 
 def test_not_a_state_dict(tmp_path):
     for obj, kind in [([torch.ones(2)], "list"), (torch.ones(2), "Tensor")]:
-        with pytest.raises(ValueError, match=f"{kind} instead of a dict of tensors"):
+        with pytest.raises(UserError, match=f"{kind} instead of a dict of tensors"):
             load_checkpoint(save(tmp_path / "file.pth", obj))
-    with pytest.raises(ValueError, match="argparse.Namespace instead of a dict.*state_dict"):
+    with pytest.raises(UserError, match="argparse.Namespace instead of a dict.*state_dict"):
         load_checkpoint(save(tmp_path / "file.pth", Namespace()))
-    with pytest.raises(ValueError, match="Linear instead of a dict.*state_dict"):
+    with pytest.raises(UserError, match="Linear instead of a dict.*state_dict"):
         load_checkpoint(save(tmp_path / "file.pth", torch.nn.Linear(2, 2), "legacy"))
 
 
@@ -279,13 +282,13 @@ def load_or_refuse(folder, data):
     path.write_bytes(data)
     try:
         return load_checkpoint(str(path))
-    except ValueError as error:
+    except UserError as error:
         assert "damaged.pth" in str(error) and "\n" not in str(error)
         return None
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_cut_off(format, files, tmp_path):
+def test_truncated(format, files, tmp_path):
     data = files[format]
     assert load_or_refuse(tmp_path, data) is not None
     for end in range(0, len(data), 1 + len(data) // 300):

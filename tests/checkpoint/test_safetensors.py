@@ -1,4 +1,4 @@
-"""Files of the safetensors format, written by hand from its description."""
+"""Read safetensors files that are written by hand after the format's specification."""
 
 import json
 import struct
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from apa_det.checkpoint import load_checkpoint
+from apa_det.errors import UserError
 
 
 def write(path, header, data, header_size=None):
@@ -42,7 +43,7 @@ def test_every_dtype(tmp_path):
     header["scalar"] = entry("F32", [], len(data), len(data) + 4)
     header["empty"] = entry("F32", [0, 3], len(data) + 4, len(data) + 4)
     data += struct.pack("<f", 1.5)
-    header = dict(reversed(header.items()))  # any order will do
+    header = dict(reversed(header.items()))  # the order does not matter
     loaded = load_checkpoint(write(tmp_path / "file.safetensors", header, data))
     assert loaded.keys() == {*dtypes, "scalar", "empty"}
     for name, dtype in dtypes.items():
@@ -59,40 +60,40 @@ def test_spaces_after_the_header(tmp_path):
 @pytest.mark.parametrize(
     "header, data, reason",
     [
-        ({"w": entry("F32", [2], 0, 8)}, b"\0" * 7, "ends within w"),
+        ({"w": entry("F32", [2], 0, 8)}, b"\0" * 7, "truncated within w"),
         ({"w": entry("F32", [2], 0, 8)}, b"\0" * 9, "bytes after the last"),
-        ({"w": entry("F32", [3], 0, 8)}, b"\0" * 8, "w does not lie"),
-        ({"w": entry("F32", [2], 4, 12)}, b"\0" * 12, "w does not lie"),
-        ({"w": entry("F32", [2], 8, 0)}, b"\0" * 8, "w does not lie"),
-        ({"w": entry("F32", [-2], 0, 8)}, b"\0" * 8, "no number"),
-        ({"w": entry("F32", [True], 0, 4)}, b"\0" * 4, "no number"),
-        ({"w": entry("F32", [2**62, 4], 0, 0)}, b"", "w does not lie"),
+        ({"w": entry("F32", [3], 0, 8)}, b"\0" * 8, "data_offsets of w"),
+        ({"w": entry("F32", [2], 4, 12)}, b"\0" * 12, "data_offsets of w"),
+        ({"w": entry("F32", [2], 8, 0)}, b"\0" * 8, "data_offsets of w"),
+        ({"w": entry("F32", [-2], 0, 8)}, b"\0" * 8, "invalid shape or offset"),
+        ({"w": entry("F32", [True], 0, 4)}, b"\0" * 4, "invalid shape or offset"),
+        ({"w": entry("F32", [2**62, 4], 0, 0)}, b"", "data_offsets of w"),
         ({"w": entry("F4", [2], 0, 1)}, b"\0", "dtype F4 of w"),
-        ({"w": entry("F32", "2", 0, 8)}, b"\0" * 8, "no number"),
+        ({"w": entry("F32", "2", 0, 8)}, b"\0" * 8, "invalid shape or offset"),
         ({"w": {"dtype": "F32", "shape": [2]}}, b"\0" * 8, "data_offsets"),
-        ({"w": 3}, b"", "no checkpoint"),
+        ({"w": 3}, b"", "not a checkpoint"),
         (
             {"v": entry("F32", [1], 0, 4), "w": entry("F32", [1], 0, 4)},
             b"\0" * 4,
-            "w does not lie",
+            "data_offsets of w",
         ),
         (
             b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
             b'"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
             b"\0",
-            "something twice",
+            "duplicate names",
         ),
-        (b'{"w":', b"", "no checkpoint"),
-        (b'{"w":' + b"[" * 200_000, b"", "no checkpoint"),
-        (b'{"w":"\xff"}', b"", "no checkpoint"),
+        (b'{"w":', b"", "not a checkpoint"),
+        (b'{"w":' + b"[" * 200_000, b"", "not a checkpoint"),
+        (b'{"w":"\xff"}', b"", "not a checkpoint"),
     ],
 )
 def test_broken(header, data, reason, tmp_path):
-    with pytest.raises(ValueError, match=f"file.safetensors .*{reason}"):
+    with pytest.raises(UserError, match=f"file.safetensors .*{reason}"):
         load_checkpoint(write(tmp_path / "file.safetensors", header, data))
 
 
 def test_header_longer_than_the_file(tmp_path):
     path = write(tmp_path / "file.safetensors", {}, b"", header_size=2**62)
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(UserError, match="not a checkpoint"):
         load_checkpoint(path)

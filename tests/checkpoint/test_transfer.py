@@ -1,4 +1,4 @@
-"""The rows of heads mapped by class name, by hand and through a training's start."""
+"""Match the rows of heads by class name: directly and at the start of training."""
 
 import json
 import logging
@@ -19,6 +19,7 @@ from apa_det.checkpoint import (
     transfer_rows,
 )
 from apa_det.engine import StrictCheckpointer
+from apa_det.errors import UserError
 from apa_det.modeling.box_predictor import APAFastRCNNOutputLayers
 
 TRANSFORM = Box2BoxTransform((1.0, 1.0, 1.0, 1.0))
@@ -28,8 +29,8 @@ NEW = ["zebra", "dog", "traffic light", "fire hydrant"]
 
 def test_matches():
     assert match_classes(NEW, OLD) == [None, 2, 1, 3]
-    assert match_classes(["a", "A"], ["A", "a"]) == [1, 0]  # the same name before one like it
-    assert match_classes(["a", "b c"], ["a", "a", "b_c", "B c"]) == [None, None]  # which one?
+    assert match_classes(["a", "A"], ["A", "a"]) == [1, 0]  # identical names come first
+    assert match_classes(["a", "b c"], ["a", "a", "b_c", "B c"]) == [None, None]  # ambiguous
 
 
 def score(module, num_classes, **kwargs):
@@ -66,7 +67,7 @@ def assert_mapped(old, new, start, matches, per_class=1, dim=0):
 
 @pytest.mark.parametrize("predictor", ["linear", "normed", "wrapped_cauchy"])
 def test_rows_of_an_apa_head(predictor):
-    """Scores, λ and κ, box deltas and masks of each class; the rest as it is."""
+    """Scores, λ and κ, box deltas and masks are matched per class; the rest is copied."""
     learned = {"predictor_learn_temperature": True} if predictor == "normed" else {}
     old, new = (detector(n, predictor=predictor, **learned) for n in (5, 4))
     matches = match_classes(NEW, OLD)
@@ -94,7 +95,7 @@ def test_background_of_each_predictor_of_a_cascade():
     new.load_state_dict(transfer_rows(old.state_dict(), new.state_dict(), matches, 5).state)
     for name, value in new.state_dict().items():
         theirs = old.state_dict()[name]
-        if "bbox_pred" in name:  # of all classes at once
+        if "bbox_pred" in name:  # class-agnostic
             assert torch.equal(value, theirs)
         else:
             assert_mapped(theirs[:-1], value[:-1], before[name][:-1], matches)
@@ -102,20 +103,19 @@ def test_background_of_each_predictor_of_a_cascade():
 
 
 def test_anchors_of_a_one_stage_head():
-    """Nine anchors, with the classes of each one after the other."""
+    """Nine anchors, each with a block of all classes."""
     old, new = nn.Conv2d(2, 9 * 5, 3), nn.Conv2d(2, 9 * 4, 3)
     name = "head.cls_score.weight"
     states = [{name: module.weight} for module in (old, new)]
     matches = match_classes(NEW, OLD)
-    found = transfer_rows(*states, matches, 5).state[name]
-    ours = found.unflatten(0, (9, 4))
+    ours = transfer_rows(*states, matches, 5).state[name].unflatten(0, (9, 4))
     theirs, start = old.weight.unflatten(0, (9, 5)), new.weight.unflatten(0, (9, 4))
     with torch.no_grad():
         assert_mapped(theirs, ours, start, matches, dim=1)
 
 
 def test_rows_of_no_class():
-    """Of a grouped softmax: taken over where both have as many."""
+    """Rows of a grouped softmax that belong to no class need equal numbers."""
     name = "roi_heads.box_predictor.cls_score.bias"
     matches = match_classes(NEW, OLD)
     new = {name: -torch.arange(4.0 + 6)}
@@ -128,7 +128,7 @@ def test_rows_of_no_class():
 
 
 def test_same_classes_in_another_order():
-    """No shape differs, and all the same each class keeps its own row."""
+    """Rows follow their classes even though no shape differs."""
     old, new = detector(3), detector(3)
     matches = match_classes(["c", "a", "b"], ["a", "b", "c"])
     state = transfer_rows(old.state_dict(), new.state_dict(), matches, 3).state
@@ -136,9 +136,9 @@ def test_same_classes_in_another_order():
     assert torch.equal(state[name], old.state_dict()[name][[2, 0, 1]])
 
 
-def test_number_of_classes_that_is_not_the_files():
+def test_wrong_number_of_source_classes():
     old, new = detector(5), detector(4)
-    with pytest.raises(ValueError, match=r"cls_score.weight has 5 rows, .* of the 7 classes"):
+    with pytest.raises(UserError, match=r"cls_score.weight has 5 rows, .* the 7 classes of"):
         transfer_rows(old.state_dict(), new.state_dict(), [None] * 4, 7)
 
 
@@ -152,17 +152,17 @@ def test_names_of_classes(tmp_path):
     assert read_class_names("coco_2017_val", {})[0] == "person"
     (tmp_path / "no.json").write_text('{"a": 1}')
     for source, message in (
-        ("checkpoint", "holds no class_names, as files of apa_det's trainers do"),
-        ("coco", "MODEL.TRANSFER_FROM is coco: it is checkpoint, a registered dataset or"),
-        (str(tmp_path / "no.json"), "holds no classes: it must be a JSON list"),
+        ("checkpoint", "has no class_names, which apa_det saves in training"),
+        ("coco", "MODEL.TRANSFER_FROM must be checkpoint, a registered dataset or .* got 'coco'"),
+        (str(tmp_path / "no.json"), "has no class names. It must be a JSON list"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             read_class_names(source, {})
     with pytest.raises(FileNotFoundError):
         read_class_names(str(tmp_path / "none.json"), {})
 
 
-def test_start_of_training_and_its_log(tmp_path, caplog):
+def test_start_of_training(tmp_path, caplog):
     old, new = detector(5), detector(4)
     torch.manual_seed(0)
     StrictCheckpointer(old, str(tmp_path), class_names=OLD).save("old")
@@ -175,15 +175,15 @@ def test_start_of_training_and_its_log(tmp_path, caplog):
         StrictCheckpointer(new, strict=False, class_names=NEW, transfer=transfer).load(file)
     name = "roi_heads.box_predictor.cls_score.weight"
     assert_mapped(old.state_dict()[name], new.state_dict()[name], before[name], matches)
-    assert "3 of 4 classes are among the checkpoint's 5: 1 of the same name, 2 but" in caplog.text
-    assert "1 classes are not among the checkpoint's" in caplog.text
+    assert "3 of 4 classes match one of the checkpoint's 5: 1 exactly, 2 except" in caplog.text
+    assert "1 classes match none of the checkpoint's" in caplog.text
     assert "1 rare: zebra" in caplog.text
 
-    # the same number of classes, and others: a warning
+    # Other classes of the same number: a warning
     caplog.clear()
     StrictCheckpointer(detector(5), strict=False, class_names=OLD[::-1]).load(file)
     assert "of other classes than the training set" in caplog.text
-    # what starts anew
+    # Reinitialized parameters
     again = detector(5)
     start = again.roi_heads.box_predictor.cls_score.weight.clone()
     StrictCheckpointer(again, strict=False, reinitialized=["*cls_score.*"]).load(file)
@@ -192,7 +192,7 @@ def test_start_of_training_and_its_log(tmp_path, caplog):
         again.roi_heads.box_predictor.bbox_pred.weight,
         old.state_dict()["roi_heads.box_predictor.bbox_pred.weight"],
     )
-    # detectron2's own checkpointer takes the file
+    # detectron2's own checkpointer loads the file
     other = detector(5)
     DetectionCheckpointer(other).load(file)
     assert torch.equal(other.state_dict()[name], old.state_dict()[name])
@@ -201,7 +201,9 @@ def test_start_of_training_and_its_log(tmp_path, caplog):
 def test_no_class_in_common(tmp_path):
     StrictCheckpointer(detector(5), str(tmp_path), class_names=OLD).save("old")
     transfer = ClassTransfer("checkpoint", ["elk", "emu"])
-    with pytest.raises(ValueError, match="old.pth: it is of cat, .*classes, elk, emu, "):
+    with pytest.raises(
+        ValueError, match=r"old.pth: none of its classes \(cat, .* training set \(elk, emu, "
+    ):
         StrictCheckpointer(detector(2), strict=False, transfer=transfer).load(
             str(tmp_path / "old.pth")
         )

@@ -1,4 +1,4 @@
-"""Small datasets that several files of tests share."""
+"""Datasets shared by the tests of apa_det.data."""
 
 import copy
 import json
@@ -9,8 +9,6 @@ import pytest
 from PIL import Image
 
 from apa_det.data import generate_dataset
-
-SHARED = Path(__file__).parents[2] / "../shared/data"
 
 _SMALL = {
     "images": [
@@ -67,13 +65,13 @@ _SMALL = {
 
 @pytest.fixture
 def small():
-    """A sound dataset in LVIS format; category ids with gaps and out of order, no counts."""
+    """A valid dataset in LVIS format: category ids with gaps and out of order, no counts."""
     return copy.deepcopy(_SMALL)
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a dataset and its pictures, all black; returns the JSON file's path."""
+    """Write a dataset and black images; returns the path of the JSON file."""
 
     def write_dataset(dataset) -> Path:
         path = tmp_path / "dataset.json"
@@ -88,29 +86,28 @@ def write(tmp_path):
 
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory):
-    """A generated dataset with classes of all frequencies: its folder."""
+    """The folder of a generated dataset with classes of all frequency groups."""
     folder = tmp_path_factory.mktemp("synthetic")
     generate_dataset(folder, num_train=240, num_val=40, num_classes=12, seed=3, image_size=96)
     return folder
 
 
-def _shared(relative: str) -> Path:
-    path = SHARED / relative
+@pytest.fixture(scope="session")
+def tinycoco(real_data):
+    return _require(real_data / "tinycoco")
+
+
+@pytest.fixture(scope="session")
+def lvis_val_100(real_data):
+    return _require(real_data / "lvis/lvis_val_100.json")
+
+
+@pytest.fixture(scope="session")
+def lvis_v1_categories(real_data):
+    return json.loads(_require(real_data / "lvis/lvis_v1_train_cat_info.json").read_text())
+
+
+def _require(path: Path) -> Path:
     if not path.exists():
-        pytest.skip(f"../shared/data/{relative} is not here")
+        pytest.skip(f"{path} does not exist")
     return path
-
-
-@pytest.fixture(scope="session")
-def tinycoco():
-    return _shared("tinycoco")
-
-
-@pytest.fixture(scope="session")
-def lvis_val_100():
-    return _shared("lvis/lvis_val_100.json")
-
-
-@pytest.fixture(scope="session")
-def lvis_v1_categories():
-    return json.loads(_shared("lvis/lvis_v1_train_cat_info.json").read_text())

@@ -1,14 +1,16 @@
-"""Class counts and scarce classes by the datasets' metadata, against hand-worked cases."""
-
-import json
-from pathlib import Path
+"""Class counts and scarce classes from the metadata of datasets: hand-worked cases."""
 
 import pytest
+import torch
 from detectron2.data import MetadataCatalog
 
-from apa_det.data.class_counts import class_counts, class_names, get_scarce_classes
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from apa_det.data.class_counts import (
+    check_num_classes,
+    class_counts,
+    class_names,
+    get_scarce_classes,
+)
+from apa_det.errors import UserError
 
 
 def set_counts(name, counts, **metadata):
@@ -18,7 +20,7 @@ def set_counts(name, counts, **metadata):
 
 
 def test_counts():
-    """Of several datasets, in the order of the ids; instances where they are known."""
+    """Sums over datasets, in the order of the ids; instance counts where known."""
     MetadataCatalog.get("counts_a").set(
         class_image_count=[
             {"id": 2, "image_count": 5, "instance_count": 9},
@@ -28,7 +30,7 @@ def test_counts():
     set_counts("counts_b", [(1, 3), (2, 1)])
     assert class_counts(["counts_a", "counts_b"]).tolist() == [3, 6]
     assert class_counts(["counts_a"], "instance_count").tolist() == [0, 9]
-    with pytest.raises(ValueError, match="counts_b does not give the instance count"):
+    with pytest.raises(UserError, match="counts_b does not give the instance count"):
         class_counts(["counts_a", "counts_b"], "instance_count")
 
 
@@ -41,33 +43,42 @@ def test_scarce_classes():
     assert both.tolist() == [False, True, False]
 
 
-def test_scarce_classes_of_lvis():
-    """109 pictures or fewer: all rare and common classes, and a few frequent ones."""
-    file = SHARED / "lvis" / "lvis_v1_train_cat_info.json"
-    if not file.is_file():
-        pytest.skip(f"needs {file}")
-    categories = sorted(json.loads(file.read_text()), key=lambda c: c["id"])
+def test_scarce_classes_of_lvis(lvis_v1_categories):
+    """109 images or fewer: all rare and common classes, and a few frequent ones."""
+    categories = sorted(lvis_v1_categories, key=lambda c: c["id"])
     scarce = get_scarce_classes(("lvis_v1_train",))
     assert scarce.tolist() == [c["image_count"] <= 109 for c in categories]
     frequencies = [c["frequency"] for c, s in zip(categories, scarce, strict=True) if s]
     assert [frequencies.count(f) for f in "rcf"] == [337, 461, 17]
 
 
+def test_invalid_kind():
+    with pytest.raises(UserError, match="CLASS_COUNT must be one of image_count, instance_count"):
+        class_counts(["lvis_v1_train"], "images")
+
+
 def test_scarce_classes_errors():
-    with pytest.raises(ValueError, match="coco_2017_train does not give.*LVIS_FORMAT"):
+    with pytest.raises(UserError, match="coco_2017_train does not give.*LVIS_FORMAT"):
         get_scarce_classes(["coco_2017_train"])
     set_counts("losses_no_total", [(1, 2)])
-    with pytest.raises(ValueError, match="losses_no_total does not give .*num_images"):
+    with pytest.raises(UserError, match="losses_no_total does not give .*num_images"):
         get_scarce_classes(["losses_no_total"])
     set_counts("losses_c", [(1, 2)], num_images=10)
-    with pytest.raises(ValueError, match="different classes"):
+    with pytest.raises(UserError, match="different classes"):
         get_scarce_classes(["lvis_v1_train", "losses_c"])
 
 
 def test_class_names():
     assert class_names(["coco_2017_train"])[:2] == ["person", "bicycle"]
-    with pytest.raises(ValueError, match="losses_unread does not give the names"):
+    with pytest.raises(UserError, match="losses_unread does not give the names"):
         class_names(["losses_unread"])
     for function in (class_counts, class_names, get_scarce_classes):
-        with pytest.raises(ValueError, match="need a training dataset: name one in DATASETS.TRAIN"):
+        with pytest.raises(UserError, match="need a training dataset: name one in DATASETS.TRAIN"):
             function([])
+
+
+def test_check_num_classes():
+    values = torch.ones(3)
+    assert check_num_classes(values, 3, "The loss") is values
+    with pytest.raises(UserError, match="The loss got .* of 3 classes .* predictor of 4"):
+        check_num_classes(values, 4, "The loss")

@@ -1,4 +1,4 @@
-"""COCO to LVIS: the same instances, and the same meaning of the metric."""
+"""COCO to LVIS: the instances and the meaning of the metric are kept."""
 
 import copy
 
@@ -9,13 +9,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from apa_det.data import coco_to_lvis, read_coco_json, read_lvis_json
+from apa_det.errors import UserError
 from apa_det.evaluation import Detections, GroundTruth, evaluate
 from apa_det.utils.json_files import write_json
 
 
 @pytest.fixture
 def coco():
-    """Two pictures; a dog, a crowd of dogs and a crowd of cats in the first, nothing else."""
+    """Two images: a dog, a crowd of dogs and a crowd of cats; and an empty one."""
     square = [[2, 2, 6, 2, 6, 6, 2, 6]]
     crowd = {"size": [20, 30], "counts": [0, 40, 560]}
     dog = {"id": 1, "image_id": 1, "category_id": 18, "bbox": [2, 2, 4, 4], "area": 16}
@@ -55,7 +56,7 @@ def test_by_hand(coco):
     assert lvis["categories"][2]["supercategory"] == "thing"
     assert lvis["info"] == {
         "year": 2017,
-        "coco_to_lvis": {"pictures": 2, "annotations": 1, "crowds": 2, "unusable": 0},
+        "coco_to_lvis": {"images": 2, "annotations": 1, "crowds": 2, "unusable": 0},
     }
 
 
@@ -86,13 +87,13 @@ def test_area_from_the_mask(area, coco):
     assert coco_to_lvis(coco)["annotations"][0]["area"] == 7
 
 
-def test_polygons_of_two_points_are_left_out(coco):
+def test_polygons_of_two_points_are_removed(coco):
     polygons = coco["annotations"][0]["segmentation"]
     coco["annotations"][0]["segmentation"] = [*polygons, [1, 1, 2, 2]]
     assert coco_to_lvis(coco)["annotations"][0]["segmentation"] == polygons
 
 
-def test_boxes_alone(coco, tmp_path):
+def test_boxes_only(coco, tmp_path):
     del coco["annotations"][0]["segmentation"], coco["annotations"][0]["area"]
     lvis = coco_to_lvis(coco)
     assert lvis["annotations"][0]["area"] == 16
@@ -107,7 +108,7 @@ def test_counts_from_train(coco):
     ]
     brush = coco_to_lvis(coco, count_from=train, rare_max=0)["categories"][2]
     assert (brush["image_count"], brush["instance_count"], brush["frequency"]) == (1, 3, "c")
-    # A training set in LVIS format gives the counts in its categories, whatever it annotates.
+    # The counts of a training set in LVIS format are those of its categories.
     train = coco_to_lvis(train)
     train["categories"][2] |= {"image_count": 500, "frequency": "f"}
     brush = coco_to_lvis(coco, count_from=train)["categories"][2]
@@ -117,11 +118,11 @@ def test_counts_from_train(coco):
 def test_counts_from_another_dataset(coco):
     other = copy.deepcopy(coco)
     other["categories"][1]["name"] = "wolf"
-    with pytest.raises(ValueError, match='Category 18 is "dog", but "wolf" in the file to take'):
+    with pytest.raises(UserError, match='Category 18 is "dog", but "wolf" in the training set'):
         coco_to_lvis(coco, count_from=other)
     del other["categories"][1]
     other["annotations"] = []
-    with pytest.raises(ValueError, match='Category 18 is "dog", but missing in the file to take'):
+    with pytest.raises(UserError, match='Category 18 is "dog", but missing in the training set'):
         coco_to_lvis(coco, count_from=other)
 
 
@@ -147,7 +148,7 @@ def test_tinycoco_keeps_every_instance(split, tinycoco, tmp_path):
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_metric_means_the_same(iou_type, tinycoco):
-    """lvis-api on the converted dataset gives pycocotools' AP, crowds apart."""
+    """Without crowds, lvis-api on the converted dataset gives the AP of pycocotools."""
     coco = read_coco_json(tinycoco / "annotations/instances_train2017.json")
     crowds = {(a["image_id"], a["category_id"]) for a in coco["annotations"] if a["iscrowd"]}
     coco["annotations"] = [a for a in coco["annotations"] if not a["iscrowd"]]
@@ -159,7 +160,7 @@ def test_metric_means_the_same(iou_type, tinycoco):
     rng = np.random.default_rng(0)
     category_ids = [category["id"] for category in coco["categories"]]
     detections = []
-    for annotation in coco["annotations"]:  # each moved, scored, and now and then of a wrong class
+    for annotation in coco["annotations"]:  # shifted, scored, and sometimes of a wrong class
         width, height = annotation["bbox"][2:]
         dx, dy = (rng.normal(0, 0.1, 2) * [width, height]).round().astype(int).tolist()
         mask = np.roll(reference.annToMask(annotation), (dy, dx), (0, 1))

@@ -1,4 +1,4 @@
-"""The check lists everything that is wrong at once, and counts by hand's numbers."""
+"""The dataset check: all problems at once, and hand-worked statistics."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ from apa_det.data.dataset_report import GroupCounts
 from apa_det.utils.json_files import write_json
 
 
-def test_sound_dataset(small, write):
+def test_valid_dataset(small, write):
     path = write(small)
     report = check_dataset(path, path.parent, rare_max=0, common_max=1)
     assert report.problems == []
@@ -27,14 +27,14 @@ def test_sound_dataset(small, write):
 
 def test_real_lvis(lvis_val_100):
     report = check_dataset(lvis_val_100, "nowhere")
-    assert Counter(p.kind for p in report.problems) == {"missing picture": 100}
+    assert Counter(p.kind for p in report.problems) == {"missing image file": 100}
     assert sum(counts.instances for counts in report.groups.values()) == 977
     assert sum(counts.classes for counts in report.groups.values()) == 1230
     text = str(report)
-    assert text.count("there is no file") == 10 and "... and 90 more" in text
+    assert text.count(".jpg does not exist") == 10 and "... and 90 more" in text
 
 
-def test_everything_at_once(small, write):
+def test_all_problems_at_once(small, write):
     path = write(small)
     image, other = small["images"]
     square = small["annotations"][0]
@@ -61,32 +61,32 @@ def test_everything_at_once(small, write):
     ]
     small["categories"][0]["frequency"] = "often"
     write_json(small, path)
-    (path.parent / "text.png").write_text("no picture")
+    (path.parent / "text.png").write_text("not an image")
 
     report = check_dataset(path, path.parent)
     assert Counter(problem.kind for problem in report.problems) == {
         "empty box": 1,
-        "box outside of its picture": 2,
+        "box outside its image": 2,
         "empty mask": 1,
-        "broken segmentation": 2,
-        "annotation of an unknown category": 1,
-        "annotation of an unknown image": 1,
-        "annotation id used twice": 1,
+        "invalid segmentation": 2,
+        "annotation with unknown category": 1,
+        "annotation with unknown image": 1,
+        "duplicate annotation id": 1,
         "unknown category in neg_category_ids": 1,
         "unknown category in not_exhaustive_category_ids": 1,
-        "category both in a picture and verified absent from it": 1,
-        "missing picture": 1,
-        "unreadable picture": 1,
-        "picture of another size": 1,
-        "image without height": 1,
-        "unknown frequency": 1,
+        "annotated category in neg_category_ids": 1,
+        "missing image file": 1,
+        "unreadable image file": 1,
+        "wrong image size": 1,
+        "image without valid height": 1,
+        "invalid frequency": 1,
     }
     messages = "\n".join(problem.message for problem in report.problems)
     assert "image 7 has [1000] in neg_category_ids" in messages
     assert "image 7 has instances of [4]" in messages
     assert "image 3 has ['dog'] in not_exhaustive_category_ids" in messages
-    assert "annotation 101 has the bbox [25, 2, 10, 5] in a picture of 30 x 20" in messages
-    assert "is 30 x 20, the annotations say 30 x 21" in messages
+    assert "annotation 101 has the bbox [25, 2, 10, 5] in an image of 30 x 20" in messages
+    assert "is 30 x 20, but annotated as 30 x 21" in messages
     assert (report.num_images, report.num_annotations) == (6, 12)
     assert str(report).endswith("Problems: 17")
 
@@ -97,8 +97,8 @@ def test_not_a_dataset(content, tmp_path):
     assert check_dataset(tmp_path / "x.json", tmp_path).problems
 
 
-def test_picture_that_lies_on_its_side(small, write):
-    """Exif says turn it: its size is that after turning, as detectron2 reads it."""
+def test_exif_rotation(small, write):
+    """The size is that after the rotation, as in detectron2."""
     path = write(small)
     for image in small["images"]:
         image["file_name"] = image["file_name"].replace("png", "jpg")

@@ -1,5 +1,6 @@
-"""Counts and frequency groups: by hand, by LVIS's own, and over wide ranges."""
+"""Counts of categories and frequency groups."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -7,13 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apa_det.data import complete_categories, frequency_group
+from apa_det.data.frequency import FrequencyGroups
+from apa_det.errors import MissingFileError, UserError
+
+CATEGORIES = [
+    {"id": 3, "name": "cat", "image_count": 10, "frequency": "f"},
+    {"id": 5, "name": "dog", "image_count": 11},
+    {"id": 9, "name": "owl", "image_count": 101},
+]
+
+
+def names(groups):
+    return [groups.names[i] if i >= 0 else None for i in groups.assign(CATEGORIES)]
 
 
 @pytest.mark.parametrize(
     "image_count, group",
     [(0, "r"), (1, "r"), (10, "r"), (11, "c"), (100, "c"), (101, "f"), (99_388, "f")],
 )
-def test_groups_of_lvis(image_count, group):
+def test_lvis_thresholds(image_count, group):
     assert frequency_group(image_count) == group
 
 
@@ -36,7 +49,7 @@ def test_counts_by_hand(small):
     ]
 
 
-def test_what_the_file_says_stays(small):
+def test_existing_values_are_kept(small):
     small["categories"][0] |= {"image_count": 50, "instance_count": 60}
     small["categories"][1] |= {"frequency": "c"}
     complete_categories(small)
@@ -49,7 +62,7 @@ def test_what_the_file_says_stays(small):
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30))),
     st.tuples(st.integers(0, 8), st.integers(0, 8)).map(sorted),
 )
-def test_counts_any_annotations(pairs, thresholds):
+def test_counts_of_any_annotations(pairs, thresholds):
     dataset = {
         "annotations": [{"category_id": c, "image_id": i} for c, i in pairs],
         "categories": [{"id": c} for c in range(6)],
@@ -69,6 +82,55 @@ def test_counts_any_annotations(pairs, thresholds):
 
 
 @pytest.mark.parametrize("thresholds", [(-1, 100), (11, 10)])
-def test_thresholds_out_of_order(thresholds, small):
-    with pytest.raises(ValueError, match="rare_max must be at least 0 and at most common_max"):
+def test_invalid_thresholds(thresholds, small):
+    with pytest.raises(UserError, match="rare_max must be >= 0 and <= common_max, got rare_max"):
         complete_categories(small, *thresholds)
+
+
+def test_lvis_groups():
+    assert names(FrequencyGroups.lvis()) == ["f", "c", "f"]  # the file's frequency comes first
+    assert names(FrequencyGroups.lvis(11, 200)) == ["f", "r", "c"]
+    assert FrequencyGroups.lvis().labels == ("rare", "common", "frequent")
+
+
+def test_groups_from_thresholds():
+    groups = FrequencyGroups.from_thresholds([("few", 10), ("many", None)])
+    assert names(groups) == ["few", "many", "many"]
+    four = FrequencyGroups.parse("a:9, b:10,c:11,d")
+    assert names(four) == ["b", "c", "d"] and four.labels == ("a", "b", "c", "d")
+
+
+def test_groups_from_mapping(tmp_path):
+    groups = FrequencyGroups.from_mapping({"owl": "tail", 3: "head"})
+    assert groups.names == ("tail", "head")
+    assert names(groups) == ["head", None, "tail"]
+    path = tmp_path / "groups.json"
+    path.write_text(json.dumps({"owl": "tail", "3": "head"}))
+    assert names(FrequencyGroups.parse(str(path))) == ["head", None, "tail"]
+    with pytest.raises(UserError, match="category 'eel', which is not in the dataset"):
+        FrequencyGroups.from_mapping({"eel": "tail"}).assign(CATEGORIES)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("r:10,c:100", "and the last must not have one"),
+        ("r:100,c:10,f", "must not decrease, got 100, 10"),
+        ("r:ten,c:100,f", "Invalid frequency groups 'r:ten,c:100,f'; expected e.g. r:10"),
+        ("s:10,f", "not 50, 75, s, m or l; got 's'"),
+        ("r:1,r:2,f", "must be unique.*got 'r'"),
+        ("", "not empty"),
+    ],
+)
+def test_invalid_groups(text, message):
+    with pytest.raises(UserError, match=message):
+        FrequencyGroups.parse(text)
+
+
+def test_invalid_groups_file(tmp_path):
+    path = tmp_path / "groups.json"
+    path.write_text('["cat"]')
+    with pytest.raises(UserError, match="must be a JSON object"):
+        FrequencyGroups.parse(str(path))
+    with pytest.raises(MissingFileError):
+        FrequencyGroups.parse(str(tmp_path / "none.json"))

@@ -1,4 +1,4 @@
-"""Registration and loading, beside detectron2's own loader and its training pipeline."""
+"""Registration and loading, compared with detectron2's loader and used in its pipeline."""
 
 import os
 
@@ -25,12 +25,13 @@ from apa_det.data import (
     register_lvis_format,
     require_dataset_files,
 )
+from apa_det.errors import MissingFileError, UserError
 from apa_det.utils.json_files import read_json, write_json
 
 
 @pytest.fixture
 def register():
-    """register_lvis_format, undone after the test."""
+    """register_lvis_format; the registrations are removed after the test."""
     names = []
 
     def do(name, *args, **kwargs):
@@ -66,7 +67,7 @@ def test_dataset_dicts_by_hand(small, write, register):
     assert second["image_id"] == 7
     assert (second["neg_category_ids"], second["not_exhaustive_category_ids"]) == ([90], [4])
     assert [a["category_id"] for a in second["annotations"]] == [0, 1]
-    mask = mask_utils.decode(second["annotations"][1]["segmentation"])  # compressed by now
+    mask = mask_utils.decode(second["annotations"][1]["segmentation"])  # now compressed
     assert mask.shape == (20, 30) and mask.sum() == 30 and mask[0].all()
 
     metadata = MetadataCatalog.get("hand")
@@ -84,13 +85,13 @@ def test_same_as_detectron2(lvis_val_100, register):
     ours = load_lvis_format(lvis_val_100, "root", "val_100")
     for our, their in zip(ours, theirs, strict=True):
         assert our.pop("file_name") == f"root/COCO_val2014_{our['image_id']:012d}.jpg"
-        del their["file_name"]  # made from coco_url
+        del their["file_name"]  # derived from coco_url
         assert our == their
     names = MetadataCatalog.get("val_100").thing_classes
     assert names == MetadataCatalog.get("lvis_v0.5_val_of_this_test").thing_classes
 
 
-def test_picture_found_by_coco_url(small, tmp_path):
+def test_file_name_from_coco_url(small, tmp_path):
     for image in small["images"]:
         del image["file_name"]
         image["coco_url"] = f"http://images.cocodataset.org/train2017/{image['id']:012d}.jpg"
@@ -121,12 +122,12 @@ def test_any_numbering_of_categories(ids, counts, tmp_path):
     records = load_lvis_format(tmp_path / "x.json", "root")
     for record in records:
         for instance in record["annotations"]:
-            k = instance["bbox"][3]  # that carried the category through
+            k = instance["bbox"][3]  # it encodes the category
             assert sorted(ids)[instance["category_id"]] == ids[k]
     assert sum(len(record["annotations"]) for record in records) == len(annotations)
 
 
-def test_metadata_serve_the_federated_loss(synthetic, register):
+def test_metadata_for_federated_loss(synthetic, register):
     register("fed", synthetic / "train.json", synthetic)
     ensure_metadata("fed")
     weights = get_fed_loss_cls_weights("fed", 0.5)
@@ -159,25 +160,25 @@ def test_detectron2_trains_on_it(mask_format, tmp_path, register):
         np.testing.assert_allclose(sizes, np.array(boxes)[:, 2:])
 
 
-def test_nothing_is_read_before_it_is_needed(register):
+def test_files_are_read_on_first_use(register):
     register("lazy", "/nowhere/x.json", "/nowhere")
-    with pytest.raises(FileNotFoundError, match="/nowhere/x.json does not exist"):
+    with pytest.raises(MissingFileError, match="/nowhere/x.json does not exist"):
         ensure_metadata("lazy")
-    with pytest.raises(FileNotFoundError, match="/nowhere/x.json and /nowhere, not found"):
+    with pytest.raises(MissingFileError, match="/nowhere/x.json and /nowhere: not found"):
         require_dataset_files("lazy")
 
 
 def test_registering_again(register):
     register("twice", "a.json", "root")
     register("twice", "a.json", "root")
-    with pytest.raises(ValueError, match='"twice" is registered already, with other files'):
+    with pytest.raises(UserError, match='"twice" is registered already, with other files'):
         register("twice", "b.json", "root")
-    with pytest.raises(ValueError, match="rare_max must be"):
+    with pytest.raises(UserError, match="rare_max must be"):
         register("thrice", "b.json", "root", rare_max=20, common_max=10)
     assert "thrice" not in DatasetCatalog
 
 
-def test_thresholds_reach_the_metadata(small, write, register):
+def test_thresholds_in_metadata(small, write, register):
     path = write(small)
     register("strict", path, path.parent, rare_max=0, common_max=1)
     ensure_metadata("strict")
@@ -199,20 +200,21 @@ def test_wrong_image_root(small, write, register):
     register("wrong_root", path, path.parent.parent)
     ensure_metadata("wrong_root")
     require_dataset_files("wrong_root")
-    with pytest.raises(FileNotFoundError, match='a.png, the first picture of "wrong_root"'):
+    with pytest.raises(MissingFileError, match='a.png, the first image of "wrong_root"'):
         DatasetCatalog.get("wrong_root")
 
 
-def test_files_are_there(synthetic, register):
+def test_files_exist(synthetic, register):
     register("there", synthetic / "val.json", synthetic)
     require_dataset_files("there")
 
 
 @pytest.mark.parametrize("function", [ensure_metadata, require_dataset_files])
 def test_unknown_name(function):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         function("lvis_v1_tarin")
-    assert 'No dataset named "lvis_v1_tarin" is registered. Is it lvis_v1_train' in str(error.value)
+    assert 'No dataset named "lvis_v1_tarin" is registered.' in str(error.value)
+    assert "Did you mean lvis_v1_train" in str(error.value)
     assert "DATASETS.LVIS_FORMAT" in str(error.value)
     assert "register_lvis_format" in str(error.value)
 
@@ -220,8 +222,8 @@ def test_unknown_name(function):
 def test_lvis_not_downloaded():
     metadata = MetadataCatalog.get("lvis_v1_val")
     if os.path.exists(metadata.json_file):
-        pytest.skip("LVIS is here")
-    with pytest.raises(FileNotFoundError) as error:
+        pytest.skip("LVIS is installed")
+    with pytest.raises(MissingFileError) as error:
         require_dataset_files("lvis_v1_val")
     for part in (
         metadata.json_file,
@@ -237,6 +239,6 @@ def test_lvis_not_downloaded():
 def test_other_built_in_dataset():
     metadata = MetadataCatalog.get("coco_2017_val")
     if os.path.exists(metadata.json_file):
-        pytest.skip("COCO is here")
-    with pytest.raises(FileNotFoundError, match="instances_val2017.json.* DETECTRON2_DATASETS"):
+        pytest.skip("COCO is installed")
+    with pytest.raises(MissingFileError, match="instances_val2017.json.* DETECTRON2_DATASETS"):
         require_dataset_files("coco_2017_val")

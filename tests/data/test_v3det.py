@@ -1,4 +1,4 @@
-"""V3Det's registration, on files of its layout."""
+"""Registration of V3Det, with files in its layout."""
 
 import json
 
@@ -6,11 +6,12 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from apa_det.data.v3det import register_v3det
+from apa_det.errors import MissingFileError, UserError
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Registered anew there, and as before in the end."""
+    """Register V3Det in a temporary folder; restore the registration afterwards."""
     before = {}
     for name in ("v3det_train", "v3det_val"):
         before[name] = DatasetCatalog[name], MetadataCatalog.pop(name)
@@ -27,9 +28,9 @@ def root(tmp_path, monkeypatch):
 
 
 def write(root, text=None):
-    picture = root / "v3det/images/a1/1.jpg"
-    picture.parent.mkdir(parents=True)
-    picture.touch()
+    image_file = root / "v3det/images/a1/1.jpg"
+    image_file.parent.mkdir(parents=True)
+    image_file.touch()
     dataset = {
         "images": [{"id": 5, "file_name": "images/a1/1.jpg", "height": 40, "width": 60}],
         "annotations": [
@@ -47,13 +48,13 @@ def write(root, text=None):
     json_file = root / "v3det/annotations/v3det_2023_v1_val.json"
     json_file.parent.mkdir()
     json_file.write_text(text if text is not None else json.dumps(dataset))
-    return picture
+    return image_file
 
 
 def test_load(root):
-    picture = write(root)
+    image_file = write(root)
     (record,) = DatasetCatalog.get("v3det_val")
-    assert record["file_name"] == str(picture) and record["image_id"] == 5
+    assert record["file_name"] == str(image_file) and record["image_id"] == 5
     assert record["annotations"][0]["category_id"] == 1
     metadata = MetadataCatalog.get("v3det_val")
     assert metadata.thing_classes == ["alpha", "beta"]
@@ -65,14 +66,14 @@ def test_registered_on_import():
 
 
 def test_missing_files(root):
-    with pytest.raises(FileNotFoundError, match="v3det_2023_v1_train.json, not found. Download"):
+    with pytest.raises(MissingFileError, match="v1_train.json, which does not exist. Download"):
         DatasetCatalog.get("v3det_train")
     write(root).unlink()
-    with pytest.raises(FileNotFoundError, match="first picture .* DETECTRON2_DATASETS"):
+    with pytest.raises(MissingFileError, match="first image .* DETECTRON2_DATASETS"):
         DatasetCatalog.get("v3det_val")
 
 
-def test_broken_file(root):
+def test_file_that_is_cut_off(root):
     write(root, '{"images": [')
-    with pytest.raises(ValueError, match="v3det_2023_v1_val.json is cut off or not JSON"):
+    with pytest.raises(UserError, match="v3det_2023_v1_val.json is cut off or not JSON"):
         DatasetCatalog.get("v3det_val")

@@ -66,8 +66,8 @@ def test_both_stages_resumed_and_evaluated(arguments, output):
     for line in (
         r"stage 1 of 2 begins: the representation, in \S+output\n",
         r"stage 2 of 2 begins: the classifier alone, in \S+output/classifier\n",
-        "What an epoch of TrainingSampler",
-        "What an epoch of ClassAwareTrainingSampler",
+        "Expected contents of an epoch of TrainingSampler",
+        "Expected contents of an epoch of ClassAwareTrainingSampler",
         r"\d+ of \d+ parameters train, all others are frozen:\n  roi_heads.box_predictor.cls_sc",
     ):
         assert re.search(line, log), line
@@ -129,7 +129,7 @@ def test_config_of_the_second_stage(arguments):
     assert (solver.MAX_ITER, solver.BASE_LR, tuple(solver.STEPS)) == (2, 0.05, (1,))
     assert (solver.TRAINED, second.MODEL.REINITIALIZE) == (["*score.*"], ["*score.*"])
     assert stages(second) == [second]
-    with pytest.raises(ValueError, match="no training sampler Balanced"):
+    with pytest.raises(ValueError, match="SAMPLER_TRAIN must be one of .*got 'Balanced'"):
         stages(setup(arguments(*DECOUPLED, "SOLVER.DECOUPLED.SAMPLER_TRAIN", "Balanced")))
 
 

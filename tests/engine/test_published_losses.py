@@ -31,7 +31,7 @@ def test_published_losses_train(arguments, amp):
     losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
     assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5])
     assert all(p.isfinite().all() for p in trainer.model.parameters())
-    scarce = trainer.model.roi_heads.box_predictor.class_loss.of_classes("cpu")
+    scarce = trainer.model.roi_heads.box_predictor.class_loss.class_values("cpu")
     assert scarce.any() and not scarce.all()
 
 

@@ -108,7 +108,7 @@ def test_subset_while_training(arguments, output):
     assert [("bbox/AP" in m) for m in looks] == [False, True]  # the first look is not written
     log = (output / "log.txt").read_text()
     assert log.count("A look at 3 pictures of engine_val") == 2
-    assert "saw only" not in log
+    assert "processed only" not in log
     best = torch.load(output / "model_best.pth", weights_only=True)
     assert best["value"] >= max(m["subset/bbox/AP50"] for m in looks)
     assert not (output / "inference/lvis_instances_results.json").exists()

@@ -1,6 +1,7 @@
-"""A small dataset with pictures, and two detectors' results, that several test files share."""
+"""A small dataset with images, and the results of two detectors."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,9 @@ from apa_det.utils.json_files import read_json
 
 
 def perturbed(dataset, rng):
-    """Results of a detector that finds most objects more or less well, and some that are not there.
+    """Return results for most objects, well or badly localized, with false positives.
 
-    Scores have ties. Everything is as a JSON file gives it back.
+    Scores have ties. All values are JSON types.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
     categories = [category["id"] for category in dataset["categories"]]
@@ -44,7 +45,7 @@ def perturbed(dataset, rng):
 
 @pytest.fixture(scope="session")
 def detections_on_synthetic(tmp_path_factory):
-    """Paths of the ground truth, of the pictures' folder, and of two result files in a folder."""
+    """Paths of the ground truth, of the image folder, and of two result files in one folder."""
     folder = tmp_path_factory.mktemp("synthetic")
     gt = generate_dataset(folder, num_train=60, num_val=24, num_classes=12, image_size=96)["val"]
     rng = np.random.default_rng(0)
@@ -52,3 +53,12 @@ def detections_on_synthetic(tmp_path_factory):
     for path in results:
         path.write_text(json.dumps(perturbed(read_json(gt), rng)))
     return SimpleNamespace(gt=gt, image_root=folder, results=results)
+
+
+@pytest.fixture(scope="session")
+def lvis_val_100(real_data) -> Path:
+    """100 images of LVIS v1 val."""
+    path = real_data / "lvis/lvis_val_100.json"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    return path

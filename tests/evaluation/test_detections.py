@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apa_det.errors import UserError
 from apa_det.evaluation import Detections, Masks
 
 
@@ -28,23 +29,23 @@ def records(number, masks=True):
     ]
 
 
-def as_json(found):
+def as_json(records):
     return [
         {**r, "segmentation": {**r["segmentation"], "counts": r["segmentation"]["counts"].decode()}}
         if "segmentation" in r
         else r
-        for r in found
+        for r in records
     ]
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_records_there_and_back(masks, tmp_path):
+def test_records_round_trip(masks, tmp_path):
     detections = Detections.from_records(records(25, masks))
     assert list(detections.records(block=10)) == as_json(records(25, masks))
     assert list(Detections.from_records(as_json(records(25, masks))).records()) == as_json(
         records(25, masks)
     )
-    (tmp_path / "results.json").write_text("of an earlier run")
+    (tmp_path / "results.json").write_text("an earlier file")
     detections.write(tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == as_json(records(25, masks))
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
@@ -87,14 +88,14 @@ def test_masks():
     assert len(Masks.from_rles([])) == len(Masks.concatenate([])) == 0
 
 
-def test_records_that_lack_something():
+def test_missing_keys():
     broken = records(3)
     del broken[1]["score"]
-    with pytest.raises(ValueError, match=r"Result 1 \(from 0\) has no score"):
+    with pytest.raises(UserError, match=r"Result 1 \(from 0\) has no score"):
         Detections.from_records(broken)
-    with pytest.raises(ValueError, match="neither bbox nor segmentation"):
+    with pytest.raises(UserError, match="neither bbox nor segmentation"):
         Detections.from_records([{"image_id": 1, "category_id": 1, "score": 0.5}])
-    with pytest.raises(ValueError, match="Some detections have masks"):
+    with pytest.raises(UserError, match="Some detections have masks"):
         Detections.concatenate(
             [Detections.from_records(records(2)), Detections.from_records(records(2, masks=False))]
         )

@@ -1,4 +1,4 @@
-"""Pictures of detections beside ground truth, and in the colours of their groups."""
+"""Drawings of detections and ground truth, and of detections in group colors."""
 
 import numpy as np
 import pytest
@@ -14,17 +14,17 @@ NAME = "test_drawing"
 
 
 class OneBox(nn.Module):
-    """Finds one box of class 1 on the left half, with the score that it is given."""
+    """Model that predicts one box of class 1 in the left half with a fixed score."""
 
     def __init__(self, score):
         super().__init__()
         self.score = score
 
     def forward(self, inputs):
-        found = Instances((40, 60))
-        found.pred_boxes = Boxes(torch.tensor([[5.0, 5, 25, 35]]))
-        found.scores, found.pred_classes = torch.tensor([self.score]), torch.tensor([1])
-        return [{"instances": found} for _ in inputs]
+        detections = Instances((40, 60))
+        detections.pred_boxes = Boxes(torch.tensor([[5.0, 5, 25, 35]]))
+        detections.scores, detections.pred_classes = torch.tensor([self.score]), torch.tensor([1])
+        return [{"instances": detections} for _ in inputs]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def dataset(tmp_path):
 
 
 def panels(path):
-    """For each of the four panels of the first row, whether anything is drawn on the grey."""
+    """Return for each of the four panels of the first row if anything is drawn on the grey."""
     image = np.asarray(Image.open(path).convert("RGB")).astype(int)
     grey = np.abs(image - 120).max(axis=2) < 4
     areas = [panel.sum() for panel in np.array_split(grey[: len(grey) // 2], 4, axis=1)]
@@ -54,30 +54,35 @@ def panels(path):
 def test_draws_detections_and_truth(dataset, tmp_path):
     loader = [[record] for record in dataset]
     model = OneBox(0.9).train()
-    draw_detections(model, loader, NAME, tmp_path / "out.png", num_pictures=3)
+    draw_detections(model, loader, NAME, tmp_path / "out.png", num_images=3)
     assert panels(tmp_path / "out.png") == [True, False, True, True]
     assert model.training
-    draw_detections(OneBox(0.3), loader, NAME, tmp_path / "low.png", num_pictures=3)
+    draw_detections(OneBox(0.3), loader, NAME, tmp_path / "low.png", num_images=3)
     assert panels(tmp_path / "low.png") == [False, False, False, True]
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_colours_of_groups(masks):
+def test_group_colors(masks):
     image = np.zeros((40, 80, 3), np.uint8)
-    found = Instances((40, 80))
-    found.pred_boxes = Boxes(torch.tensor([[2.0, 2, 18, 38], [22, 2, 38, 38], [42, 2, 58, 38]]))
-    found.scores, found.pred_classes = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([2, 0, 1])
+    detections = Instances((40, 80))
+    detections.pred_boxes = Boxes(
+        torch.tensor([[2.0, 2, 18, 38], [22, 2, 38, 38], [42, 2, 58, 38]])
+    )
+    detections.scores, detections.pred_classes = (
+        torch.tensor([0.9, 0.8, 0.7]),
+        torch.tensor([2, 0, 1]),
+    )
     if masks:
-        found.pred_masks = torch.zeros(3, 40, 80, dtype=torch.bool)
+        detections.pred_masks = torch.zeros(3, 40, 80, dtype=torch.bool)
         for i in range(3):
-            found.pred_masks[i, 4:36, 20 * i + 4 : 20 * i + 16] = True
+            detections.pred_masks[i, 4:36, 20 * i + 4 : 20 * i + 16] = True
     groups = FrequencyGroups.lvis()
     names = ["cat", "$dog", "_owl"]
-    drawn = draw_groups(image, found, names, groups, np.array([2, -1, 0]))
+    drawn = draw_groups(image, detections, names, groups, np.array([2, -1, 0]))
     assert drawn.shape == (320, 640, 3)
     # On the left edges of the boxes, above the labels: vermilion, blue and grey
     edges = drawn[80, [16, 176, 336]].astype(int)
     assert edges.argmax(axis=1).tolist()[:2] == [0, 2]
     assert np.ptp(edges[2]) == 0 < edges[2, 0]
     assert (drawn[160, [80, 240, 400]].max(axis=1) > 30).tolist() == [masks] * 3
-    assert not drawn[:, 560:].any()  # labels end before
+    assert not drawn[:, 560:].any()  # labels stay left of this

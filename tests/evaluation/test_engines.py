@@ -1,9 +1,8 @@
-"""The fast engine against lvis-api: the same arrays, not only the same metrics."""
+"""The fast engine returns the arrays of lvis-api, not only its metrics."""
 
 import copy
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -12,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import apa_det.evaluation
+from apa_det.errors import MissingPackageError, UserError
 from apa_det.evaluation import Detections, GroundTruth, evaluate, load_engine
 from apa_det.evaluation.engines import _log_fallback
 
 fast_engine = pytest.importorskip("apa_det.evaluation.fast_engine")
 
-REAL = Path(__file__).parents[2] / "../shared/data/lvis/lvis_val_100.json"
 HEIGHT, WIDTH = 40, 60
 
 
@@ -37,7 +36,7 @@ def assert_same(truth, detections, iou_type, **limits):
 
 
 def random_detections(truth, number, seed=0):
-    """Objects found more or less well, each maybe several times; some in the wrong category."""
+    """Draw objects with replacement, perturb them, and give some a wrong category."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(len(truth.boxes), size=number)
     wrong = rng.random(number) < 0.4
@@ -50,7 +49,7 @@ def random_detections(truth, number, seed=0):
         polygons = [(np.array(p) * scale).tolist() for p in truth.segmentations[row]]
         masks.append(mask_util.merge(mask_util.frPyObjects(polygons, height, width)))
     boxes = truth.boxes[rows] * rng.uniform(0.85, 1.15, (number, 4))
-    scores = rng.choice([0.25, 0.5, 0.75], number)  # tied
+    scores = rng.choice([0.25, 0.5, 0.75], number)  # with ties
     scores[::2] = rng.random(len(scores[::2]))
     return Detections.from_records(
         [
@@ -68,22 +67,20 @@ def random_detections(truth, number, seed=0):
 
 
 @pytest.fixture(scope="module")
-def real():
-    if not REAL.exists():
-        pytest.skip("../shared/data/lvis/lvis_val_100.json is not here")
-    return GroundTruth.from_file(REAL)
+def real(lvis_val_100):
+    return GroundTruth.from_file(lvis_val_100)
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_real_annotations(real, iou_type, monkeypatch):
-    monkeypatch.setattr(fast_engine, "_MASKS_AT_ONCE", 500)  # in several parts
+    monkeypatch.setattr(fast_engine, "_MASKS_AT_ONCE", 500)  # several ranges
     detections = random_detections(real, 4000)
     metrics = assert_same(real, detections, iou_type).metrics()
     assert 0 < metrics["APr"] < 1 and 0 < metrics["APc"] < 1 and 0 < metrics["AR@300"] < 1
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_more_than_the_limits(real, iou_type):
+def test_detection_limits(real, iou_type):
     truth = real.restricted_to(real.image_ids[:4])
     detections = random_detections(truth, 3000)
     assert np.bincount(np.searchsorted(truth.image_ids, detections.image_ids)).min() > 300
@@ -92,7 +89,7 @@ def test_more_than_the_limits(real, iou_type):
     assert_same(truth, detections, iou_type, max_dets=None, max_dets_per_category=15)
 
 
-# Generated cases. Coordinates are whole, so that IoUs meet each other and the thresholds.
+# Generated cases. Integer coordinates, so that IoUs tie and equal the thresholds.
 
 boxes = st.tuples(
     st.integers(0, WIDTH - 1), st.integers(0, HEIGHT - 1), st.integers(0, 50), st.integers(0, 50)
@@ -108,7 +105,7 @@ def segmentation(box, kind):
     x, y, width, height = box
     polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
     rle = mask_util.frPyObjects([polygon], HEIGHT, WIDTH)[0]
-    if kind == "polygons":  # two that overlap
+    if kind == "polygons":  # overlapping
         half = [x, y, x + width / 2, y, x + width / 2, y + height, x, y + height]
         return [polygon, half]
     if kind == "uncompressed":
@@ -139,7 +136,7 @@ def cases(draw):
     dataset = {
         "images": [
             {
-                "id": 100 - i,  # falling: the order of the file is not that of the ids
+                "id": 100 - i,  # descending: file order differs from id order
                 "height": HEIGHT,
                 "width": WIDTH,
                 "neg_category_ids": [ids[k] for k in draw(lists) if k < num_categories],
@@ -165,7 +162,7 @@ def cases(draw):
         ],
     }
     near = [a["bbox"] for a in dataset["annotations"]]
-    found = st.one_of(boxes, st.sampled_from(near)) if near else boxes
+    detected = st.one_of(boxes, st.sampled_from(near)) if near else boxes
     detections = [
         {
             "image_id": 100 - image,
@@ -175,7 +172,7 @@ def cases(draw):
             "segmentation": segmentation(box, "compressed"),
         }
         for image, category, score, box in draw(
-            st.lists(st.tuples(images, categories, scores, found), max_size=14)
+            st.lists(st.tuples(images, categories, scores, detected), max_size=14)
         )
     ]
     return dataset, detections
@@ -204,12 +201,13 @@ def test_every_category_verified(case):
     assert_same(truth, Detections.from_records(records), "bbox")
 
 
-def test_ids_of_any_size():
+def test_large_ids():
     dataset = copy.deepcopy(TRUTH)
-    picture, number = 2**62 + 1, 2**61 + 1  # no floating point number
-    dataset["images"][0].update(id=picture, neg_category_ids=[])
-    dataset["categories"][0]["id"] = number
-    annotation = {"id": 9, "image_id": picture, "category_id": number, "bbox": [1, 2, 30, 40]}
+    image_id, category_id = 2**62 + 1, 2**61 + 1  # not exact as float64
+    dataset["images"][0].update(id=image_id, neg_category_ids=[])
+    dataset["categories"][0]["id"] = category_id
+    annotation = {"id": 9, "image_id": image_id, "category_id": category_id}
+    annotation["bbox"] = [1, 2, 30, 40]
     dataset["annotations"] = [{**annotation, "area": 1200}]
     detections = Detections.from_records([{**annotation, "score": 0.5}])
     assert assert_same(GroundTruth(dataset), detections, "bbox").metrics()["AP"] == pytest.approx(1)
@@ -220,7 +218,7 @@ def test_boundary_ap(real):
     detections = random_detections(truth, 100)
     boundary = evaluate(truth, detections, "boundary").metrics()["AP"]
     assert 0 < boundary < evaluate(truth, detections, "segm").metrics()["AP"]
-    with pytest.raises(ValueError, match="needs the fast engine"):
+    with pytest.raises(UserError, match="'boundary' needs engine 'fast'"):
         evaluate(truth, detections, "boundary", engine="lvis")
 
 
@@ -232,7 +230,7 @@ TRUTH = {
 TRUTH["images"][0]["not_exhaustive_category_ids"] = []
 
 
-def found(**changes):
+def two_detections(**changes):
     record = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 2, 3, 4]}
     return Detections.from_records([record, {**record, **changes}])
 
@@ -240,10 +238,10 @@ def found(**changes):
 @pytest.mark.parametrize(
     "detections, arguments, message",
     [
-        (found(image_id=7), {}, r"detection 1 \(from 0\) is of picture 7"),
-        (found(category_id=8), {}, r"detection 1 \(from 0\) is of category 8"),
-        (found(score=float("nan")), {}, r"detection 1 \(from 0\) has the score nan"),
-        (found(bbox=[float("inf"), 0, 1, 1]), {}, r"has the box \[inf, 0.0, 1.0, 1.0\]"),
+        (two_detections(image_id=7), {}, r"detection 1 \(from 0\) has unknown image_id 7"),
+        (two_detections(category_id=8), {}, r"detection 1 \(from 0\) has unknown category_id 8"),
+        (two_detections(score=float("nan")), {}, r"detection 1 \(from 0\) has score nan"),
+        (two_detections(bbox=[float("inf"), 0, 1, 1]), {}, r"has box \[inf, 0.0, 1.0, 1.0\]"),
         (
             Detections.from_records(
                 [
@@ -256,23 +254,23 @@ def found(**changes):
                 ]
             ),
             {"iou_type": "segm"},
-            r"size \[100, 99\] \(height, width\) in a picture of size \[100, 100\]",
+            r"size \[100, 99\] \(height, width\) in an image of size \[100, 100\]",
         ),
-        (found(), {"iou_type": "segm"}, "segm AP needs masks, but the detections"),
-        (found(), {"iou_type": "keypoints"}, "IoU types are bbox, segm"),
-        (found(), {"engine": "slow"}, "engines are fast and lvis, not slow"),
+        (two_detections(), {"iou_type": "segm"}, "segm AP needs masks, but the detections"),
+        (two_detections(), {"iou_type": "keypoints"}, "iou_type must be one of bbox, segm"),
+        (two_detections(), {"engine": "slow"}, "engine must be one of fast, lvis; got 'slow'"),
     ],
 )
 def test_bad_input(detections, arguments, message):
     truth = GroundTruth(TRUTH)
     truth.segmentations = []
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         evaluate(truth, detections, **arguments)
 
 
 @pytest.fixture
 def missing(monkeypatch):
-    """Makes packages as if they were not installed."""
+    """Return a function that makes packages unimportable."""
 
     def hide(*packages):
         for package, module in (("ultrafast_pycocotools", "fast_engine"), ("lvis", "lvis_engine")):
@@ -286,34 +284,34 @@ def missing(monkeypatch):
     _log_fallback.cache_clear()
 
 
-def test_falls_back_where_the_fast_engine_is_missing(missing, caplog):
+def test_fallback_without_the_fast_engine(missing, caplog):
     missing("ultrafast_pycocotools")
     with caplog.at_level("INFO"):
         for _ in range(2):
-            assert evaluate(GroundTruth(TRUTH), found()).engine == "lvis"
+            assert evaluate(GroundTruth(TRUTH), two_detections()).engine == "lvis"
     assert caplog.text.count("pip install ultrafast-pycocotools==0.1.14") == 1
-    with pytest.raises(ImportError, match="pip install ultrafast-pycocotools"):
+    with pytest.raises(MissingPackageError, match="pip install ultrafast-pycocotools"):
         load_engine("fast", "boundary")
 
 
-def test_falls_back_for_another_release(missing, monkeypatch, caplog):
+def test_fallback_for_another_version(missing, monkeypatch, caplog):
     import ultrafast_pycocotools
 
     monkeypatch.setattr(ultrafast_pycocotools, "__version__", "9.9")
     monkeypatch.delitem(sys.modules, "apa_det.evaluation.fast_engine")
     with caplog.at_level("INFO"):
         assert load_engine("fast").__name__.endswith("lvis_engine")
-    assert "there is 9.9" in caplog.text
+    assert "got 9.9" in caplog.text
 
 
-def test_says_how_to_install_lvis_api(missing):
+def test_missing_lvis_api(missing):
     missing("ultrafast_pycocotools", "lvis")
-    with pytest.raises(ImportError, match="pip install --no-deps lvis==0.5.3"):
+    with pytest.raises(MissingPackageError, match="pip install --no-deps lvis==0.5.3"):
         load_engine("fast")
 
 
-def test_input_stays_as_it_is(real):
-    dataset = json.loads(REAL.read_text())
+def test_input_is_not_changed(lvis_val_100):
+    dataset = json.loads(lvis_val_100.read_text())
     kept = {image["id"] for image in dataset["images"][:10]}
     dataset["images"] = dataset["images"][:10]
     dataset["annotations"] = [a for a in dataset["annotations"] if a["image_id"] in kept]

@@ -1,9 +1,7 @@
-"""Combined results against cases worked by hand, and against a detector's own results."""
+"""Combined results of hand-worked cases and of synthetic detectors."""
 
-import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -11,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apa_det.errors import UserError
 from apa_det.evaluation import Detections, GroundTruth, Masks, compare, evaluate, read_results
 from apa_det.evaluation.ensembling import ENSEMBLE_METHODS, ensemble
 
 pytest.importorskip("ensemble_boxes")
-TOOL = Path(__file__).parents[2] / "tools/ensemble.py"
 TRUTH = GroundTruth(
     {
         "images": [{"id": i, "height": 50, "width": 100} for i in (3, 7)],
@@ -27,7 +25,7 @@ TRUTH = GroundTruth(
 
 
 def detections(*rows, masks=None, image_id=3):
-    """Rows of category, score and XYWH."""
+    """Build detections from rows of category, score and XYWH."""
     columns = np.array(rows, np.float64).reshape(-1, 6)
     return Detections(
         np.full(len(columns), image_id),
@@ -39,59 +37,59 @@ def detections(*rows, masks=None, image_id=3):
 
 
 def encode(columns):
-    """The mask of these columns of the picture."""
+    """Encode the mask of these image columns."""
     mask = np.zeros((50, 100), np.uint8)
     mask[:, columns] = 1
     return mask_util.encode(np.asfortranarray(mask))
 
 
-def decoded(found):
-    """The columns of each mask."""
-    return [np.flatnonzero(mask_util.decode(rle)[0]).tolist() for rle in found.masks.rles()]
+def decoded(result):
+    """Return the image columns of each mask."""
+    return [np.flatnonzero(mask_util.decode(rle)[0]).tolist() for rle in result.masks.rles()]
 
 
-def rows(found):
-    return np.column_stack([found.category_ids, found.scores, found.boxes])
+def rows(result):
+    return np.column_stack([result.category_ids, result.scores, result.boxes])
 
 
 def test_weighted_boxes_fusion_by_hand():
-    """(10, 10, 20, 20) at 0.6 and (12, 10, 20, 20) at 0.2: IoU 18/22, mean box at x 10.5. The mean
-    score 0.4 is of both files; what one file alone found has half its score."""
+    """(10, 10, 20, 20) at 0.6 and (12, 10, 20, 20) at 0.2: IoU 18/22, mean box at x 10.5, mean
+    score 0.4. A box of one file only gets half its score."""
     first = detections((1, 0.6, 10, 10, 20, 20), (2, 0.5, 60, 10, 20, 20))
     second = detections((1, 0.2, 12, 10, 20, 20))
-    found = ensemble(TRUTH, [first, second])
+    result = ensemble(TRUTH, [first, second])
     expected = [[1, 0.4, 10.5, 10, 20, 20], [2, 0.25, 60, 10, 20, 20]]
-    np.testing.assert_allclose(rows(found), expected, rtol=1e-6)
+    np.testing.assert_allclose(rows(result), expected, rtol=1e-6)
 
 
-def test_weights_of_files():
+def test_weights():
     """With weights 3 and 1: x = (3·0.4·10 + 1·0.8·12) / 2, score = (3·0.4 + 0.8) / 4."""
     first, second = detections((1, 0.4, 10, 10, 20, 20)), detections((1, 0.8, 12, 10, 20, 20))
-    found = ensemble(TRUTH, [first, second], weights=[3, 1])
-    np.testing.assert_allclose(rows(found), [[1, 0.5, 10.8, 10, 20, 20]], rtol=1e-6)
+    result = ensemble(TRUTH, [first, second], weights=[3, 1])
+    np.testing.assert_allclose(rows(result), [[1, 0.5, 10.8, 10, 20, 20]], rtol=1e-6)
     kept = ensemble(TRUTH, [first, second], weights=[4, 1], method="nms")
     np.testing.assert_allclose(rows(kept), [[1, 0.4, 10, 10, 20, 20]])
 
 
 def test_suppression_by_hand():
-    """IoU 18/22 = 9/11: NMS drops the lower box, soft-NMS multiplies its score by 2/11. Another
-    class, and a box that overlaps by less, stay."""
+    """IoU 18/22 = 9/11: NMS drops the lower box, soft-NMS multiplies its score by 2/11. Boxes of
+    another class, or with a smaller IoU, stay."""
     first = detections((1, 0.9, 10, 10, 20, 20), (2, 0.3, 10, 10, 20, 20))
     second = detections((1, 0.55, 12, 10, 20, 20), (1, 0.7, 25, 10, 20, 20))
-    found = ensemble(TRUTH, [first, second], method="nms", iou=0.5)
+    result = ensemble(TRUTH, [first, second], method="nms", iou=0.5)
     kept = [[1, 0.9, 10, 10, 20, 20], [1, 0.7, 25, 10, 20, 20], [2, 0.3, 10, 10, 20, 20]]
-    np.testing.assert_allclose(rows(found), kept)
-    found = ensemble(TRUTH, [first, second], method="soft-nms", iou=0.5)
-    np.testing.assert_allclose(rows(found), [*kept, [1, 0.1, 12, 10, 20, 20]])
+    np.testing.assert_allclose(rows(result), kept)
+    result = ensemble(TRUTH, [first, second], method="soft-nms", iou=0.5)
+    np.testing.assert_allclose(rows(result), [*kept, [1, 0.1, 12, 10, 20, 20]])
 
 
 @given(st.integers(1, 12), st.integers(0, 999))
 @settings(max_examples=50, deadline=None)
-def test_soft_nms_is_its_definition(n, seed):
+def test_soft_nms_equals_its_definition(n, seed):
     rng = np.random.default_rng(seed)
     boxes = np.column_stack([rng.uniform(0, 30, (n, 2)), rng.uniform(10, 20, (n, 2))])
     scores = rng.permutation(np.linspace(0.1, 0.9, n))
-    found = ensemble(
+    result = ensemble(
         TRUTH,
         [detections(*np.column_stack([np.ones(n), scores, boxes]))],
         method="soft-nms",
@@ -105,107 +103,101 @@ def test_soft_nms_is_its_definition(n, seed):
         for i in np.flatnonzero(left > -1):
             iou = mask_util.iou([boxes[i]], [boxes[best]], [0])[0, 0]
             left[i] *= 1 - iou if iou > 0.3 else 1
-    np.testing.assert_allclose(found.scores, sorted(expected, reverse=True), rtol=1e-6)
+    np.testing.assert_allclose(result.scores, sorted(expected, reverse=True), rtol=1e-6)
 
 
 def test_masks_are_averaged_by_score():
-    """Of three masks, with scores 0.4, 0.3 and 0.3, a pixel stays that has half of 1.0."""
+    """A pixel stays if the scores of its masks sum to half of 0.4 + 0.3 + 0.3."""
     box = (10, 10, 20, 20)
     parts = [
         detections((1, score, *box), masks=[columns])
         for score, columns in ((0.4, range(10, 20)), (0.3, range(15, 25)), (0.3, range(18, 30)))
     ]
     assert decoded(ensemble(TRUTH, parts)) == [list(range(15, 25))]
-    # With a weight of 3 the first has 1.2 of 1.8, and decides alone.
+    # With weight 3 the first mask has 1.2 of 1.8: the others cannot change the result.
     assert decoded(ensemble(TRUTH, parts, weights=[3, 1, 1])) == [list(range(10, 20))]
     assert decoded(ensemble(TRUTH, parts, method="nms")) == [list(range(10, 20))]
 
 
-def test_masks_of_what_does_not_belong_together():
-    """Two objects of a class, and one of another class in the same place."""
+def test_masks_of_different_objects_are_not_averaged():
+    """Two objects of a class, and one of another class at the same position."""
     first = detections(
         (1, 0.9, 10, 10, 20, 20), (1, 0.8, 50, 10, 20, 20), masks=[range(10, 30), range(50, 70)]
     )
     second = detections((2, 0.7, 10, 10, 20, 20), masks=[range(12, 28)])
-    found = ensemble(TRUTH, [first, second])
-    assert found.category_ids.tolist() == [1, 1, 2]
-    assert decoded(found) == [list(range(10, 30)), list(range(50, 70)), list(range(12, 28))]
+    result = ensemble(TRUTH, [first, second])
+    assert result.category_ids.tolist() == [1, 1, 2]
+    assert decoded(result) == [list(range(10, 30)), list(range(50, 70)), list(range(12, 28))]
 
 
-def test_pictures_edges_and_limits():
-    """Boxes end at the edge, nothing outside stays, and pictures do not mix."""
+def test_clipping_and_limits():
+    """Boxes are clipped, boxes outside are dropped, and images are independent."""
     first = detections((1, 0.9, -5, 10, 20, 20), (1, 0.8, 120, 10, 5, 5), (1, 0.0, 40, 10, 5, 5))
     second = detections((1, 0.9, 0, 10, 15, 20), image_id=7)
     third = detections((1, 0.5, 30, 30, 5, 5), (2, 0.4, 60, 30, 5, 5), image_id=7)
-    found = ensemble(TRUTH, [second, first, third], method="nms", max_dets=2)
-    assert found.image_ids.tolist() == [3, 7, 7]
-    np.testing.assert_allclose(found.boxes[0], [0, 10, 15, 20])
-    assert found.scores.tolist() == [0.9, 0.9, 0.5]
+    result = ensemble(TRUTH, [second, first, third], method="nms", max_dets=2)
+    assert result.image_ids.tolist() == [3, 7, 7]
+    np.testing.assert_allclose(result.boxes[0], [0, 10, 15, 20])
+    assert result.scores.tolist() == [0.9, 0.9, 0.5]
     assert len(ensemble(TRUTH, [second, third], method="nms", min_score=0.4)) == 2
     assert len(ensemble(TRUTH, [detections(), detections()])) == 0
 
 
 @pytest.mark.parametrize("method", ["wbf", "nms"])
-def test_a_result_with_itself_is_itself(detections_on_synthetic, method):
-    """Once the boxes that overlap one another are gone, and no scores are equal."""
+def test_idempotence(detections_on_synthetic, method):
+    """Without overlapping boxes and equal scores, a result combined with itself is unchanged."""
     truth = GroundTruth.from_file(detections_on_synthetic.gt)
     own = read_results(detections_on_synthetic.results[0], truth)
     own = replace(own, scores=np.linspace(1, 0.01, len(own)))
     once = ensemble(truth, [own], method="nms", iou=0.3)
     twice = ensemble(truth, [once, once], method=method)
     for iou_type in ("bbox", "segm"):
-        metrics = [evaluate(truth, found, iou_type).metrics() for found in (once, twice)]
+        metrics = [evaluate(truth, result, iou_type).metrics() for result in (once, twice)]
         assert metrics[0] == pytest.approx(metrics[1], nan_ok=True)
 
 
-def test_what_is_refused():
+def test_invalid_input():
     boxes, high = detections((1, 0.5, 1, 1, 5, 5)), detections((1, 5.0, 1, 1, 5, 5))
     masked = detections((1, 0.5, 1, 1, 5, 5), masks=[range(1, 6)])
-    with pytest.raises(ValueError, match="b.json has scores from 5 to 5: only those within"):
+    with pytest.raises(
+        UserError, match="in .0, 1. to be combined, but b.json has scores from 5 to 5"
+    ):
         ensemble(TRUTH, [boxes, high], names=["a.json", "b.json"])
-    with pytest.raises(ValueError, match="b.json has masks, and a.json has none"):
+    with pytest.raises(UserError, match="b.json has masks, but a.json does not"):
         ensemble(TRUTH, [boxes, masked], names=["a.json", "b.json"])
-    with pytest.raises(ValueError, match="2 results to combine: give as many weights, above 0"):
+    with pytest.raises(UserError, match=r"2 positive numbers, one per result; got \[1.0, 0.0\]"):
         ensemble(TRUTH, [boxes, boxes], weights=[1, 0])
-    with pytest.raises(ValueError, match="wbf, nms, soft-nms, not mean"):
+    with pytest.raises(UserError, match="wbf, nms, soft-nms; got 'mean'"):
         ensemble(TRUTH, [boxes, boxes], method="mean")
-    with pytest.raises(ValueError, match="IoU lies in"):
+    with pytest.raises(UserError, match=r"iou must be in \(0, 1\), got 1.5"):
         ensemble(TRUTH, [boxes, boxes], iou=1.5)
-
-
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("ensemble_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("method", ENSEMBLE_METHODS)
 def test_tool(detections_on_synthetic, tool, tmp_path, capsys, method):
-    paths = [str(path) for path in detections_on_synthetic.results]
+    paths = detections_on_synthetic.results
     output = tmp_path / "both.json"
-    command = [str(output), "--gt", str(detections_on_synthetic.gt), "--results", *paths]
-    assert tool.main([*command, "--method", method, "--weights", "2,1"]) == 0
+    command = ["--output", output, "--gt", detections_on_synthetic.gt, "--results", *paths]
+    assert tool("ensemble", *command, "--method", method, "--weights", "2,1") == 0
     assert f"Wrote {output}" in capsys.readouterr().out
     comparison = compare(detections_on_synthetic.gt, [*paths, output])
     assert comparison.iou_types == ("bbox", "segm")
-    assert tool.main([*command, "--method", method, "--boxes-only"]) == 0
+    assert tool("ensemble", *command, "--method", method, "--boxes-only") == 0
     assert "segmentation" not in json.loads(output.read_text())[0]
 
 
-def test_tool_refuses_in_one_line(detections_on_synthetic, tool, tmp_path, capsys):
-    gt, (path, _) = str(detections_on_synthetic.gt), detections_on_synthetic.results
-    output, broken = str(tmp_path / "out.json"), tmp_path / "broken.json"
+def test_tool_reports_errors_in_one_line(detections_on_synthetic, tool, tmp_path, capsys):
+    gt, (path, _) = detections_on_synthetic.gt, detections_on_synthetic.results
+    output, broken = tmp_path / "out.json", tmp_path / "broken.json"
     broken.write_text(path.read_text()[:500])
     for arguments, message in (
-        ([output, "--results", str(path)], "two or more"),
-        ([output, "--results", str(path), str(path)], "--results needs --gt"),
-        ([output, "--gt", gt, "--results", str(path), str(broken)], "broken.json is cut off"),
-        ([output, "--checkpoints", "a.pth", "b.pth"], "one --config-file, or one for each"),
-        ([output, "--results", "a", "b", "--weights", "1"], "gives 1 weights for 2 results"),
-        ([str(tmp_path / "no/out.json")], "in a folder that exists"),
+        (["--results", path], "two or more"),
+        (["--results", path, path], "--results needs --gt"),
+        (["--gt", gt, "--results", path, broken], "broken.json is cut off"),
+        (["--checkpoints", "a.pth", "b.pth"], "one --config-file, or one for each"),
+        (["--results", "a", "b", "--weights", "1"], "has 1 weights for 2 results"),
+        (["--results", "a", "b", "--output", "out.txt"], "must name a .json file, got out.txt"),
     ):
-        assert tool.main(arguments) == 2
+        assert tool("ensemble", "--output", output, *arguments) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1

@@ -11,12 +11,13 @@ from detectron2.evaluation import LVISEvaluator, inference_on_dataset
 from detectron2.structures import Boxes, Instances
 
 from apa_det.data import register_lvis_format
+from apa_det.errors import UserError
 from apa_det.evaluation import (
-    EXTRA_METRICS,
+    METRIC_REGISTRY,
     METRICS,
     FrequencyGroups,
     LongTailEvaluator,
-    task_metrics,
+    evaluator_metric_names,
 )
 
 NAME = "long_tail_test"
@@ -26,7 +27,7 @@ SQUARE = [[10, 10, 50, 10, 50, 50, 10, 50]]
 
 @pytest.fixture
 def register(tmp_path):
-    """Writes and registers a dataset of 3 pictures; categories 20, 7 and 30 by image count."""
+    """Write and register a dataset of 3 images; ``counts`` gives category ids and image counts."""
 
     def write(annotated=True, counts=((20, 50), (7, 3), (30, 5000)), thresholds=None, **fields):
         dataset = {
@@ -69,14 +70,14 @@ def register(tmp_path):
 
 
 class Detector(torch.nn.Module):
-    """Finds, for each picture, the given (contiguous class, score) at BOX."""
+    """Predicts the given (class index, score) of each image, all at BOX."""
 
     def __init__(self, detections, masks=True):
         super().__init__()
         self.detections, self.masks = detections, masks
 
     def forward(self, inputs):
-        return [{"instances": self.instances(picture["image_id"])} for picture in inputs]
+        return [{"instances": self.instances(item["image_id"])} for item in inputs]
 
     def instances(self, image_id):
         detections = self.detections.get(image_id, [])
@@ -91,13 +92,13 @@ class Detector(torch.nn.Module):
 
 
 LOADER = [[{"image_id": 11}, {"image_id": 12}], [{"image_id": 13}]]
-# contiguous classes 0, 1, 2 are the categories 7 (rare), 20 (common) and 30 (frequent)
-FOUND = {11: [(0, 0.9)], 12: [(1, 0.8)], 13: [(2, 0.7), (0, 0.3)]}
+# Class indices 0, 1, 2 are the categories 7 (rare), 20 (common) and 30 (frequent).
+DETECTIONS = {11: [(0, 0.9)], 12: [(1, 0.8)], 13: [(2, 0.7), (0, 0.3)]}
 
 
 def test_boxes_and_masks_by_frequency(register):
     register()
-    results = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))
+    results = inference_on_dataset(Detector(DETECTIONS), LOADER, LongTailEvaluator(NAME))
     assert list(results) == ["bbox", "segm"]
     for task in results.values():
         assert tuple(task) == METRICS
@@ -111,30 +112,34 @@ def test_boxes_and_masks_by_frequency(register):
 def test_boxes_only(register):
     register()
     evaluator = LongTailEvaluator(NAME)
-    assert list(inference_on_dataset(Detector(FOUND, masks=False), LOADER, evaluator)) == ["bbox"]
+    assert list(inference_on_dataset(Detector(DETECTIONS, masks=False), LOADER, evaluator)) == [
+        "bbox"
+    ]
     segm = LongTailEvaluator(NAME, tasks=("segm",))
-    with pytest.raises(ValueError, match="no masks"):
-        inference_on_dataset(Detector(FOUND, masks=False), LOADER, segm)
+    with pytest.raises(UserError, match="no masks"):
+        inference_on_dataset(Detector(DETECTIONS, masks=False), LOADER, segm)
 
 
-def test_frequency_of_the_file_goes_first(register):
+def test_frequency_of_the_file_takes_precedence(register):
     register(frequency="r")
-    results = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))["bbox"]
+    results = inference_on_dataset(Detector(DETECTIONS), LOADER, LongTailEvaluator(NAME))["bbox"]
     assert results["APr"] == pytest.approx(results["AP"])
     assert math.isnan(results["APc"]) and math.isnan(results["APf"])
 
 
 def test_thresholds_of_the_dataset(register):
     register(thresholds={"rare_max": 60, "common_max": 10000})
-    results = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))["bbox"]
+    results = inference_on_dataset(Detector(DETECTIONS), LOADER, LongTailEvaluator(NAME))["bbox"]
     assert results["APr"] == pytest.approx(100 * (1 + 51 / 101) / 2)
     assert results["APc"] == pytest.approx(100) and math.isnan(results["APf"])
 
 
-def test_warns_where_groups_go_by_the_evaluated_pictures(register, caplog):
+def test_warns_if_groups_are_based_on_the_evaluated_images(register, caplog):
     register(counts=((20, None), (7, None), (30, 5000)))
     with caplog.at_level("WARNING"):
-        results = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))["bbox"]
+        results = inference_on_dataset(Detector(DETECTIONS), LOADER, LongTailEvaluator(NAME))[
+            "bbox"
+        ]
     assert "neither frequency nor image_count" in caplog.text
     assert results["APr"] == pytest.approx(100 * (1 + 51 / 101) / 2)
     caplog.clear()
@@ -143,34 +148,34 @@ def test_warns_where_groups_go_by_the_evaluated_pictures(register, caplog):
     assert "neither" not in caplog.text
 
 
-def test_no_detection_at_all(register):
+def test_no_detections(register):
     register()
     results = inference_on_dataset(Detector({}), LOADER, LongTailEvaluator(NAME))
     assert list(results) == ["bbox", "segm"]
     assert results["segm"]["AP"] == results["segm"]["APr"] == results["bbox"]["APf"] == 0
 
 
-def test_picture_seen_twice_counts_once(register):
+def test_repeated_image_counts_once(register):
     register()
-    once = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))
-    twice = inference_on_dataset(Detector(FOUND), LOADER * 2, LongTailEvaluator(NAME))
+    once = inference_on_dataset(Detector(DETECTIONS), LOADER, LongTailEvaluator(NAME))
+    twice = inference_on_dataset(Detector(DETECTIONS), LOADER * 2, LongTailEvaluator(NAME))
     assert repr(twice) == repr(once)
 
 
-def test_reset_forgets(register):
+def test_reset(register):
     register()
     evaluator = LongTailEvaluator(NAME)
-    inference_on_dataset(Detector(FOUND), LOADER, evaluator)
+    inference_on_dataset(Detector(DETECTIONS), LOADER, evaluator)
     assert inference_on_dataset(Detector({}), LOADER, evaluator)["bbox"]["AP"] == 0
 
 
-def test_predictions_are_written_with_category_ids_of_the_dataset(register, tmp_path):
+def test_predictions_file_has_category_ids_of_the_dataset(register, tmp_path):
     register()
     out = str(tmp_path / "out")
-    inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME, output_dir=out))
-    assert not (tmp_path / "out").exists()  # nobody asked
+    inference_on_dataset(Detector(DETECTIONS), LOADER, LongTailEvaluator(NAME, output_dir=out))
+    assert not (tmp_path / "out").exists()
     evaluator = LongTailEvaluator(NAME, output_dir=out, save_predictions=True)
-    inference_on_dataset(Detector(FOUND), LOADER, evaluator)
+    inference_on_dataset(Detector(DETECTIONS), LOADER, evaluator)
     written = json.loads((tmp_path / "out/lvis_instances_results.json").read_text())
     assert [(p["image_id"], p["category_id"]) for p in written] == [
         (11, 7),
@@ -180,23 +185,23 @@ def test_predictions_are_written_with_category_ids_of_the_dataset(register, tmp_
     ]
 
 
-def test_without_annotations_there_are_no_results(register):
+def test_no_results_without_annotations(register):
     register(annotated=False)
-    assert inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME)) == {}
+    assert inference_on_dataset(Detector(DETECTIONS), LOADER, LongTailEvaluator(NAME)) == {}
 
 
-def test_class_that_the_dataset_lacks(register):
+def test_unknown_class(register):
     register()
     evaluator = LongTailEvaluator(NAME)
-    with pytest.raises(ValueError, match="class 3 .*only 3 classes"):
+    with pytest.raises(UserError, match="class 3 .*only 3 classes"):
         inference_on_dataset(Detector({11: [(3, 0.9)]}), LOADER, evaluator)
 
 
-def test_equals_detectron2s_evaluator(register, monkeypatch):
+def test_equals_the_evaluator_of_detectron2(register, monkeypatch):
     register(frequency="f")
-    ours = inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME))
+    ours = inference_on_dataset(Detector(DETECTIONS), LOADER, LongTailEvaluator(NAME))
     monkeypatch.setattr(np, "float", float, raising=False)
-    theirs = inference_on_dataset(Detector(FOUND), LOADER, LVISEvaluator(NAME))
+    theirs = inference_on_dataset(Detector(DETECTIONS), LOADER, LVISEvaluator(NAME))
     for task in ("bbox", "segm"):
         for metric, value in theirs[task].items():
             assert ours[task][metric] == value or (value < 0 and math.isnan(ours[task][metric]))
@@ -205,7 +210,7 @@ def test_equals_detectron2s_evaluator(register, monkeypatch):
 def test_engines_agree(register):
     register()
     fast, lvis = (
-        inference_on_dataset(Detector(FOUND), LOADER, LongTailEvaluator(NAME, engine=engine))
+        inference_on_dataset(Detector(DETECTIONS), LOADER, LongTailEvaluator(NAME, engine=engine))
         for engine in ("fast", "lvis")
     )
     for task in ("bbox", "segm"):
@@ -214,32 +219,58 @@ def test_engines_agree(register):
 
 def test_extra_metrics(register):
     register()
-    evaluator = LongTailEvaluator(NAME, extra_metrics=EXTRA_METRICS)
-    results = inference_on_dataset(Detector(FOUND), LOADER, evaluator)
+    extra = ("AR", "fixed", "pool", "boundary")
+    evaluator = LongTailEvaluator(NAME, extra_metrics=extra)
+    results = inference_on_dataset(Detector(DETECTIONS), LOADER, evaluator)
     assert list(results) == ["bbox", "segm", "boundary"]
     for task in results.values():
-        assert set(task) == set(task_metrics(extra=EXTRA_METRICS))
+        assert tuple(task) == evaluator_metric_names(extra=extra)
         assert task["ARr@300"] == pytest.approx(100)
         assert task["ARc@300"] == pytest.approx(50)
         assert task["APc_fixed"] == pytest.approx(task["APc"])
         assert task["APr_pool"] == pytest.approx(100)
-    with pytest.raises(ValueError, match="AR, fixed, pool, boundary, not speed"):
+    with pytest.raises(UserError, match="among AR, fixed, pool, boundary; got speed"):
         LongTailEvaluator(NAME, extra_metrics=["speed"])
 
 
-def test_groups_of_ones_own(register, caplog):
+def num_detections(ground_truth, detections, groups):
+    """Count the detections of each frequency group."""
+    indices = np.searchsorted(ground_truth.category_ids, detections.category_ids)
+    counts = np.bincount(ground_truth.category_groups[indices], minlength=len(groups.names))
+    return {f"N{n}": float(c) for n, c in zip(groups.names, counts, strict=True)}
+
+
+def mean_score(ground_truth, detections, groups, *, iou_type, max_dets):
+    return {f"score_{iou_type}@{max_dets}": detections.scores.mean() if len(detections) else 0.0}
+
+
+def test_custom_metrics(register, monkeypatch):
+    register()
+    monkeypatch.setattr(METRIC_REGISTRY, "_obj_map", dict(METRIC_REGISTRY._obj_map))
+    METRIC_REGISTRY.register(num_detections)
+    METRIC_REGISTRY.register(mean_score)
+    extra = ("num_detections", "mean_score")
+    evaluator = LongTailEvaluator(NAME, extra_metrics=extra)
+    results = inference_on_dataset(Detector(DETECTIONS), LOADER, evaluator)
+    for iou_type, metrics in results.items():
+        assert (metrics["Nr"], metrics["Nc"], metrics["Nf"]) == (2, 1, 1)
+        assert metrics[f"score_{iou_type}@300"] == pytest.approx(0.675)
+    assert tuple(results["bbox"]) == evaluator_metric_names(extra=extra)
+
+
+def test_custom_groups(register, caplog):
     register()
     groups = FrequencyGroups.from_mapping({"c7": "night", "c20": "day", "c30": "day"})
     evaluator = LongTailEvaluator(NAME, groups=groups)
     with caplog.at_level("INFO"):
-        results = inference_on_dataset(Detector(FOUND), LOADER, evaluator)["bbox"]
-    assert tuple(results) == task_metrics(("night", "day"))
+        results = inference_on_dataset(Detector(DETECTIONS), LOADER, evaluator)["bbox"]
+    assert tuple(results) == evaluator_metric_names(("night", "day"))
     assert results["APnight"] == pytest.approx(100)
     assert results["APday"] == pytest.approx(100 * (51 / 101 + 1) / 2)
     assert "Categories evaluated: 1 night, 2 day." in caplog.text
 
 
-def test_counts_of_another_dataset(register, tmp_path):
+def test_count_from_another_dataset(register, tmp_path):
     register()
     counted = json.loads((tmp_path / "dataset.json").read_text())
     for category in counted["categories"]:
@@ -247,7 +278,7 @@ def test_counts_of_another_dataset(register, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(counted))
     register_lvis_format("long_tail_train", tmp_path / "train.json", tmp_path)
     evaluator = LongTailEvaluator(NAME, count_from="long_tail_train")
-    results = inference_on_dataset(Detector(FOUND), LOADER, evaluator)["bbox"]
+    results = inference_on_dataset(Detector(DETECTIONS), LOADER, evaluator)["bbox"]
     DatasetCatalog.pop("long_tail_train"), MetadataCatalog.pop("long_tail_train")
     assert math.isnan(results["APr"]) and results["APf"] == results["AP"]
 
@@ -256,7 +287,7 @@ def test_per_category(register, tmp_path):
     register()
     out = tmp_path / "out"
     evaluator = LongTailEvaluator(NAME, output_dir=str(out), per_category=True)
-    inference_on_dataset(Detector(FOUND), LOADER, evaluator)
+    inference_on_dataset(Detector(DETECTIONS), LOADER, evaluator)
     assert sorted(path.name for path in out.iterdir()) == [
         "bbox_per_category.csv",
         "segm_per_category.csv",
@@ -269,32 +300,32 @@ def test_per_category(register, tmp_path):
         ("30", "c30", "f", "5000"),
     ]
     assert [float(row["AP"]) for row in rows] == pytest.approx([1, 51 / 101, 1])
-    with pytest.raises(ValueError, match="needs an output_dir"):
+    with pytest.raises(UserError, match="need an output_dir"):
         LongTailEvaluator(NAME, per_category=True)
 
 
 def test_subset(register, caplog):
     register()
     both = LongTailEvaluator(NAME, subset=2)
-    results = inference_on_dataset(Detector(FOUND), LOADER, both)
+    results = inference_on_dataset(Detector(DETECTIONS), LOADER, both)
     assert list(results) == ["bbox", "segm", "subset/bbox", "subset/segm"]
-    assert len(both.subset.image_ids) == 2 and 11 in both.subset.image_ids  # the rare one stays in
+    assert len(both.subset.image_ids) == 2 and 11 in both.subset.image_ids  # the rare one
     alone = LongTailEvaluator(NAME, subset=2, subset_only=True)
     loader = [[{"image_id": image_id}] for image_id in both.subset.image_ids.tolist()]
     with caplog.at_level("WARNING"):
-        again = inference_on_dataset(Detector(FOUND), loader, alone)
-    assert "saw only" not in caplog.text
+        again = inference_on_dataset(Detector(DETECTIONS), loader, alone)
+    assert "processed only" not in caplog.text
     assert repr(dict(again)) == repr({k: v for k, v in results.items() if "subset" in k})
     assert results["subset/bbox"]["APr"] == pytest.approx(100)
-    with pytest.raises(ValueError, match="needs the number of pictures"):
+    with pytest.raises(UserError, match="subset must be >= 1 with subset_only, got 0"):
         LongTailEvaluator(NAME, subset_only=True)
 
 
-def test_pictures_that_the_model_did_not_see(register, caplog):
+def test_images_that_were_not_processed(register, caplog):
     register()
     with caplog.at_level("WARNING"):
-        inference_on_dataset(Detector(FOUND), LOADER[:1], LongTailEvaluator(NAME))
-    assert "saw only 2 of the 3 pictures" in caplog.text
+        inference_on_dataset(Detector(DETECTIONS), LOADER[:1], LongTailEvaluator(NAME))
+    assert "processed only 2 of 3 images" in caplog.text
 
 
 def test_coco_format(tmp_path):
@@ -318,14 +349,14 @@ def test_coco_format(tmp_path):
     path.write_text(json.dumps(dataset))
     register_coco_instances("coco_test", {}, str(path), str(tmp_path))
     evaluator = LongTailEvaluator("coco_test")
-    found = {1: [(0, 0.9), (1, 0.8)], 2: [(0, 0.7)]}
-    results = inference_on_dataset(Detector(found), [[{"image_id": 1}, {"image_id": 2}]], evaluator)
+    detector = Detector({1: [(0, 0.9), (1, 0.8)], 2: [(0, 0.7)]})
+    results = inference_on_dataset(detector, [[{"image_id": 1}, {"image_id": 2}]], evaluator)
     DatasetCatalog.pop("coco_test"), MetadataCatalog.pop("coco_test")
     assert results["bbox"]["APr"] == results["segm"]["AP"] == pytest.approx(100)
 
 
 def test_built_in_names_count_categories_from_one(tmp_path, monkeypatch):
-    """A name like detectron2's lvis_v1_val: no id mapping in its metadata."""
+    """A dataset like detectron2's lvis_v1_val, without an id mapping in its metadata."""
     dataset = {
         "images": [
             {

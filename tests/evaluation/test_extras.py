@@ -1,5 +1,4 @@
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from apa_det.evaluation import Detections, GroundTruth, evaluate, fixed_ap, pool
 from apa_det.evaluation.lvis_engine import _with_np_float
 
 BOX, FAR = [10, 10, 40, 40], [55, 55, 40, 40]
-REAL = Path(__file__).parents[2] / "../shared/data/lvis/lvis_val_100.json"
 
 
 def dataset(annotations, negatives=()):
@@ -32,50 +30,48 @@ def dataset(annotations, negatives=()):
     }
 
 
-def found(*detections):
+def detections_of(*rows):
+    """Build detections from (category_id, bbox, score)."""
     return Detections.from_records(
-        [
-            {"image_id": 1, "category_id": c, "bbox": box, "score": score}
-            for c, box, score in detections
-        ]
+        [{"image_id": 1, "category_id": c, "bbox": box, "score": score} for c, box, score in rows]
     )
 
 
-def test_fixed_ap_has_no_limit_for_a_picture(caplog):
+def test_fixed_ap_has_no_limit_per_image(caplog):
     truth = GroundTruth.from_dataset(dataset([(1, BOX), (2, BOX)]))
     crowd = [(2, FAR, 0.9)] * 300
-    detections = found(*crowd, (2, BOX, 0.95), (1, BOX, 0.1))
+    detections = detections_of(*crowd, (2, BOX, 0.95), (1, BOX, 0.1))
     assert evaluate(truth, detections).metrics()["APr"] == 0
     with caplog.at_level("INFO"):
         fixed = fixed_ap(truth, detections)
     assert fixed == pytest.approx(
         {"AP_fixed": 1, "APr_fixed": 1, "APf_fixed": 1, "APc_fixed": float("nan")}, nan_ok=True
     )
-    assert "10,000 detections of each category, and 3 categories have fewer" in caplog.text
-    # of the frequent category only the two best count, and one of them is there
-    assert fixed_ap(truth, found(*crowd, (2, BOX, 0.1)), max_dets_per_category=2)["APf_fixed"] == 0
+    assert "10,000 detections per category, but 3 categories have fewer" in caplog.text
+    # Of the frequent category only two false positives are evaluated.
+    assert (
+        fixed_ap(truth, detections_of(*crowd, (2, BOX, 0.1)), max_dets_per_category=2)["APf_fixed"]
+        == 0
+    )
 
 
 def test_pooled_ap_worked_by_hand():
-    """A false detection of one category stands above the true one of the other."""
+    """A false positive of one category ranks above the true positive of the other."""
     truth = GroundTruth.from_dataset(dataset([(1, BOX), (2, BOX)], negatives=[3]))
-    detections = found((2, FAR, 0.9), (1, BOX, 0.8), (2, BOX, 0.7), (3, BOX, 0.6))
+    detections = detections_of((2, FAR, 0.9), (1, BOX, 0.8), (2, BOX, 0.7), (3, BOX, 0.6))
     evaluation = evaluate(truth, detections, matches=True)
-    # The pool, by score: false, true, true, false. Precision is 2/3 up to recall 1.
+    # Pooled by score: false, true, true, false positive. Precision is 2/3 up to recall 1.
     assert pooled_ap(evaluation) == pytest.approx(
         {"AP_pool": 2 / 3, "APr_pool": 1, "APf_pool": 1 / 2, "APc_pool": float("nan")}, nan_ok=True
     )
     assert evaluation.metrics()["AP"] == pytest.approx((1 + 1 / 2) / 2)
-    nothing = pooled_ap(evaluate(truth, found(), matches=True))
+    nothing = pooled_ap(evaluate(truth, detections_of(), matches=True))
     assert nothing["AP_pool"] == nothing["APr_pool"] == 0
 
 
 @pytest.mark.parametrize("engine", ["fast", "lvis"])
-def test_pooled_ap_is_ap_where_there_is_one_category(engine):
-    """lvis-api's own accumulation, told that all categories are one after they were matched."""
-    if not REAL.exists():
-        pytest.skip("../shared/data/lvis/lvis_val_100.json is not here")
-    truth = GroundTruth.from_file(REAL)
+def test_pooled_ap_equals_lvis_api_with_categories_merged_after_matching(engine, lvis_val_100):
+    truth = GroundTruth.from_file(lvis_val_100)
     rng = np.random.default_rng(0)
     number = 500
     rows = rng.integers(len(truth.boxes), size=number)

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from apa_det.data import coco_to_lvis
+from apa_det.errors import MissingFileError, UserError
 from apa_det.evaluation import Detections, FrequencyGroups, GroundTruth, evaluate
 
 BOX = [10.0, 10.0, 40.0, 40.0]
 
 
 def lvis():
-    """Ids that are neither small nor in order; one annotation without area, one to ignore."""
+    """A dataset with unordered ids, an annotation without area, and one to ignore."""
     return {
         "images": [
             {
@@ -51,12 +52,12 @@ def test_columns():
     assert truth.ignore.tolist() == [False, False, True]
     assert truth.counted.tolist() == [True, False, False]
     assert not truth.has_masks
-    # (picture 7, owl) is annotated, (40, owl) a negative, (40, cat) annotated; 999 is no category
+    # (7, owl) and (40, cat) are annotated, (40, owl) is a negative; 999 is not a category.
     assert truth.verified.tolist() == [1, 2, 3]
     assert truth.not_exhaustive.tolist() == [3]
 
 
-def test_some_pictures_alone():
+def test_restricted_to():
     part = GroundTruth.from_dataset(lvis()).restricted_to(np.array([40]))
     assert part.image_ids.tolist() == [40] and [image["id"] for image in part.images] == [40]
     assert part.annotation_ids.tolist() == [4, 6] and part.annotation_images.tolist() == [0, 0]
@@ -76,17 +77,17 @@ def coco():
     }
 
 
-def found(*detections):
+def detections_of(*rows):
     keys = ("image_id", "category_id", "bbox", "score")
-    return Detections.from_records([dict(zip(keys, d, strict=True)) for d in detections])
+    return Detections.from_records([dict(zip(keys, row, strict=True)) for row in rows])
 
 
 @pytest.mark.parametrize("engine", ["fast", "lvis"])
-def test_coco_format_is_what_its_conversion_is(engine):
-    detections = found(
+def test_coco_format_equals_its_conversion(engine):
+    detections = detections_of(
         (1, 1, BOX, 0.7),
-        (2, 1, BOX, 0.8),  # a false positive: COCO's pictures are searched for everything
-        (1, 2, BOX, 0.9),  # ignored: there is a crowd of it
+        (2, 1, BOX, 0.8),  # a false positive: all categories are verified in COCO images
+        (1, 2, BOX, 0.9),  # ignored: a crowd
         (2, 2, BOX, 0.6),
     )
     direct = GroundTruth.from_dataset(coco())
@@ -99,7 +100,7 @@ def test_coco_format_is_what_its_conversion_is(engine):
     assert metrics["APr"] == pytest.approx((0.5 + 1) / 2)
 
 
-def test_counts_of_the_training_set(tmp_path, caplog):
+def test_count_from(tmp_path, caplog):
     train = coco()
     train["images"] = [{**train["images"][0], "id": i} for i in range(50)]
     train["annotations"] = [
@@ -123,9 +124,9 @@ def test_counts_of_the_training_set(tmp_path, caplog):
     assert "neither frequency nor image_count" in caplog.text
 
 
-def test_broken_files(tmp_path):
+def test_invalid_files(tmp_path):
     (tmp_path / "coco.json").write_text(json.dumps({**coco(), "annotations": [{"id": 1}]}))
-    with pytest.raises(ValueError, match="coco.json: annotation 1 has no image_id"):
+    with pytest.raises(UserError, match="coco.json: annotation 1 has no image_id"):
         GroundTruth.from_file(tmp_path / "coco.json")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(MissingFileError):
         GroundTruth.from_file(tmp_path / "nowhere.json")

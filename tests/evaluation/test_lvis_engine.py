@@ -1,7 +1,6 @@
 import copy
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -10,11 +9,9 @@ from lvis import LVIS, LVISEval, LVISResults
 
 from apa_det.evaluation import Detections, GroundTruth, evaluate
 
-REAL = Path(__file__).parents[2] / "../shared/data/lvis/lvis_val_100.json"
-
 
 def lvis_api(json_file, predictions, iou_type, max_dets, monkeypatch):
-    """lvis-api's own numbers, as its README runs it."""
+    """Return lvis-api's results, computed as in its README."""
     monkeypatch.setattr(np, "float", float, raising=False)
     results = LVISResults(LVIS(str(json_file)), copy.deepcopy(predictions), max_dets=max_dets)
     run = LVISEval(LVIS(str(json_file)), results, iou_type)
@@ -24,7 +21,7 @@ def lvis_api(json_file, predictions, iou_type, max_dets, monkeypatch):
 
 
 def random_predictions(dataset, iou_type, seed=0):
-    """Every object found more or less well, and as many false detections."""
+    """Return each object, perturbed, once with its category and once with a random one."""
     rng = np.random.default_rng(seed)
     sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
     seen = [annotation["category_id"] for annotation in dataset["annotations"]]
@@ -49,24 +46,23 @@ def random_predictions(dataset, iou_type, seed=0):
     return [predictions[i] for i in rng.permutation(len(predictions))]
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="../shared/data/lvis/lvis_val_100.json is not here")
 @pytest.mark.parametrize("iou_type, max_dets", [("bbox", 300), ("segm", 300), ("bbox", 5)])
-def test_equals_lvis_api_on_real_annotations(iou_type, max_dets, monkeypatch):
-    predictions = random_predictions(json.loads(REAL.read_text()), iou_type)
-    truth, detections = GroundTruth.from_file(REAL), Detections.from_records(predictions)
+def test_equals_lvis_api_on_real_annotations(iou_type, max_dets, monkeypatch, lvis_val_100):
+    predictions = random_predictions(json.loads(lvis_val_100.read_text()), iou_type)
+    truth, detections = GroundTruth.from_file(lvis_val_100), Detections.from_records(predictions)
 
     evaluation = evaluate(truth, detections, iou_type, engine="lvis", max_dets=max_dets)
 
     assert evaluation.engine == "lvis" and not hasattr(np, "float")
     metrics = evaluation.metrics()
-    expected = lvis_api(REAL, predictions, iou_type, max_dets, monkeypatch)
+    expected = lvis_api(lvis_val_100, predictions, iou_type, max_dets, monkeypatch)
     assert len(metrics) == 13 and list(metrics) == list(expected)
     assert metrics == {name: float(value) for name, value in expected.items()}
     assert 0 < metrics["APc"] < 1 and 0 < metrics[f"AR@{max_dets}"] < 1
 
 
 def make_dataset(annotations, images=2, frequencies="rcf", **image_fields):
-    """Pictures of 100 x 100 from id 1; annotations as (image_id, category_id, bbox)."""
+    """Build a dataset of 100 x 100 images from (image_id, category_id, bbox)."""
     return {
         "images": [
             {
@@ -89,10 +85,10 @@ def make_dataset(annotations, images=2, frequencies="rcf", **image_fields):
     }
 
 
-def metrics_of(dataset, *found, max_dets=300):
-    """Of detections as (image_id, category_id, bbox, score)."""
+def metrics_of(dataset, *rows, max_dets=300):
+    """Evaluate detections (image_id, category_id, bbox, score)."""
     keys = ("image_id", "category_id", "bbox", "score")
-    detections = Detections.from_records([dict(zip(keys, d, strict=True)) for d in found])
+    detections = Detections.from_records([dict(zip(keys, row, strict=True)) for row in rows])
     truth = GroundTruth.from_dataset(dataset)
     return evaluate(truth, detections, engine="lvis", max_dets=max_dets).metrics()
 
@@ -101,9 +97,9 @@ BOX, ELSEWHERE = [10, 10, 40, 40], [55, 55, 40, 40]
 
 
 def test_frequency_groups_worked_by_hand():
-    """Rare: found. Common: one of two, so recall stops at one half. Frequent: never found.
+    """The rare object and one of two common ones are detected; the frequent one is not.
 
-    The first annotation has id 0, which lvis-api itself would take as never matched.
+    The first annotation has id 0, which lvis-api would treat as unmatched.
     """
     truth = make_dataset([(1, 1, BOX), (1, 2, BOX), (2, 2, BOX), (1, 3, BOX)])
     metrics = metrics_of(truth, (1, 1, BOX, 0.9), (1, 2, BOX, 0.8))
@@ -120,9 +116,9 @@ def test_frequency_groups_worked_by_hand():
 @pytest.mark.parametrize(
     "fields, ap",
     [
-        ({}, 1),  # nothing is said of the category in picture 2: the false detection is ignored
-        ({"neg_category_ids": [1]}, 0.5),  # verified absent: a false positive, and the first
-        ({"neg_category_ids": [1], "not_exhaustive_category_ids": [1]}, 1),  # may be there
+        ({}, 1),  # not verified in image 2: the detection is ignored
+        ({"neg_category_ids": [1]}, 0.5),  # verified as absent: a false positive
+        ({"neg_category_ids": [1], "not_exhaustive_category_ids": [1]}, 1),  # may be present
     ],
 )
 def test_federated_annotation(fields, ap):
@@ -137,6 +133,6 @@ def test_without_detections_the_metrics_are_zero():
     assert math.isnan(metrics["APc"])
 
 
-def test_highest_scores_count():
-    found = (1, 1, ELSEWHERE, 0.5), (1, 1, BOX, 0.9)
-    assert metrics_of(make_dataset([(1, 1, BOX)]), *found, max_dets=1)["AP"] == pytest.approx(1)
+def test_max_dets_keeps_the_highest_scores():
+    rows = (1, 1, ELSEWHERE, 0.5), (1, 1, BOX, 0.9)
+    assert metrics_of(make_dataset([(1, 1, BOX)]), *rows, max_dets=1)["AP"] == pytest.approx(1)

@@ -6,6 +6,7 @@ import torch.multiprocessing as mp
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 
+from apa_det.errors import UserError
 from apa_det.evaluation import predictions
 from apa_det.evaluation.predictions import PredictionStore, detections_from_instances
 
@@ -27,7 +28,7 @@ def random_instances(number, seed=0, masks=True):
 
 @pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize("number", [0, 1, 70])
-def test_equals_detectron2s_records(number, masks):
+def test_equals_the_records_of_detectron2(number, masks):
     instances = random_instances(number, masks=masks)
     expected = instances_to_coco_json(instances, 11)
     for record in expected:
@@ -39,7 +40,7 @@ def test_equals_detectron2s_records(number, masks):
     assert list(detections.records()) == expected
 
 
-def test_masks_that_are_rle_already():
+def test_rle_masks():
     instances = random_instances(5)
     encoded = [mask_util.encode(np.asfortranarray(m)) for m in instances.pred_masks.byte().numpy()]
     instances.remove("pred_masks")
@@ -55,10 +56,10 @@ def test_half_precision():
     assert detections.scores.tolist() == instances.scores.tolist()
 
 
-def test_scores_that_are_no_numbers():
+def test_nan_scores():
     instances = random_instances(5)
     instances.scores[3] = float("nan")
-    with pytest.raises(ValueError, match="picture 17 that are not finite"):
+    with pytest.raises(UserError, match="image 17 as NaN or inf"):
         detections_from_instances(instances, 17, CATEGORY_IDS)
 
 
@@ -73,7 +74,7 @@ def filled(image_ids):
 SHARES = [
     ([1, 2, 3, 4, 5, 6, 7], [8, 9]),
     ([], [8, 9, 10, 11]),
-    ([1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 1]),  # three pictures seen by both
+    ([1, 2, 3, 4, 5], [4, 5, 6, 7, 8, 1]),  # three images in both
 ]
 
 
@@ -81,12 +82,12 @@ def gather(rank, init_file, gathered):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{init_file}", rank=rank, world_size=2
     )
-    predictions._PICTURES_AT_ONCE = 3
+    predictions._IMAGES_AT_ONCE = 3
     gathered[rank] = [filled(share[rank]).gather(distributed=True) for share in SHARES]
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_gather_what_one_has(tmp_path):
+def test_two_processes_gather_the_same_as_one(tmp_path):
     with mp.Manager() as manager:
         gathered = manager.dict()
         mp.spawn(gather, (str(tmp_path / "store"), gathered), nprocs=2)
@@ -99,7 +100,7 @@ def test_two_processes_gather_what_one_has(tmp_path):
         assert len(detections) == len(alone) > 0
 
 
-def test_a_picture_seen_twice():
+def test_repeated_image():
     store = filled([3, 5])
     store.add(3, detections_from_instances(random_instances(0), 3, CATEGORY_IDS))
     detections, seen = store.gather(distributed=False)

@@ -5,7 +5,7 @@ import pytest
 
 from apa_det.evaluation import GroundTruth, evaluate, read_results
 from apa_det.evaluation.detections import Detections
-from apa_det.evaluation.resampling import draw_picture_weights, resampled_ap
+from apa_det.evaluation.resampling import draw_image_weights, resampled_ap
 from apa_det.utils.json_files import read_json
 
 METRICS = ("AP", "APr", "APc", "APf")
@@ -13,7 +13,7 @@ METRICS = ("AP", "APr", "APc", "APf")
 
 @pytest.fixture(scope="module")
 def dataset(detections_on_synthetic):
-    """With negative categories, ones not exhaustively annotated, and an object to ignore."""
+    """A dataset with negative and not exhaustive categories, and an ignored annotation."""
     dataset = read_json(detections_on_synthetic.gt)
     dataset["annotations"][3]["ignore"] = 1
     for image in dataset["images"][::3]:
@@ -29,9 +29,7 @@ def matched(dataset, detections_on_synthetic, iou_type="bbox", engine="fast"):
 
 @pytest.mark.parametrize("engine", ["fast", "lvis"])
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_all_pictures_once_give_the_evaluators_own_ap(
-    dataset, detections_on_synthetic, iou_type, engine
-):
+def test_unit_weights_give_the_ap_of_the_engine(dataset, detections_on_synthetic, iou_type, engine):
     evaluation, _ = matched(dataset, detections_on_synthetic, iou_type, engine)
     again = resampled_ap(evaluation, np.ones((2, len(dataset["images"]))))
     expected = evaluation.metrics()
@@ -41,7 +39,7 @@ def test_all_pictures_once_give_the_evaluators_own_ap(
 
 
 def resampled_dataset(dataset, detections, weights):
-    """The dataset and the detections in which the copies really stand, one beside the other."""
+    """Return ground truth and detections with the images actually copied."""
     made = {**dataset, "images": [], "annotations": []}
     parts = []
     images = sorted(dataset["images"], key=lambda image: image["id"])
@@ -62,9 +60,9 @@ def resampled_dataset(dataset, detections, weights):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_weights_are_copies_of_pictures(dataset, detections_on_synthetic, seed):
+def test_weights_equal_copies_of_images(dataset, detections_on_synthetic, seed):
     evaluation, detections = matched(dataset, detections_on_synthetic)
-    weights = draw_picture_weights(len(dataset["images"]), 1, seed)
+    weights = draw_image_weights(len(dataset["images"]), 1, seed)
     assert weights.max() > 1 and weights.min() == 0
     copies = resampled_dataset(dataset, detections, weights[0].tolist())
     expected = evaluate(*copies).metrics()
@@ -73,7 +71,7 @@ def test_weights_are_copies_of_pictures(dataset, detections_on_synthetic, seed):
         assert again[name] == pytest.approx([expected[name]], abs=1e-12, nan_ok=True)
 
 
-def test_a_category_that_is_not_drawn_does_not_count(dataset, detections_on_synthetic):
+def test_categories_that_are_not_drawn_are_excluded(dataset, detections_on_synthetic):
     evaluation, detections = matched(dataset, detections_on_synthetic)
     truth = evaluation.ground_truth
     scarcest = np.bincount(truth.annotation_categories).argmin()
@@ -88,8 +86,8 @@ def test_a_category_that_is_not_drawn_does_not_count(dataset, detections_on_synt
         assert again[name] == pytest.approx([expected.metrics()[name]], abs=1e-12, nan_ok=True)
 
 
-def test_a_hand_worked_case():
-    """One category; hits at 0.9 and 0.7, and between them a false positive in another picture."""
+def test_hand_worked_case():
+    """One category: true positives at 0.9 and 0.7, a false positive in another image at 0.8."""
     box = [10.0, 10.0, 20.0, 20.0]
     dataset = {
         "images": [
@@ -105,7 +103,7 @@ def test_a_hand_worked_case():
     )
     evaluation = evaluate(GroundTruth.from_dataset(dataset), detections, matches=True)
     weights = np.array([[1, 1, 1], [1, 1, 2], [1, 1, 0], [0, 2, 1], [3, 0, 5]])
-    # precision 1 up to the recall of the first hit, then that at the second
+    # Precision is 1 up to the recall of the first true positive, then that of the second.
     expected = [
         (51 + 50 * 2 / 3) / 101,
         (51 + 50 * 2 / 4) / 101,

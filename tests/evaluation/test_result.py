@@ -6,13 +6,13 @@ import pytest
 from apa_det.evaluation import Detections, FrequencyGroups, GroundTruth, evaluate, metric_names
 
 BOX, NEAR, FAR = [10, 10, 40, 40], [10, 10, 40, 50], [55, 55, 40, 40]  # IoU of BOX, NEAR: 0.8
-HALF = 51 / 101  # AP where recall stops at one half
+HALF = 51 / 101  # AP if recall stops at one half
 
 
 @pytest.fixture(scope="module")
 def evaluation():
-    """Category 1 is found; 2 in one of two pictures; 3 at IoU 0.8; 4 is nowhere, in no group."""
-    places = [(1, 1, BOX), (1, 2, BOX), (2, 2, BOX), (1, 3, BOX)]
+    """Detected: category 1; 2 in one of two images; 3 at IoU 0.8. 4 has no object and no group."""
+    objects = [(1, 1, BOX), (1, 2, BOX), (2, 2, BOX), (1, 3, BOX)]
     dataset = {
         "images": [
             {
@@ -27,25 +27,25 @@ def evaluation():
         "categories": [{"id": i, "name": f"c{i}", "image_count": 10 * i} for i in (1, 2, 3, 4)],
         "annotations": [
             {"id": i + 70, "image_id": m, "category_id": c, "bbox": box, "area": 1600}
-            for i, (m, c, box) in enumerate(places)
+            for i, (m, c, box) in enumerate(objects)
         ],
     }
     groups = FrequencyGroups.from_mapping({"c1": "tail", "c2": "tail", "c3": "head"})
-    found = [
+    rows = [
         (1, 1, BOX, 0.9),
         (1, 2, BOX, 0.8),
         (1, 2, FAR, 0.7),
         (2, 2, FAR, 0.6),  # ignored: not exhaustive
         (1, 3, NEAR, 0.5),
-        (2, 3, BOX, 0.4),  # plays no part
+        (2, 3, BOX, 0.4),  # not verified in image 2
         (2, 4, BOX, 0.3),
     ]
     keys = ("image_id", "category_id", "bbox", "score")
-    detections = Detections.from_records([dict(zip(keys, d, strict=True)) for d in found])
+    detections = Detections.from_records([dict(zip(keys, d, strict=True)) for d in rows])
     return evaluate(GroundTruth.from_dataset(dataset, groups), detections, matches=True)
 
 
-def test_metrics_of_own_groups(evaluation):
+def test_metrics_of_custom_groups(evaluation):
     metrics = evaluation.metrics()
     assert list(metrics)[:8] == list(metric_names(("tail", "head")))
     assert list(metrics)[8:] == ["AR@300", "ARs@300", "ARm@300", "ARl@300"]
@@ -100,6 +100,6 @@ def test_matches(evaluation):
     assert matches.outcomes[:, 9].tolist() == [1, 1, 0, 0, 2, 0]
     assert matches.annotations.tolist() == [0, 1, -1, 3, -1, -1]
     assert matches.ious == pytest.approx([1, 1, 0, 0.8, 0, 0])
-    assert matches.found.tolist() == [True, True, False, True]
+    assert matches.matched.tolist() == [True, True, False, True]
     assert evaluation.scores == pytest.approx([0.9, 0.8, 0.7, 0.5, 0.6, 0.3])
     assert np.array_equal(evaluation.match_categories, [0, 1, 1, 2, 1, 3])

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import pickle
 from functools import partial
 
@@ -10,15 +11,16 @@ import torch
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 
+from apa_det.errors import MissingFileError, UserError
 from apa_det.evaluation import GroundTruth, read_results, result_files
 from apa_det.utils.json_stream import read_json_list
 
-SIZES = {3: (20, 30), 9: (40, 50)}  # height, width of the pictures
+SIZES = {3: (20, 30), 9: (40, 50)}  # height and width by image id
 POLYGON = [[2, 2, 12, 2, 12, 12, 2, 12]]
 
 
 def ground_truth(masks=True):
-    """Pictures 3 and 9, categories 5 and 70."""
+    """Ground truth of images 3 and 9, categories 5 and 70."""
     segmentation = {"segmentation": POLYGON} if masks else {}
     return GroundTruth.from_dataset(
         {
@@ -87,24 +89,25 @@ def same(a, b):
 
 
 def test_json(file):
-    found = read(file, RECORDS)
-    assert found.image_ids.tolist() == [3, 9, 3] and found.category_ids.tolist() == [5, 70, 70]
-    assert found.scores.tolist() == [0.5, 0.25, 1]
-    assert found.boxes.tolist() == [[2, 2, 10, 10], [1.5, 2.5, 3.25, 4], [0, 0, 0, 0]]
-    assert [rle["size"] for rle in found.masks.rles()] == [[20, 30], [40, 50], [20, 30]]
-    assert mask_util.area(found.masks.rles()).tolist() == [100, 100, 100]
+    detections = read(file, RECORDS)
+    assert detections.image_ids.tolist() == [3, 9, 3]
+    assert detections.category_ids.tolist() == [5, 70, 70]
+    assert detections.scores.tolist() == [0.5, 0.25, 1]
+    assert detections.boxes.tolist() == [[2, 2, 10, 10], [1.5, 2.5, 3.25, 4], [0, 0, 0, 0]]
+    assert [rle["size"] for rle in detections.masks.rles()] == [[20, 30], [40, 50], [20, 30]]
+    assert mask_util.area(detections.masks.rles()).tolist() == [100, 100, 100]
 
 
-def test_gzip_equals_json_whatever_its_name(file, tmp_path):
+def test_gzip_equals_json_with_any_file_name(file, tmp_path):
     plain = read(file, RECORDS)
     for name in ("results.json.gz", "results.json"):
         (tmp_path / name).write_bytes(gzip.compress(json.dumps(RECORDS).encode()))
         same(read_results(tmp_path / name, ground_truth()), plain)
 
 
-def test_detectron2s_predictions_equal_json(file, tmp_path):
-    """Its evaluators save classes as indices from 0."""
-    pictures, records = [], []
+def test_detectron2_predictions_equal_json(file, tmp_path):
+    """detectron2's evaluators save class indices."""
+    images, records = [], []
     for image_id, classes in ((3, [0, 1]), (9, [1])):
         instances = Instances(SIZES[image_id])
         instances.pred_boxes = Boxes(torch.tensor([[2.0, 2, 12, 12]] * len(classes)))
@@ -112,49 +115,61 @@ def test_detectron2s_predictions_equal_json(file, tmp_path):
         instances.pred_classes = torch.tensor(classes)
         instances.pred_masks = torch.zeros(len(classes), *SIZES[image_id], dtype=torch.bool)
         instances.pred_masks[:, 2:12, 2:12] = True
-        found = instances_to_coco_json(instances, image_id)
-        pictures.append({"image_id": image_id, "instances": found})
-        records += [{**r, "category_id": (5, 70)[r["category_id"]]} for r in found]
-    torch.save(pictures, tmp_path / "instances_predictions.pth")
+        detections = instances_to_coco_json(instances, image_id)
+        images.append({"image_id": image_id, "instances": detections})
+        records += [{**r, "category_id": (5, 70)[r["category_id"]]} for r in detections]
+    torch.save(images, tmp_path / "instances_predictions.pth")
     same(read_results(tmp_path / "instances_predictions.pth", ground_truth()), read(file, records))
 
-    pictures[1]["instances"][0]["category_id"] = 2
-    torch.save(pictures, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match=r"bad.pth: record 2 \(from 0\) .* indices from 0 to 1"):
+    images[1]["instances"][0]["category_id"] = 2
+    torch.save(images, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=r"bad.pth: record 2 \(from 0\) .* index from 0 to 1"):
         read_results(tmp_path / "bad.pth", ground_truth())
 
 
 class _Code:
+    def __init__(self, function):
+        self.function = function
+
     def __reduce__(self):
-        return (pytest.fail, ("code of the file was run",))
+        return self.function, ("code of the file was run",)
 
 
-def test_code_in_a_file_is_not_run(tmp_path):
+@pytest.mark.parametrize(
+    "function, message",
+    [(pytest.fail, "contains objects of .*_Fail"), (os.system, "would call posix.system")],
+)
+def test_code_in_a_file_is_not_run(tmp_path, function, message):
     for name, write in (
         ("a.pth", torch.save),
         ("b.pth", lambda x, f: f.write_bytes(pickle.dumps(x))),
     ):
-        write([{"image_id": 3, "instances": [_Code()]}], tmp_path / name)
-        with pytest.raises(
-            ValueError, match=f"{name} (holds more than lists|is cut off or broken)"
-        ):
+        write([{"image_id": 3, "instances": [_Code(function)]}], tmp_path / name)
+        with pytest.raises(UserError, match=f"{name} {message}"):
             read_results(tmp_path / name, ground_truth())
 
 
-def test_predictions_that_are_none(tmp_path):
+def test_numpy_scalars(file, tmp_path):
+    record = {**RECORDS[0], "category_id": 0, "score": np.float64(RECORDS[0]["score"])}
+    path = tmp_path / "instances_predictions.pth"
+    path.write_bytes(pickle.dumps([{"image_id": 3, "instances": [record]}]))
+    same(read_results(path, ground_truth()), read(file, RECORDS[:1]))
+
+
+def test_invalid_predictions(tmp_path):
     path = tmp_path / "a.pth"
     torch.save([{"image_id": 3}], path)
-    with pytest.raises(ValueError, match=r"a.pth: entry 0 \(from 0\) has no list of instances"):
+    with pytest.raises(UserError, match=r"a.pth: entry 0 \(from 0\) has no list of instances"):
         read_results(path, ground_truth())
     torch.save({"model": {}}, path)
-    with pytest.raises(ValueError, match="a.pth holds a dict, not a list"):
+    with pytest.raises(UserError, match="a.pth contains a dict; expected"):
         read_results(path, ground_truth())
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match="a.pth is cut off or broken"):
+    with pytest.raises(UserError, match="a.pth is not a result file, or is damaged"):
         read_results(path, ground_truth())
 
 
-def test_masks_in_every_form(file):
+def test_mask_formats(file):
     uncompressed = {"size": [20, 30], "counts": [42, 10] + [10, 10] * 9 + [368]}
     forms = [mask(3), uncompressed, [[2, 2, 12, 2, 12, 12, 2, 12]]]
     rles = read(file, [result(segmentation=form) for form in forms]).masks.rles()
@@ -164,58 +179,58 @@ def test_masks_in_every_form(file):
 def test_boxes_of_masks(file):
     records = [{k: v for k, v in record.items() if k != "bbox"} for record in RECORDS]
     records[1]["segmentation"] = mask(9, corner=7)
-    found = read(file, records)
-    assert found.boxes.tolist() == [[2, 2, 10, 10], [7, 7, 10, 10], [2, 2, 10, 10]]
+    detections = read(file, records)
+    assert detections.boxes.tolist() == [[2, 2, 10, 10], [7, 7, 10, 10], [2, 2, 10, 10]]
     assert read(file, records, ["bbox"]).masks is None
     assert read(file, records, ["segm"]).boxes is None
     assert read(file, records, masks=False).masks is None
 
 
 def test_no_detection(file):
-    found = read(file, [])
-    assert len(found) == len(found.boxes) == len(found.masks) == 0
+    detections = read(file, [])
+    assert len(detections) == len(detections.boxes) == len(detections.masks) == 0
 
 
-def test_ids_written_as_floats(file):
+def test_float_ids(file):
     assert read(file, [result(3.0, 70.0)]).category_ids.tolist() == [70]
 
 
 BAD = {
-    "unknown picture": ({"image_id": 4}, "has the image_id 4, which no picture"),
-    "picture without number": ({"image_id": "3"}, "has the image_id '3', which no picture"),
-    "unknown category": ({"category_id": 0}, "has the category_id 0, .* not class indices"),
-    "NaN": ({"score": float("nan")}, "has the score nan: it must be a finite number"),
-    "infinite": ({"score": float("-inf")}, "has the score -inf: it must"),
-    "no score": ({"score": None}, "has the score None: it must"),
-    "score as text": ({"score": "0.5"}, "has the score '0.5': it must"),
-    "negative width": ({"bbox": [2, 2, -1, 5]}, r"has the bbox \[2, 2, -1, 5\] of negative size"),
-    "negative height": ({"bbox": [2, 2, 1, -5]}, "of negative size"),
-    "NaN box": ({"bbox": [2, 2, float("nan"), 5]}, "has the bbox .* it needs"),
-    "short box": ({"bbox": [2, 2, 5]}, "has the bbox .* it needs"),
-    "no box": ({"bbox": None}, "has the bbox None: it needs"),
-    "mask of another picture": (
+    "unknown image": ({"image_id": 4}, "has image_id 4, which is not in the ground truth"),
+    "image id as text": ({"image_id": "3"}, "has image_id '3', which is not in"),
+    "unknown category": ({"category_id": 0}, "has category_id 0; .* not a class index"),
+    "NaN": ({"score": float("nan")}, "has score nan; expected a finite number"),
+    "infinite": ({"score": float("-inf")}, "has score -inf; expected"),
+    "no score": ({"score": None}, "has score None; expected"),
+    "score as text": ({"score": "0.5"}, "has score '0.5'; expected"),
+    "negative width": ({"bbox": [2, 2, -1, 5]}, r"has bbox \[2, 2, -1, 5\] with a negative size"),
+    "negative height": ({"bbox": [2, 2, 1, -5]}, "with a negative size"),
+    "NaN box": ({"bbox": [2, 2, float("nan"), 5]}, "has bbox .*; expected"),
+    "short box": ({"bbox": [2, 2, 5]}, "has bbox .*; expected"),
+    "no box": ({"bbox": None}, "has bbox None; expected"),
+    "mask of another size": (
         {"segmentation": mask(9)},
-        r"of the size \[40, 50\], not \[20, 30\]",
+        r"segmentation .*size \[40, 50\].*\[20, 30\]",
     ),
-    "runs of another picture": (
+    "counts of another size": (
         {"segmentation": {"size": [20, 30], "counts": [2000]}},
-        "counts do not cover its image",
+        "segmentation .*counts",
     ),
-    "mask without size": ({"segmentation": {"counts": "abc"}}, "of the size None"),
-    "mask without counts": ({"segmentation": {"size": [20, 30]}}, "counts do not cover"),
+    "mask without size": ({"segmentation": {"counts": "abc"}}, "segmentation .*size None"),
+    "mask without counts": ({"segmentation": {"size": [20, 30]}}, "segmentation .*counts"),
     "no mask": ({"segmentation": None}, "has an empty segmentation"),
-    "broken polygon": ({"segmentation": [[1, 2, 3, 4]]}, "with a polygon that is not"),
+    "broken polygon": ({"segmentation": [[1, 2, 3, 4]]}, "segmentation .*polygon"),
 }
 
 
-@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("index", [0, 2])
 @pytest.mark.parametrize("name", BAD)
-def test_bad_record(file, name, place):
+def test_invalid_record(file, name, index):
     fields, message = BAD[name]
     records = list(RECORDS)
-    records[place] = {**records[place], **fields}
+    records[index] = {**records[index], **fields}
     with pytest.raises(
-        ValueError, match=rf"^{file}: record {place} \(from 0\) .*{message}"
+        UserError, match=rf"^{file}: record {index} \(from 0\) .*{message}"
     ) as error:
         read(file, records)
     assert "\n" not in str(error.value)
@@ -225,39 +240,39 @@ def test_bad_record(file, name, place):
 def test_missing_key(file, key):
     records = list(RECORDS)
     records[1] = {k: v for k, v in records[1].items() if k != key}
-    with pytest.raises(ValueError, match=rf"record 1 \(from 0\) has no {key}: a detection needs"):
+    with pytest.raises(UserError, match=rf"record 1 \(from 0\) has no {key}; a detection needs"):
         read(file, records)
 
 
 def test_neither_box_nor_mask(file):
     bare = {"image_id": 3, "category_id": 5, "score": 0.5}
-    with pytest.raises(ValueError, match="has no bbox: a detection needs .* score and bbox"):
+    with pytest.raises(UserError, match="has no bbox; a detection needs .* score and bbox"):
         read(file, [bare])
-    with pytest.raises(ValueError, match="has no segmentation"):
+    with pytest.raises(UserError, match="has no segmentation"):
         read(file, [result(masks=False)], ["segm"])
 
 
-def test_record_that_is_no_object(file):
+def test_record_that_is_not_an_object(file):
     for records in ([[3, 5, 0.5]], [None], [result(), "x"]):
-        with pytest.raises(ValueError, match=r"record \d \(from 0\) is .*, not an object"):
+        with pytest.raises(UserError, match=r"record \d \(from 0\) is .*, not an object"):
             read(file, records)
 
 
-def test_the_place_is_counted_over_blocks(file, monkeypatch):
+def test_record_index_over_several_blocks(file, monkeypatch):
     monkeypatch.setattr(result_files, "read_json_list", partial(read_json_list, block=512))
     records = [result() for _ in range(100)]
     records[97] = result(score=float("nan"))
     file.write_text(json.dumps(records))
-    with pytest.raises(ValueError, match="record 97 "):
+    with pytest.raises(UserError, match="record 97 "):
         read_results(file, ground_truth())
 
 
-def test_cut_off(file):
+def test_truncated_file(file):
     file.write_text(json.dumps(RECORDS)[:-20])
-    with pytest.raises(ValueError, match="results.json is cut off"):
+    with pytest.raises(UserError, match="results.json is cut off"):
         read_results(file, ground_truth())
 
 
-def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.json does not exist"):
+def test_missing_file(tmp_path):
+    with pytest.raises(MissingFileError, match="nowhere.json does not exist"):
         read_results(tmp_path / "nowhere.json", ground_truth())

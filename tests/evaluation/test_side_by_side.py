@@ -7,16 +7,17 @@ import pytest
 from lvis import LVIS, LVISEval, LVISResults
 
 from apa_det.data import coco_to_lvis
+from apa_det.errors import MissingFileError, UserError
 from apa_det.evaluation import FrequencyGroups, compare
 from apa_det.evaluation.side_by_side import format_number, short_names
 from apa_det.utils.json_files import read_json, write_json
 
 
 def lvis_api(gt, results, iou_type, monkeypatch):
-    """lvis-api's own numbers in percent, as its README runs it."""
+    """Return lvis-api's metrics in percent, computed as in its README."""
     monkeypatch.setattr(np, "float", float, raising=False)
     records = read_json(results)
-    if iou_type == "segm":  # else it takes the size of a detection from its box
+    if iou_type == "segm":  # otherwise lvis-api computes the area from the box
         for record in records:
             del record["bbox"]
     run = LVISEval(LVIS(str(gt)), LVISResults(LVIS(str(gt)), records), iou_type)
@@ -33,7 +34,7 @@ def comparison(detections_on_synthetic):
 def test_metrics_are_those_of_lvis_api(comparison, detections_on_synthetic, iou_type, monkeypatch):
     paths = detections_on_synthetic
     for path, file in zip(paths.results, comparison.files, strict=True):
-        metrics = file.tasks[iou_type].metrics
+        metrics = file.by_iou_type[iou_type].metrics
         expected = lvis_api(paths.gt, path, iou_type, monkeypatch)
         assert len(expected) == 13
         for name, value in expected.items():
@@ -51,14 +52,14 @@ def test_table_shows_the_metrics(comparison):
         values = dict(zip(lines[0].split()[1:], numbers, strict=True))
         assert name == file.name
         for metric, text in values.items():
-            assert text == format_number(file.tasks["segm"].metrics[metric], 2)
+            assert text == format_number(file.by_iou_type["segm"].metrics[metric], 2)
     assert [f.name for f in comparison.files] == ["first", "second"]
 
 
-def test_a_column_without_ground_truth(detections_on_synthetic):
-    everything_rare = FrequencyGroups.from_thresholds([("r", 10**6), ("f", None)])
+def test_group_without_ground_truth(detections_on_synthetic):
+    all_rare = FrequencyGroups.from_thresholds([("r", 10**6), ("f", None)])
     paths = detections_on_synthetic
-    comparison = compare(paths.gt, paths.results[:1], ["bbox"], groups=everything_rare)
+    comparison = compare(paths.gt, paths.results[:1], ["bbox"], groups=all_rare)
     heads, _, numbers = (line.split() for line in comparison.table("bbox").splitlines())
     assert numbers[heads.index("APf")] == "–"
     assert numbers[heads.index("APr")] == numbers[heads.index("AP")]
@@ -66,48 +67,48 @@ def test_a_column_without_ground_truth(detections_on_synthetic):
     assert comparison.summary()["files"][0]["bbox"]["APf"] is None
 
 
-def test_the_engines_agree(comparison, detections_on_synthetic):
+def test_engines_agree(comparison, detections_on_synthetic):
     paths = detections_on_synthetic
     reference = compare(paths.gt, paths.results[:1], engine="lvis")
     assert reference.engine == "lvis"
-    for iou_type, task in reference.files[0].tasks.items():
-        other = comparison.files[0].tasks[iou_type].metrics
-        assert task.metrics == pytest.approx(other, abs=1e-9, nan_ok=True)
+    for iou_type, results in reference.files[0].by_iou_type.items():
+        other = comparison.files[0].by_iou_type[iou_type].metrics
+        assert results.metrics == pytest.approx(other, abs=1e-9, nan_ok=True)
 
 
 def test_extra_columns(detections_on_synthetic):
     paths = detections_on_synthetic
     comparison = compare(paths.gt, paths.results, ["bbox"], fixed=True, pooled=True)
-    metrics = comparison.files[1].tasks["bbox"].metrics
-    assert metrics["APr_fixed"] == pytest.approx(metrics["APr"])  # far fewer than 300 a picture
+    metrics = comparison.files[1].by_iou_type["bbox"].metrics
+    assert metrics["APr_fixed"] == pytest.approx(metrics["APr"])  # far fewer than 300 per image
     assert 0 < metrics["AP_pool"] < 100
     tables = comparison.table("bbox").split("\n\n")
     assert len(tables) == 2 and "APr_fixed" in tables[1] and "first" in tables[1]
 
 
-def test_a_file_without_masks_is_compared_by_boxes(detections_on_synthetic, tmp_path):
+def test_file_without_masks_has_box_metrics_only(detections_on_synthetic, tmp_path):
     paths = detections_on_synthetic
     records = [
         {k: v for k, v in r.items() if k != "segmentation"} for r in read_json(paths.results[0])
     ]
     write_json(records, tmp_path / "boxes.json")
     comparison = compare(paths.gt, [tmp_path / "boxes.json", paths.results[0]])
-    assert [list(f.tasks) for f in comparison.files] == [["bbox"], ["bbox", "segm"]]
-    boxes, both = comparison.files
-    assert boxes.tasks["bbox"].metrics == pytest.approx(both.tasks["bbox"].metrics, nan_ok=True)
+    assert [list(f.by_iou_type) for f in comparison.files] == [["bbox"], ["bbox", "segm"]]
+    boxes, both = (file.by_iou_type["bbox"] for file in comparison.files)
+    assert boxes.metrics == pytest.approx(both.metrics, nan_ok=True)
     assert len(comparison.table("segm").splitlines()) == 3
 
 
 def test_no_detection(detections_on_synthetic, tmp_path, caplog):
     (tmp_path / "none.json").write_text("[]")
     comparison = compare(detections_on_synthetic.gt, [tmp_path / "none.json"], details=True)
-    assert "none.json holds no detection" in caplog.text
+    assert "none.json has no detections" in caplog.text
     for iou_type in ("bbox", "segm"):
-        assert comparison.files[0].tasks[iou_type].metrics["AP"] == 0
+        assert comparison.files[0].by_iou_type[iou_type].metrics["AP"] == 0
 
 
 def test_coco_format(comparison, detections_on_synthetic, tmp_path, caplog):
-    """Without negatives every picture counts for every category, so false positives count more."""
+    """Every category counts in every image, so there are more false positives."""
     paths = detections_on_synthetic
     coco = read_json(paths.gt)
     for image in coco["images"]:
@@ -116,17 +117,17 @@ def test_coco_format(comparison, detections_on_synthetic, tmp_path, caplog):
         del category["frequency"]
     write_json(coco, tmp_path / "coco.json")
     with caplog.at_level("INFO"):
-        found = compare(tmp_path / "coco.json", paths.results)
+        from_coco = compare(tmp_path / "coco.json", paths.results)
     assert "coco.json is in COCO format" in caplog.text
-    assert found.categories_evaluated == comparison.categories_evaluated
+    assert from_coco.categories_evaluated == comparison.categories_evaluated
     write_json(coco_to_lvis(coco), tmp_path / "converted.json")
     converted = compare(tmp_path / "converted.json", paths.results)
-    assert repr(found.summary()["files"]) == repr(converted.summary()["files"])
-    for ours, lvis in zip(found.files, comparison.files, strict=True):
-        assert 0 < ours.tasks["bbox"].metrics["AP"] < lvis.tasks["bbox"].metrics["AP"]
+    assert repr(from_coco.summary()["files"]) == repr(converted.summary()["files"])
+    for coco, lvis in zip(from_coco.files, comparison.files, strict=True):
+        assert 0 < coco.by_iou_type["bbox"].metrics["AP"] < lvis.by_iou_type["bbox"].metrics["AP"]
 
 
-def test_counts_of_the_training_set(detections_on_synthetic, tmp_path):
+def test_count_from_training_set(detections_on_synthetic, tmp_path):
     paths = detections_on_synthetic
     train = read_json(paths.gt.replace("val.json", "train.json"))
     val = read_json(paths.gt)
@@ -136,34 +137,34 @@ def test_counts_of_the_training_set(detections_on_synthetic, tmp_path):
     write_json(val, tmp_path / "val.json")
     path = tmp_path / "train.json"
     write_json(train, path)
-    found = compare(tmp_path / "val.json", paths.results[:1], count_from=path)
+    from_val = compare(tmp_path / "val.json", paths.results[:1], count_from=path)
     counts = [category["image_count"] for category in train["categories"]]
-    assert found.ground_truth.image_counts.tolist() == counts
+    assert from_val.ground_truth.image_counts.tolist() == counts
 
 
 def test_nothing_to_evaluate(detections_on_synthetic, tmp_path):
     dataset = {**read_json(detections_on_synthetic.gt), "annotations": []}
     write_json(dataset, tmp_path / "empty.json")
-    with pytest.raises(ValueError, match="empty.json has no annotations that count"):
+    with pytest.raises(UserError, match="empty.json has no annotations to evaluate"):
         compare(tmp_path / "empty.json", detections_on_synthetic.results)
 
 
 def test_wrong_image_root(detections_on_synthetic, tmp_path):
     paths = detections_on_synthetic
-    with pytest.raises(FileNotFoundError, match="the first picture of the ground truth"):
+    with pytest.raises(MissingFileError, match="the first image of the ground truth"):
         compare(paths.gt, paths.results, details=True, image_root=tmp_path)
 
 
 def test_summary_is_json(comparison):
     summary = json.loads(json.dumps(comparison.summary(), allow_nan=False))
-    assert summary["pictures"] == 24 and summary["max_dets"] == 300
+    assert summary["images"] == 24 and summary["max_dets"] == 300
     first = summary["files"][0]
     assert first["name"] == "first" and first["detections"] == comparison.files[0].num_detections
-    assert first["segm"]["AP"] == comparison.files[0].tasks["segm"].metrics["AP"]
+    assert first["segm"]["AP"] == comparison.files[0].by_iou_type["segm"].metrics["AP"]
 
 
-def test_calibration_counts_by_hand(tmp_path):
-    """One category, one object; three detections are judged, one is of an unverified picture."""
+def test_reliability_bins_by_hand(tmp_path):
+    """One object, and four detections: the last is ignored, its image is not verified."""
     images = [
         {
             "id": i,
@@ -184,13 +185,13 @@ def test_calibration_counts_by_hand(tmp_path):
         },
         tmp_path / "gt.json",
     )
-    found = [(1, 0.95), (2, 0.93), (1, 0.31), (3, 0.5)]
-    records = [{"image_id": i, "category_id": 1, "bbox": box, "score": s} for i, s in found]
+    detections = [(1, 0.95), (2, 0.93), (1, 0.31), (3, 0.5)]
+    records = [{"image_id": i, "category_id": 1, "bbox": box, "score": s} for i, s in detections]
     (tmp_path / "x.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
     comparison = compare(tmp_path / "gt.json", [tmp_path / "x.json.gz"], details=True)
-    bins = comparison.files[0].tasks["bbox"].calibration["r"]
+    bins = comparison.files[0].by_iou_type["bbox"].reliability["r"]
     assert bins.counts.tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 2]
-    assert bins.precisions[[3, 9]].tolist() == [0, 0.5]  # found once; then in a negative picture
+    assert bins.precisions[[3, 9]].tolist() == [0, 0.5]  # image 1 twice, then the negative image 2
     assert bins.mean_scores[9] == pytest.approx(0.94)
 
 

@@ -6,7 +6,7 @@ from apa_det.evaluation import GroundTruth, choose_subset
 
 @pytest.fixture(scope="module")
 def truth():
-    """1000 pictures: 20 rare categories in 2 each, 20 common in 20 each, 5 frequent in 150 each."""
+    """1000 images: 20 rare categories in 2 each, 20 common in 20 each, 5 frequent in 150 each."""
     rng = np.random.default_rng(0)
     counts = [2] * 20 + [20] * 20 + [150] * 5
     pairs = [
@@ -38,7 +38,7 @@ def truth():
     )
 
 
-def shown(truth, image_ids):
+def images_per_category(truth, image_ids):
     part = truth.restricted_to(image_ids)
     pairs = set(
         zip(part.annotation_images.tolist(), part.annotation_categories.tolist(), strict=True)
@@ -46,25 +46,25 @@ def shown(truth, image_ids):
     return np.bincount([c for _, c in pairs], minlength=45)
 
 
-def test_groups_have_a_like_share(truth):
+def test_groups_get_equal_shares(truth):
     chosen = choose_subset(truth, 90)
     assert len(chosen) == len(np.unique(chosen)) == 90
     assert np.isin(chosen, truth.image_ids).all() and (np.diff(chosen) > 0).all()
-    counts = shown(truth, chosen)
-    assert (counts[:20] >= 1).all()  # each rare category stays in, and so does each common one
+    counts = images_per_category(truth, chosen)
+    assert (counts[:20] >= 1).all()  # every rare category
     assert (counts[20:40] >= 1).all() and (counts[40:] >= 3).all()
     random = np.random.default_rng(0).choice(truth.image_ids, 90, replace=False)
-    assert (shown(truth, random)[:20] == 0).sum() > 10
+    assert (images_per_category(truth, random)[:20] == 0).sum() > 10
 
 
-def test_is_fixed(truth):
+def test_is_deterministic(truth):
     assert np.array_equal(choose_subset(truth, 50), choose_subset(truth, 50))
     assert not np.array_equal(choose_subset(truth, 50), choose_subset(truth, 50, seed=1))
     few = choose_subset(truth, 7)
-    assert len(few) == 7 and shown(truth, few)[:20].sum() >= 3
+    assert len(few) == 7 and images_per_category(truth, few)[:20].sum() >= 3
 
 
-def test_more_than_there_are(truth):
+def test_most_or_all_images(truth):
     annotated = truth.image_ids[np.unique(truth.annotation_images)]
     assert len(annotated) < 900
     chosen = choose_subset(truth, 990)

@@ -1,4 +1,4 @@
-"""Box AP class by class against pycocotools and detectron2's COCOEvaluator at once."""
+"""Box AP class by class equals pycocotools and detectron2's COCOEvaluator."""
 
 import contextlib
 import copy
@@ -21,7 +21,7 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def random_case(seed, num_images=20, num_classes=8):
-    """Annotations, some crowds, and detections near them and elsewhere, with tied scores."""
+    """Draw annotations, some of them crowds, and detections near and far, with tied scores."""
     rng = np.random.default_rng(seed)
     annotations, detections = [], []
 
@@ -31,17 +31,17 @@ def random_case(seed, num_images=20, num_classes=8):
     for image_id in range(1, num_images + 1):
         for _ in range(rng.integers(0, 5)):
             xywh = box()
-            found = {"image_id": image_id, "category_id": int(rng.integers(3, num_classes + 1))}
+            ids = {"image_id": image_id, "category_id": int(rng.integers(3, num_classes + 1))}
             annotations.append(
-                found
+                ids
                 | {"id": len(annotations) + 1, "bbox": xywh, "area": xywh[2] * xywh[3] * 0.7}
                 | {"iscrowd": int(rng.random() < 0.1)}
             )
             near = (np.array(xywh) + rng.normal(0, 4, 4).clip(-5, 5)).clip(1).tolist()
-            detections.append(found | {"bbox": near})
+            detections.append(ids | {"bbox": near})
         for _ in range(rng.integers(0, 25)):
-            found = {"image_id": image_id, "category_id": int(rng.integers(1, num_classes))}
-            detections.append(found | {"bbox": box()})
+            ids = {"image_id": image_id, "category_id": int(rng.integers(1, num_classes))}
+            detections.append(ids | {"bbox": box()})
     for detection in detections:
         detection["score"] = round(float(rng.random()), 1)
     return annotations, detections
@@ -88,13 +88,13 @@ def test_perfect_and_empty():
     assert box_ap_by_class(annotations, perfect)["AP"] == pytest.approx(100)
     assert box_ap_by_class(annotations, [])["AP"] == 0
     assert np.isnan(list(box_ap_by_class([], perfect).values())).all()
-    # area and iscrowd need not be there
+    # area and iscrowd are optional
     bare = [{k: v for k, v in a.items() if k not in ("area", "iscrowd")} for a in annotations]
     assert box_ap_by_class(bare, perfect) == box_ap_by_class(annotations, perfect)
 
 
 def test_evaluator(tmp_path):
-    """The numbers of detectron2's COCOEvaluator, without those of each class."""
+    """The results of detectron2's COCOEvaluator, without the AP of each class."""
     annotations, detections = random_case(1)
     num_classes = 8
     names = {a["image_id"]: f"{a['image_id']}.jpg" for a in annotations + detections}
@@ -129,13 +129,13 @@ def test_evaluator(tmp_path):
     for evaluator in (ours, theirs):
         evaluator.reset()
         for image_id in names:
-            found = [d for d in detections if d["image_id"] == image_id]
+            rows = [d for d in detections if d["image_id"] == image_id]
             instances = Instances((300, 300))
-            boxes = torch.tensor([d["bbox"] for d in found], dtype=torch.float64).view(-1, 4)
+            boxes = torch.tensor([d["bbox"] for d in rows], dtype=torch.float64).view(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
             instances.pred_boxes = Boxes(boxes)
-            instances.scores = torch.tensor([d["score"] for d in found])
-            instances.pred_classes = torch.tensor([d["category_id"] // 10 - 1 for d in found])
+            instances.scores = torch.tensor([d["score"] for d in rows])
+            instances.pred_classes = torch.tensor([d["category_id"] // 10 - 1 for d in rows])
             evaluator.process([{"image_id": image_id}], [{"instances": instances}])
     results, expected = ours.evaluate()["bbox"], theirs.evaluate()["bbox"]
     assert list(results) == list(NAMES)

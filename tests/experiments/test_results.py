@@ -93,8 +93,8 @@ def test_without_pictures_to_draw_the_interval_is_that_of_the_seeds(make_plan, m
     for run in plan.runs:
         make_up(run, {"first": 0.3, "second": 0.4 + 0.2 * run.seed}[run.row])
     monkeypatch.setattr(
-        "apa_det.experiments.results.draw_picture_weights",
-        lambda num_pictures, num_resamples, seed: np.ones((num_resamples, num_pictures), int),
+        "apa_det.experiments.results.draw_image_weights",
+        lambda num_images, num_resamples, seed: np.ones((num_resamples, num_images), int),
     )
     found = gather(plan, 400)
     first, second = (found.values(name, "bbox", "AP") for name in ("first", "second"))

@@ -1,4 +1,4 @@
-"""APA in models that others wrote: detectron2's layers, torchvision's and timm's classifiers."""
+"""Injection into layers of detectron2 and classifiers of torchvision and timm."""
 
 import copy
 
@@ -14,14 +14,10 @@ from torch import nn
 from apa_det import AGLU, APA, inject, restore
 from apa_det.modeling import make_apa_resnet
 
-SILU = dict(lambda_range=(1.0, 1.0), kappa_range=(1.0, 1.0))  # AGLU is SiLU there
+from .conftest import SILU, injected_names
 
 
-def places(model):
-    return [name for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, APA)]
-
-
-def pictures():
+def images():
     return torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -34,12 +30,12 @@ def distance(model, x, expected):
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_names_of_resnets_are_those_of_our_own(depth):
-    """So a checkpoint of either fits the other."""
+def test_same_names_as_make_apa_resnet(depth):
+    """Checkpoints of either model can be loaded into the other."""
     ours = make_apa_resnet(depth, activation="aglu")
     theirs = make_apa_resnet(depth, activation="relu")
     block = BasicBlock if depth == 18 else BottleneckBlock
-    for module in theirs.modules():  # back to detectron2's own classes
+    for module in theirs.modules():  # convert to detectron2's classes
         if hasattr(module, "act"):
             del module.act
             module.__class__ = BasicStem
@@ -50,9 +46,9 @@ def test_names_of_resnets_are_those_of_our_own(depth):
     plain = [*theirs.state_dict()]
     replaced = inject(theirs)
     assert theirs.state_dict().keys() == ours.state_dict().keys()
-    assert {*replaced} == {*places(ours)} and {*replaced.values()} == {F.relu_}
+    assert {*replaced} == {*injected_names(ours)} and {*replaced.values()} == {F.relu_}
     theirs.load_state_dict(ours.state_dict())
-    x = pictures()
+    x = images()
     for level, feature in ours.eval()(x).items():
         assert torch.equal(theirs.eval()(x)[level], feature)
     restore(theirs)
@@ -60,9 +56,9 @@ def test_names_of_resnets_are_those_of_our_own(depth):
 
 
 def test_activation_of_a_convolution():
-    """An attribute that is a function becomes a module of that name, and a function again."""
+    """An attribute that is a function becomes a module, and restore sets the function again."""
     conv = Conv2d(3, 4, 1, norm=nn.BatchNorm2d(4), activation=F.relu).eval()
-    x = pictures()
+    x = images()
     expected = conv(x)
     assert inject(conv, **SILU) == {"activation": F.relu}
     torch.testing.assert_close(conv(x), F.silu(conv.norm(F.conv2d(x, conv.weight, conv.bias))))
@@ -70,13 +66,13 @@ def test_activation_of_a_convolution():
     assert conv.activation is F.relu and torch.equal(conv(x), expected)
 
 
-def test_one_place_for_all_levels():
-    """A head that runs on several levels has one module at each place of its source."""
+def test_one_location_for_all_levels():
+    """A head that runs on several levels has one module per call in its source."""
     block = LastLevelP6P7(4, 4)
     inject(block)
     block(torch.randn(1, 4, 16, 16))
     block(torch.randn(1, 4, 8, 8))
-    assert places(block) == ["act"] and len([*block.act.parameters()]) == 2
+    assert injected_names(block) == ["act"] and len([*block.act.parameters()]) == 2
 
 
 def test_frozen_layers():
@@ -98,7 +94,7 @@ def vision_transformer():
     model = torchvision.models.VisionTransformer(
         image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32
     )
-    nn.init.normal_(model.heads.head.weight)  # it starts as zeros
+    nn.init.normal_(model.heads.head.weight)  # zero-initialized
     return model
 
 
@@ -139,7 +135,7 @@ def timm(name, **kwargs):
     return build
 
 
-MODELS = {  # with a sample of their places, and how far like="replaced" may move outputs
+MODELS = {  # some of their locations; the tolerance of outputs with like="replaced"
     "resnet": (resnet, ["relu", "layer2.0.relu1", "layer2.0.relu3"], 0.01),
     "vision_transformer": (vision_transformer, ["encoder.layers.encoder_layer_1.mlp.1"], 0.03),
     "efficientnet": (
@@ -181,48 +177,48 @@ MODELS = {  # with a sample of their places, and how far like="replaced" may mov
 }
 
 
-def calibrated(model):
-    """In evaluation mode, with what its batch norms would have learned."""
+def with_statistics(model):
+    """Return the model in evaluation mode, with estimated batch norm statistics."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
     with torch.no_grad():
-        model.train()(pictures())
+        model.train()(images())
     return model.eval()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_classifiers(name):
-    """Keeps working when APA is put in, trains, and comes back bit by bit."""
+    """Injection preserves outputs and trains; restore is bitwise exact."""
     build, some, tolerance = MODELS[name]
     torch.manual_seed(0)
-    model = calibrated(build())
-    names, expected = [*model.state_dict()], model(pictures())
+    model = with_statistics(build())
+    names, expected = [*model.state_dict()], model(images())
     replaced = inject(model, like="replaced" if tolerance else None)
-    assert {*some} <= {*replaced} == {*places(model)}
+    assert {*some} <= {*replaced} == {*injected_names(model)}
     assert {*names} <= {*model.state_dict()}
-    assert tolerance is None or distance(model, pictures(), expected) < tolerance
+    assert tolerance is None or distance(model, images(), expected) < tolerance
     for name, old in replaced.items():
         gate = type(old).__name__ in ("Sigmoid", "Hardsigmoid")
         assert type(model.get_submodule(name)) is (APA if gate else AGLU)
         assert not model.get_submodule(name).training
-    model.train()(pictures()).sum().backward()
+    model.train()(images()).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     restored = copy.deepcopy(model)
     restore(restored)
     assert [*restored.state_dict()] == names
 
-    model = calibrated(build())
-    expected = model(pictures())
-    inject(model, parameters="per_channel", example=pictures())
-    assert not torch.equal(model(pictures()), expected)
+    model = with_statistics(build())
+    expected = model(images())
+    inject(model, parameters="per_channel", example=images())
+    assert not torch.equal(model(images()), expected)
     restore(model)
-    assert torch.equal(model(pictures()), expected) and [*model.state_dict()] == names
+    assert torch.equal(model(images()), expected) and [*model.state_dict()] == names
 
 
-def test_blocks_that_call_one_module_have_one_each():
+def test_one_module_per_call_of_a_shared_module():
     block = resnet().layer2[0]
     example = torch.randn(1, block.conv1.in_channels, 8, 8)
     replaced = inject(block, parameters="per_channel", example=example)

@@ -1,4 +1,4 @@
-"""The compiled kernels against float64 autograd of the formulae, in every layout."""
+"""The native backend against float64 autograd of the formulas, in every layout."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from apa_det import aglu, logit_apa
 from apa_det.activation import affine_aglu, apa_cross_entropy
 from apa_det.kernels import native
 
-pytestmark = pytest.mark.skipif(native._LIBRARY is None, reason="the kernels are not compiled")
+pytestmark = pytest.mark.skipif(native._LIBRARY is None, reason="native.cpp is not compiled")
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
@@ -21,7 +21,7 @@ def leaves(*tensors, dtype=None):
 
 
 def assert_same(function, tensors, expected_function, *, rtol=1e-4, atol=1e-5):
-    """Value and gradients of a float32 function and of one in float64, with the same weights."""
+    """Compare value and gradients of a float32 function with those of a float64 one."""
     single = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
     double = leaves(*tensors, dtype=torch.float64)
     out, expected = function(*single), expected_function(*double)
@@ -43,16 +43,16 @@ def formula(u, lambda_, kappa):
 @given(
     shape=st.tuples(*(st.integers(1, n) for n in (3, 300, 9, 40))),
     layout=st.sampled_from(FORMATS),
-    per_picture=st.booleans(),
+    per_image=st.booleans(),
     with_residual=st.booleans(),
     per_channel=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_affine_aglu(shape, layout, per_picture, with_residual, per_channel, seed):
+def test_affine_aglu(shape, layout, per_image, with_residual, per_channel, seed):
     torch.manual_seed(seed)
     n, c, h, w = shape
     x, residual = (torch.randn(shape).to(memory_format=layout) for _ in range(2))
-    scale, shift = torch.randn(2, n if per_picture else 1, c, 1, 1).unbind()
+    scale, shift = torch.randn(2, n if per_image else 1, c, 1, 1).unbind()
     size = (1, c, 1, 1) if per_channel else (1,)
     lambda_, kappa = torch.empty(2, *size).uniform_(0.2, 1.5).unbind()
     assert_same(
@@ -62,8 +62,8 @@ def test_affine_aglu(shape, layout, per_picture, with_residual, per_channel, see
     )
 
 
-def test_a_number_and_a_tensor_of_features():
-    """λ of no dimension beside a κ for each feature of (N, C)."""
+def test_number_and_tensor_of_features():
+    """A scalar λ with one κ per feature of (N, C)."""
     assert_same(
         lambda z, kappa: aglu(z, 0.5, kappa, backend="native"),
         (torch.randn(4, 3), torch.tensor([[0.5, 1.0, 2.0]])),
@@ -72,7 +72,7 @@ def test_a_number_and_a_tensor_of_features():
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_gradient_of_another_layout(layout):
+def test_incoming_gradient_in_another_layout(layout):
     other = FORMATS[1 - FORMATS.index(layout)]
     z = torch.randn(2, 8, 5, 7).to(memory_format=layout).requires_grad_()
     grad = torch.randn(2, 8, 5, 7)
@@ -84,7 +84,7 @@ def test_gradient_of_another_layout(layout):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_change_no_bit(threads):
+def test_bitwise_equal_for_any_number_of_threads(threads):
     torch.manual_seed(0)
     z, before = torch.randn(3, 70, 50, 40), torch.get_num_threads()
     parameters = torch.rand(2, 1, 70, 1, 1).unbind()
@@ -112,14 +112,14 @@ def test_bfloat16_rounds_once():
     assert out[0] == torch.inf and out[1].isnan() and out[2] == special[2] and out[3] == 0
 
 
-def test_what_it_does_not_take():
+def test_unsupported_tensors():
     z = torch.randn(4, 6, 5, 5)
     for tensor in (z.double(), z.half(), z[..., ::2], z.expand(2, 4, 6, 5, 5)):
         assert not native.supports(tensor, torch.rand(1), torch.rand(1))
         with pytest.raises(ValueError, match="backend=None"):
             aglu(tensor, 0.5, 1.0, backend="native")
     assert not native.supports(z, torch.rand(5), torch.rand(1))
-    with pytest.raises(ValueError, match="one of eager, native, triton"):
+    with pytest.raises(ValueError, match="must be one of eager, native, triton; got 'cuda'"):
         aglu(z, 0.5, 1.0, backend="cuda")
 
 
@@ -134,9 +134,9 @@ def test_what_it_does_not_take():
     seed=st.integers(0, 1000),
 )
 def test_class_loss(n, k, spread, curve, clamp, share, seed):
-    """With a share of 0 and 1 DropLoss draws nothing that matters."""
+    """A share of 0 or 1 makes DropLoss deterministic."""
     if spread == 100:
-        clamp = 10.0  # the gradients of λ and κ would overflow single precision
+        clamp = 10.0  # otherwise the gradients of λ and κ overflow float32
     torch.manual_seed(seed)
     logits, classes = spread * torch.randn(n, k), torch.randint(0, k + 1, (n,))
     size = (1, k) if curve == "per class" else (1,)
@@ -174,7 +174,7 @@ def test_class_loss(n, k, spread, curve, clamp, share, seed):
 
 @pytest.mark.parametrize("backend", ["eager", "native"])
 def test_draws_of_drop_loss(backend):
-    """A background proposal's loss on a scarce class is kept with the probability `share`."""
+    """Background losses on scarce classes are kept with probability `share`."""
     logits, classes = torch.zeros(2000, 50, requires_grad=True), torch.full((2000,), 50)
     arguments = {"scarce": torch.arange(50) < 20, "share": torch.tensor(0.3), "backend": backend}
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The operators under torch.compile, torch.export, tracing, scripting and checkpointing."""
+"""The custom operators under torch.compile, torch.export, TorchScript and checkpointing."""
 
 import subprocess
 import sys
@@ -57,8 +57,8 @@ def test_compiled_in_one_graph(module, channels):
 
 @pytest.mark.parametrize("module", [AGLU, APA])
 @pytest.mark.parametrize("channels", [None, 4])
-def test_exports_stand_alone(module, channels, tmp_path):
-    """What is traced, scripted or exported runs where apa_det was never imported."""
+def test_exports_run_without_apa_det(module, channels, tmp_path):
+    """Traced, scripted and exported models run without importing apa_det."""
     layer, z = module(channels), torch.randn(2, 4, 5, 5)
     torch.jit.save(torch.jit.script(layer), tmp_path / "scripted.pt")
     torch.jit.save(torch.jit.trace(layer, z), tmp_path / "traced.pt")
@@ -89,7 +89,7 @@ def test_environment_variable(name):
     code = """
 import torch, apa_det
 from apa_det import activation
-print(activation._choose(None, torch.zeros(3), torch.zeros(1)))
+print(activation._select_backend(None, torch.zeros(3), torch.zeros(1)))
 """
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -100,4 +100,7 @@ print(activation._choose(None, torch.zeros(3), torch.zeros(1)))
     if name == "eager":
         assert result.stdout.strip() == "eager", result.stderr
     else:
-        assert "APA_DET_BACKEND is one of auto, eager, native, triton, not 'none'" in result.stderr
+        assert (
+            "APA_DET_BACKEND must be one of auto, eager, native, triton; got 'none'"
+            in result.stderr
+        )

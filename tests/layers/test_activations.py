@@ -1,4 +1,4 @@
-"""The activations against their formulae, written out in float64."""
+"""The activations against their formulas in float64."""
 
 import math
 
@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from apa_det import AGLU
+from apa_det.errors import UserError
 from apa_det.layers import ACTIVATION_REGISTRY, Swish, get_activation
 
-FORMULAE = {
+FORMULAS = {
     "relu": lambda x: max(x, 0.0),
     "leaky_relu": lambda x: max(x, 0.01 * x),
     "prelu": lambda x: max(x, 0.0) + 0.25 * min(x, 0.0),
@@ -25,15 +26,15 @@ AGLU_ARGS = {"lambda_range": (0.5, 0.5), "kappa_range": (1.2, 1.2)}
 
 
 def test_every_name_has_a_formula_and_a_source():
-    assert {name for name, _ in ACTIVATION_REGISTRY} == set(FORMULAE)
+    assert {name for name, _ in ACTIVATION_REGISTRY} == set(FORMULAS)
     assert all(builder.__doc__ for _, builder in ACTIVATION_REGISTRY)
 
 
-@pytest.mark.parametrize("name", sorted(FORMULAE))
+@pytest.mark.parametrize("name", sorted(FORMULAS))
 def test_formula(name):
     module = get_activation(name, 3, **AGLU_ARGS).double()
     x = torch.linspace(-6, 6, 25, dtype=torch.float64)
-    expected = torch.tensor([FORMULAE[name](v) for v in x.tolist()], dtype=torch.float64)
+    expected = torch.tensor([FORMULAS[name](v) for v in x.tolist()], dtype=torch.float64)
     torch.testing.assert_close(module(x.clone()), expected, rtol=1e-6, atol=1e-7)
 
 
@@ -47,7 +48,7 @@ def test_parameters_per_channel(name):
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5, 2)])
 def test_swish(shape):
-    """β of each channel, its gradient, and the limits: x / 2 for β = 0, ReLU for a large β."""
+    """Per-channel β, its gradient, and the limits x / 2 for β = 0 and ReLU for large β."""
     swish, x = Swish(3), torch.randn(shape)
     beta = torch.tensor([0.5, 1.0, 2.0], requires_grad=True)
     swish.beta.data.copy_(beta)
@@ -68,11 +69,11 @@ def test_swish(shape):
 def test_names_and_callables():
     assert type(get_activation("aglu", 3)) is AGLU
     assert isinstance(get_activation(nn.Dropout, 0), nn.Dropout)
-    with pytest.raises(ValueError, match="Unknown activation 'swash': choose one of aglu, elu"):
+    with pytest.raises(UserError, match="Unknown activation 'swash'; expected one of aglu, elu"):
         get_activation("swash", 3)
 
 
-def test_a_registered_name_is_known(monkeypatch):
+def test_registered_name(monkeypatch):
     monkeypatch.setattr(ACTIVATION_REGISTRY, "_obj_map", dict(ACTIVATION_REGISTRY._obj_map))
 
     @ACTIVATION_REGISTRY.register()

@@ -73,13 +73,13 @@ def test_empty(shape):
     assert x.grad.shape == x.shape
 
 
-def test_module_without_pictures():
+def test_module_without_images():
     module = CARAFE(3)
     module(torch.randn(0, 3, 14, 14)).sum().backward()
     assert all((p.grad == 0).all() for p in module.parameters())
 
 
-def test_module_is_the_published_layer():
+def test_module_matches_paper():
     torch.manual_seed(0)
     module = CARAFE(8).double()
     assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {
@@ -102,7 +102,7 @@ def test_module_is_the_published_layer():
 
 
 def test_starts_as_a_mean():
-    """The kernels start nearly even: a constant stays what it is, away from the border."""
+    """The initial kernels are nearly uniform: constants are preserved away from the border."""
     out = CARAFE(4)(torch.ones(1, 4, 8, 8))
     torch.testing.assert_close(out[..., 4:-4, 4:-4], torch.ones(1, 4, 8, 8), rtol=1e-4, atol=1e-4)
 
@@ -133,7 +133,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("shape", [(4, 256, 14, 14), (1, 256, 20, 200)])
 def test_memory(shape):
-    """Nothing larger than the output is made, and the inputs alone are kept."""
+    """No temporary is larger than the output, and only the inputs are saved."""
     n, _, h, w = shape
     x = torch.randn(shape, requires_grad=True)
     kernels = torch.randn(n, 25, 2 * h, 2 * w).softmax(dim=1).requires_grad_()
@@ -159,5 +159,5 @@ def test_trace_and_export():
 
 @pytest.mark.parametrize("shape", [(2, 24, 8, 10), (2, 16, 8, 10), (2, 25, 8, 12), (1, 25, 8, 10)])
 def test_errors(shape):
-    with pytest.raises(ValueError, match="carafe takes .* kernels, k odd"):
+    with pytest.raises(ValueError, match="kernels must have shape .* with odd k"):
         carafe(torch.zeros(2, 3, 4, 5), torch.zeros(shape))

@@ -1,4 +1,4 @@
-"""The fused forms against the modules run one by one."""
+"""Fused layers against the separate modules."""
 
 import copy
 
@@ -12,15 +12,15 @@ from apa_det.layers import (
     CBAMGate,
     EvalBatchNorm2d,
     SEGate,
+    can_fuse,
     conv_norm_aglu,
-    fuses,
     norm_gate_shortcut_aglu,
 )
 from apa_det.modeling import APABasicBlock, APABasicStem, APABottleneckBlock
 
 
 def randomized(module):
-    """Statistics and affine weights as after training."""
+    """Randomize the statistics and affine weights of norms."""
     for m in module.modules():
         for name in ("running_mean", "running_var", "weight", "bias"):
             value = getattr(m, name, None)
@@ -54,7 +54,7 @@ def assert_same(actual, expected):
 def test_conv_norm_aglu(norm):
     parts = nn.ModuleList([conv(norm), AGLU()])
     x = torch.randn(2, 4, 9, 8)
-    assert fuses(*parts)
+    assert can_fuse(*parts)
     expected = run(lambda x: parts[1](parts[0](x)), parts, x)
     assert_same(run(lambda x: conv_norm_aglu(x, *parts), parts, x), expected)
 
@@ -67,34 +67,34 @@ def test_norm_gate_shortcut_aglu(top_share, norm):
     if gate:
         parts["gate"] = gate
     x, shortcut = torch.randn(2, 4, 9, 8), torch.randn(2, 6, 9, 8)
-    assert fuses(parts["conv"], parts["act"], gate, shortcut=True)
+    assert can_fuse(parts["conv"], parts["act"], gate, shortcut=True)
 
-    def apart(x):
+    def separate(x):
         out = parts["conv"](x)
         return parts["act"]((gate(out) if gate else out) + shortcut)
 
     def fused(x):
         return norm_gate_shortcut_aglu(x, parts["conv"], gate, shortcut, parts["act"])
 
-    assert_same(run(fused, parts, x), run(apart, parts, x))
+    assert_same(run(fused, parts, x), run(separate, parts, x))
 
 
-def test_when_it_fuses():
-    assert not fuses(conv("GN", 32), AGLU())
-    assert not fuses(conv(EvalBatchNorm2d), nn.ReLU())
-    assert not fuses(Conv2d(4, 6, 3), AGLU())
-    assert fuses(Conv2d(4, 6, 3), AGLU(), shortcut=True)
-    assert not fuses(conv("GN", 32), AGLU(), shortcut=True)
-    assert not fuses(Conv2d(4, 6, 3, norm=EvalBatchNorm2d(6), activation=torch.relu), AGLU())
-    assert not fuses(conv(EvalBatchNorm2d), AGLU(), CBAMGate(6))
+def test_can_fuse():
+    assert not can_fuse(conv("GN", 32), AGLU())
+    assert not can_fuse(conv(EvalBatchNorm2d), nn.ReLU())
+    assert not can_fuse(Conv2d(4, 6, 3), AGLU())
+    assert can_fuse(Conv2d(4, 6, 3), AGLU(), shortcut=True)
+    assert not can_fuse(conv("GN", 32), AGLU(), shortcut=True)
+    assert not can_fuse(Conv2d(4, 6, 3, norm=EvalBatchNorm2d(6), activation=torch.relu), AGLU())
+    assert not can_fuse(conv(EvalBatchNorm2d), AGLU(), CBAMGate(6))
     batch_norm = conv("BN")
-    assert not fuses(batch_norm, AGLU())
-    assert fuses(batch_norm.eval(), AGLU())
-    watched = AGLU()
-    handle = watched.register_forward_hook(lambda *_: None)
-    assert not fuses(conv(EvalBatchNorm2d), watched)
+    assert not can_fuse(batch_norm, AGLU())
+    assert can_fuse(batch_norm.eval(), AGLU())
+    hooked = AGLU()
+    handle = hooked.register_forward_hook(lambda *_: None)
+    assert not can_fuse(conv(EvalBatchNorm2d), hooked)
     handle.remove()
-    assert fuses(conv(EvalBatchNorm2d), watched)
+    assert can_fuse(conv(EvalBatchNorm2d), hooked)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_blocks(build, autocast):
     for module in fused.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    apart = copy.deepcopy(fused)
-    apart.fuse = False
+    separate = copy.deepcopy(fused)
+    separate.fuse = False
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        results = [run(block, block, x) for block in (fused, apart)]
+        results = [run(block, block, x) for block in (fused, separate)]
     if autocast:
         error = max(
             ((a - b).abs().max() / b.abs().max()).item()

@@ -1,4 +1,4 @@
-"""The gates against their formulae, written out."""
+"""The gates against their formulas."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apa_det import add_apa_config, apa
+from apa_det.errors import UserError
 from apa_det.layers import CBAMGate, SEGate, gate_from_config, get_gate, keep_strongest
 
 
@@ -67,7 +68,7 @@ def test_get_gate():
     assert get_gate("none", 8) is None and get_gate(None, 8) is None
     assert isinstance(get_gate("cbam", 8, reduction=2), CBAMGate)
     assert isinstance(get_gate(torch.nn.Identity, 8), torch.nn.Identity)
-    with pytest.raises(ValueError, match="Unknown gate 'ce': choose one of none, cbam, se"):
+    with pytest.raises(UserError, match="Unknown gate 'ce'; expected one of none, cbam, se"):
         get_gate("ce", 8)
 
 
@@ -83,7 +84,7 @@ def test_keep_strongest_by_hand():
 
 
 @given(st.integers(1, 40), st.integers(1, 100))
-def test_keep_strongest_keeps_a_share(channels, percent):
+def test_keep_strongest_count(channels, percent):
     gates = torch.rand(3, channels, generator=torch.Generator().manual_seed(percent)) + 0.1
     kept = keep_strongest(gates, percent / 100)
     number = -(-percent * channels // 100)
@@ -95,7 +96,7 @@ def test_keep_strongest_keeps_a_share(channels, percent):
 
 @pytest.mark.parametrize("name", ["se", "cbam"])
 def test_sparse_gate(name):
-    """Channels that do not pass are 0, the others as in the plain gate; share 1 is that gate."""
+    """Dropped channels are 0, the others as without top_share; top_share 1 drops none."""
     torch.manual_seed(0)
     args = {"reduction": 2, "dropout": 0.0}
     plain = get_gate(name, 32, **args).eval()
@@ -115,12 +116,12 @@ def test_sparse_gate(name):
     assert sparse.fc2.weight.grad.abs().sum(1).count_nonzero() == passes.any(0).sum()
 
 
-def test_share_by_key():
+def test_top_share_from_config():
     cfg = get_cfg()
     add_apa_config(cfg)
     assert gate_from_config(cfg, "se")(8).top_share == 1.0
     cfg.MODEL.APA.GATE_TOP_SHARE = 0.5
     assert gate_from_config(cfg, "cbam")(8).top_share == 0.5
     cfg.MODEL.APA.GATE_TOP_SHARE = 0.0
-    with pytest.raises(ValueError, match="GATE_TOP_SHARE.*above 0 and at most 1, not 0.0"):
+    with pytest.raises(UserError, match=r"GATE_TOP_SHARE .* must be in \(0, 1\], got 0.0"):
         gate_from_config(cfg, "se")(8)

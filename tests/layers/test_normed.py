@@ -1,4 +1,4 @@
-"""Normed layers against F.linear and F.conv2d of normalised tensors; wrapped Cauchy in full."""
+"""Normed layers against F.linear and F.conv2d of normalized tensors; wrapped Cauchy."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from apa_det.errors import UserError
 from apa_det.layers import NormedConv2d, NormedLinear, WrappedCauchyLinear, wrapped_cauchy_linear
 
 
@@ -22,7 +23,7 @@ def make(cls, *args, dtype=torch.float64, **kwargs):
 def test_linear(learn):
     module = make(NormedLinear, 6, 4, temperature=20.25, learn_temperature=learn)
     x = torch.randn(5, 6, dtype=torch.float64)
-    x[0] *= 1e-6  # as small as what is added to the norm
+    x[0] *= 1e-6  # as small as eps
     norms = [math.sqrt(sum(v**2 for v in row)) + 1e-6 for row in x.tolist()]
     rows = [math.sqrt(sum(v**2 for v in row)) + 1e-6 for row in module.weight.tolist()]
     expected = 20.25 * F.linear(x, module.weight) / torch.tensor(norms)[:, None].double()
@@ -76,7 +77,7 @@ def test_gradients(cls):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_types(dtype, autocast):
-    """Empty and tiny vectors too: nothing overflows on the way."""
+    """Zero and tiny vectors too: no intermediate value overflows."""
     module, x = make(NormedConv2d, 8, 4, 1, dtype=torch.float32), torch.randn(2, 8, 3, 3)
     x[0, :, 0, 0], x[0, :, 0, 1], x[0, :, 0, 2] = 0.0, 1e-6, 3e4
     expected = module(x)
@@ -89,7 +90,7 @@ def test_half_types(dtype, autocast):
     torch.testing.assert_close(out.float()[1], expected[1], rtol=0.02, atol=0.2)
     assert out.isfinite().all()
     out.float().sum().backward()
-    if dtype == torch.float16:  # of an empty vector it is truly a million
+    if dtype == torch.float16:  # the gradient of a zero vector is 1e6, beyond float16
         x.grad[0, :, 0, :2] = 0
     assert x.grad.isfinite().all()
 
@@ -100,7 +101,7 @@ def wrapped_cauchy(cosine, g):
 
 
 def test_wrapped_cauchy_closed_form():
-    """Inputs at known angles to the weights; the bias counts as cosine."""
+    """Inputs at known angles to the weights; the bias is added to the cosine."""
     angles = [0.0, 0.4, math.pi / 2, 3.0]
     x = torch.tensor([[5 * math.cos(a), 5 * math.sin(a)] for a in angles], dtype=torch.float64)
     weight = torch.tensor([[2.0, 0.0], [0.0, 0.1]], dtype=torch.float64)
@@ -123,7 +124,7 @@ def test_wrapped_cauchy_module():
 
 
 def test_wrapped_cauchy_under_autocast():
-    """Near a cosine of 1, half precision would be off by several units."""
+    """Near cos = 1, half precision would have errors of several units."""
     module = WrappedCauchyLinear(8, 5)
     x = module.weight.detach() * 100 + 0.01 * torch.randn(5, 8)
     expected = module.double()(x.double())
@@ -135,5 +136,5 @@ def test_wrapped_cauchy_under_autocast():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_errors(temperature):
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(UserError, match="temperature must be positive, got"):
         NormedLinear(3, 2, temperature=temperature)

@@ -1,4 +1,4 @@
-"""The box head against detectron2's, and its gates in their places."""
+"""Compare the box head with detectron2's; check the locations of its gates."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from detectron2.modeling import build_box_head
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 
 from apa_det import AGLU, add_apa_config
+from apa_det.errors import UserError
 from apa_det.layers import SEGate
 from apa_det.modeling import APAFastRCNNConvFCHead
 
@@ -79,7 +80,9 @@ def test_per_channel():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="Unknown MODEL.ROI_BOX_HEAD.GATE 'both'"):
+    with pytest.raises(
+        UserError, match="ROI_BOX_HEAD.GATE must be one of none, roi, .* got 'both'"
+    ):
         build_box_head(make_cfg(GATE="both"), SHAPE)
-    with pytest.raises(ValueError, match="NUM_FC > 0"):
+    with pytest.raises(UserError, match="NUM_FC > 0"):
         APAFastRCNNConvFCHead(SHAPE, conv_dims=[8], fc_dims=[], fc_gate="se")

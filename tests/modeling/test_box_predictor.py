@@ -1,4 +1,4 @@
-"""Class scores against their closed forms and against detectron2's predictor."""
+"""Compare class scores with their closed forms and with detectron2's predictor."""
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from apa_det import add_apa_config
+from apa_det.errors import UserError
 from apa_det.layers import normed_linear, wrapped_cauchy_linear
 from apa_det.modeling import APAFastRCNNOutputLayers
 from apa_det.modeling.losses import DropLoss
@@ -131,7 +132,7 @@ def test_any_logit(score):
 
 @pytest.mark.parametrize("score", ["sigmoid", "gumbel", "apa"])
 def test_federated_loss(score):
-    """Classes that are neither labels nor drawn as negatives get no gradient."""
+    """Classes that are neither labels nor sampled get no gradient."""
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])  # class 2 is never drawn
     predictor = make(
         class_score=score,
@@ -204,15 +205,14 @@ def test_wrapped_cauchy_softmax_is_cross_entropy():
     torch.testing.assert_close(loss, expected)
 
 
-def test_published_start():
+def test_published_initialization():
     predictor = make(class_score="gumbel", predictor_weight_init=0.001, predictor_bias_init=-2.0)
     assert (predictor.cls_score.weight == 0.001).all() and (predictor.cls_score.bias == -2).all()
 
 
 @pytest.mark.parametrize("score", ["sigmoid", "gumbel", "apa"])
 def test_logit_clamp(score):
-    """In training the loss is that of the clamped logits, without gradient past the clamp; in
-    inference nothing is clamped."""
+    """Training uses the clamped logits, without gradient beyond the clamp; inference does not."""
     logits = torch.tensor([-30.0, -2.0, 9.0, 30.0, 200.0])
 
     def run(clamp, bias, training=True):
@@ -241,8 +241,7 @@ def set_image_counts(name, counts):
 
 @pytest.mark.parametrize("score", ["sigmoid", "gumbel", "apa"])
 def test_drop_loss(score):
-    """The labels are not scarce: classes that are get no gradient but from the draws, of which
-    none is kept, as the share of scarce labels is 0."""
+    """No label is scarce, so the share of scarce labels is 0 and scarce classes get no gradient."""
     loss = DropLoss(K, datasets="drop_loss_data", threshold=0.5)
     predictor = make(class_score=score, class_loss=loss)
     set_image_counts("drop_loss_data", [9, 1, 9, 1, 9])
@@ -255,14 +254,15 @@ def test_drop_loss(score):
         losses["loss_cls"].backward()
         kept = predictor.cls_score.weight.grad[:K].abs().sum(dim=1) > 0
         assert kept.tolist() == [True, False, True, False, True]
-        set_image_counts("drop_loss_data", [9] * 5)  # looked at once
+        set_image_counts("drop_loss_data", [9] * 5)  # looked up only once
     assert not any("scarce" in name for name in predictor.state_dict())
 
 
 def test_drop_loss_of_other_classes():
     set_image_counts("drop_loss_four", [1] * 4)
     predictor = make(class_score="gumbel", class_loss=DropLoss(K, datasets=["drop_loss_four"]))
-    with EventStorage(), pytest.raises(ValueError, match="4 classes for a predictor of 5"):
+    message = "DropLoss got class frequencies of 4 classes for a predictor of 5"
+    with EventStorage(), pytest.raises(UserError, match=message):
         predictor.losses(predictor(torch.randn(2, 16)), make_proposals([0, 5]))
 
 
@@ -282,28 +282,28 @@ def test_from_config():
     assert learned.cls_score.out_features == 80
     cfg = cfg_with(CLASS_SCORE="gumbel", USE_DROP_LOSS=True, DROP_LOSS_THRESHOLD=0.5)
     cfg.DATASETS.TRAIN = ("box_predictor_data",)
-    predictor = APAFastRCNNOutputLayers(cfg, SHAPE)  # needs no dataset yet
+    predictor = APAFastRCNNOutputLayers(cfg, SHAPE)  # needs no dataset to build
     counts = [{"id": i, "image_count": i} for i in range(80, 0, -1)]
     MetadataCatalog.get("box_predictor_data").set(class_image_count=counts, num_images=100)
     with EventStorage():
         predictor.losses(predictor(torch.randn(2, 16)), make_proposals([0, 80]))
-    scarce = predictor.class_loss.of_classes(torch.device("cpu"))
+    scarce = predictor.class_loss.class_values(torch.device("cpu"))
     assert scarce.tolist() == [True] * 49 + [False] * 31
 
 
 @pytest.mark.parametrize(
     "head,message",
     [
-        (dict(CLASS_SCORE="logit"), "Unknown class score 'logit'.*gumbel"),
+        (dict(CLASS_SCORE="logit"), "CLASS_SCORE must be one of .*gumbel.* got 'logit'"),
         (dict(CLASS_SCORE="softmax", USE_SIGMOID_CE=True), "contradicts"),
-        (dict(CLASS_SCORE="apa", SCORE_KAPPA_RANGE=[-1.0, 1.0]), "above 0"),
-        (dict(CLASS_SCORE="apa", SCORE_PRIOR=0.0), r"lies in \(0, 1\)"),
-        (dict(PREDICTOR="cosine"), "Unknown predictor 'cosine'.*wrapped_cauchy"),
-        (dict(PREDICTOR="normed", PREDICTOR_TEMPERATURE=0.0), "above 0"),
-        (dict(LOGIT_CLAMP=-1.0), "at least 0"),
-        (dict(USE_DROP_LOSS=True), "DropLoss goes with .* sigmoid, gumbel, apa, and .* is softmax"),
+        (dict(CLASS_SCORE="apa", SCORE_KAPPA_RANGE=[-1.0, 1.0]), r"KAPPA_RANGE must be positive"),
+        (dict(CLASS_SCORE="apa", SCORE_PRIOR=0.0), r"PRIOR must be in \(0, 1\), got 0"),
+        (dict(PREDICTOR="cosine"), "PREDICTOR must be one of .*wrapped_cauchy; got 'cosine'"),
+        (dict(PREDICTOR="normed", PREDICTOR_TEMPERATURE=0.0), "temperature must be positive"),
+        (dict(LOGIT_CLAMP=-1.0), "LOGIT_CLAMP must be >= 0, got -1"),
+        (dict(USE_DROP_LOSS=True), "DropLoss supports .* sigmoid, gumbel, apa, but .* is softmax"),
     ],
 )
 def test_errors(head, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         APAFastRCNNOutputLayers(cfg_with(**head), SHAPE)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apa_det import add_apa_config
+from apa_det.errors import UserError
 from apa_det.modeling import APAFastRCNNOutputLayers, Calibration
 from apa_det.modeling.box_predictor import CLASS_SCORES
 from apa_det.modeling.calibration import logit_adjustment, nor_cal, tau_norm
@@ -51,23 +52,23 @@ def probabilities(predictor, x):
 
 
 def test_nor_cal_by_hand():
-    """Two classes with a_c = 4 and 1: e^φ_c / a_c are 8/4, 1 and, of the background, 2."""
+    """Two classes with a_c = 4 and 1: e^φ_c / a_c is 8/4, 1, and 2 for the background."""
     logits = torch.tensor([[8.0, 1.0, 2.0]]).log()
     scores = nor_cal(logits, torch.tensor([16, 1]), gamma=0.5).softmax(-1)
     torch.testing.assert_close(scores, torch.tensor([[2.0, 1.0, 2.0]]) / 5)
-    # A binary score of 0.5 has the odds 1; divided by 4 they are 1/4, a score of 1/5.
+    # A binary score of 0.5 has odds of 1. Divided by 4 they give a score of 1/5.
     binary = nor_cal(torch.zeros(1, 3), torch.tensor([16, 1]), gamma=0.5).sigmoid()
     torch.testing.assert_close(binary[0, :2], torch.tensor([0.2, 0.5]))
 
 
 def test_logit_adjustment_by_hand():
-    """Shares of 1/4 and 3/4: the first class gains log 4, the second log 4/3, times τ."""
+    """Shares of 1/4 and 3/4 add log 4 and log 4/3, times τ."""
     adjusted = logit_adjustment(torch.zeros(1, 3), torch.tensor([10, 30]), tau=2.0)
     torch.testing.assert_close(adjusted, 2 * torch.tensor([[4.0, 4 / 3, 1.0]]).log())
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=2, max_size=6), st.floats(0, 2), st.integers(0, 99))
-def test_logit_adjustment_is_nor_cal_but_for_the_background(counts, strength, seed):
+def test_logit_adjustment_is_nor_cal_except_for_the_background(counts, strength, seed):
     counts = torch.tensor(counts)
     logits = torch.randn(4, len(counts) + 1, generator=torch.Generator().manual_seed(seed))
     total = counts.clamp(min=1).sum().item()
@@ -78,7 +79,7 @@ def test_logit_adjustment_is_nor_cal_but_for_the_background(counts, strength, se
 
 
 @pytest.mark.parametrize("num_rows", [3, 4])
-def test_tau_norm_is_the_layer_with_other_weights(num_rows):
+def test_tau_norm_equals_layer_with_normalized_weights(num_rows):
     torch.manual_seed(0)
     layer, x = torch.nn.Linear(8, num_rows).double(), torch.randn(5, 8).double()
     layer.weight.data *= torch.tensor([0.1, 1, 30, 5][:num_rows]).double()[:, None]
@@ -98,7 +99,7 @@ def test_tau_norm_of_a_row_of_zeros():
 
 @pytest.mark.parametrize("score", CLASS_SCORES)
 @pytest.mark.parametrize("name", NAMES)
-def test_no_strength_no_change(score, name, dataset):
+def test_zero_strength_changes_nothing(score, name, dataset):
     x = torch.randn(6, 8)
     plain = probabilities(build(score), x)
     calibrated = probabilities(build(score, name, 0.0, dataset), x)
@@ -106,7 +107,7 @@ def test_no_strength_no_change(score, name, dataset):
 
 
 @pytest.mark.parametrize("score", CLASS_SCORES[1:])
-def test_binary_scores_by_their_odds(score, dataset):
+def test_binary_scores(score, dataset):
     x = torch.randn(6, 8)
     plain = probabilities(build(score), x)[:, :3].double()
     odds = plain / (1 - plain) / torch.tensor(COUNTS).double() ** 0.3
@@ -114,7 +115,7 @@ def test_binary_scores_by_their_odds(score, dataset):
     torch.testing.assert_close(calibrated.double(), odds / (1 + odds), atol=1e-5, rtol=1e-4)
 
 
-def test_softmax_by_its_exponentials(dataset):
+def test_softmax(dataset):
     x = torch.randn(6, 8)
     predictor = build("softmax", "NorCal", 0.6, dataset)
     exponentials = predictor(x)[0].double().exp()
@@ -125,7 +126,7 @@ def test_softmax_by_its_exponentials(dataset):
 
 @pytest.mark.parametrize("score", CLASS_SCORES)
 def test_tau_norm_in_the_predictor(score):
-    """Scores of the predictor whose weights are divided, for scores of every kind."""
+    """TauNorm equals a predictor with normalized weights, for every class score."""
     x = torch.randn(6, 8)
     calibrated = probabilities(build(score, "TauNorm", 1.0), x)
     plain = build(score)
@@ -135,7 +136,7 @@ def test_tau_norm_in_the_predictor(score):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_and_checkpoints_do_not_know_of_it(name, dataset):
+def test_training_and_checkpoints_are_unchanged(name, dataset):
     plain, calibrated = build("apa"), build("apa", name, 0.5, dataset)
     assert list(plain.state_dict()) == list(calibrated.state_dict())
     x = torch.randn(6, 8)
@@ -151,21 +152,27 @@ def test_rare_classes_gain(dataset):
         assert (calibrated[:, 2] / calibrated[:, 0] > 5 * plain[:, 2] / plain[:, 0]).all()
 
 
-def test_what_is_refused(dataset):
-    with pytest.raises(ValueError, match="'Norcal': choose one of LogitAdj"):
+def test_errors(dataset):
+    with pytest.raises(UserError, match="CALIBRATION must be one of LogitAdj.* got 'Norcal'"):
         build("softmax", "Norcal", 0.5)
-    with pytest.raises(ValueError, match="at least 0: -1 is not"):
+    with pytest.raises(UserError, match="CALIBRATION_STRENGTH must be >= 0, got -1"):
         Calibration(-1)
-    with pytest.raises(ValueError, match="no effect without a calibration"):
+    with pytest.raises(
+        UserError, match="STRENGTH 0.5 has no effect without MODEL.ROI_BOX_HEAD.CALIBRATION"
+    ):
         build("softmax", "", 0.5)
-    with pytest.raises(ValueError, match="TauNorm is for the linear predictor: the normed one"):
+    with pytest.raises(
+        UserError, match="TauNorm needs MODEL.ROI_BOX_HEAD.PREDICTOR linear, got normed"
+    ):
         build("softmax", "TauNorm", 0.5, predictor="normed")
-    with pytest.raises(ValueError, match="unread does not give the image count"):
+    with pytest.raises(UserError, match="unread does not give the image count"):
         probabilities(build("softmax", "NorCal", 0.5, ["unread"]), torch.randn(2, 8))
     MetadataCatalog.remove("unread")
     other = build("softmax", "NorCal", 0.5, dataset)
     other.num_classes = 4
-    with pytest.raises(ValueError, match="counts of 3 classes for a predictor of 4"):
+    with pytest.raises(
+        UserError, match="NorCal got class frequencies of 3 classes for a predictor of 4"
+    ):
         probabilities(other, torch.randn(2, 8))
 
 

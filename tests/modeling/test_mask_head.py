@@ -1,4 +1,4 @@
-"""The mask head against detectron2's, and its threshold."""
+"""Compare the mask head with detectron2's; check its threshold."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from apa_det import AGLU, add_apa_config
+from apa_det.errors import UserError
 from apa_det.layers import CARAFE, NormedConv2d
 
 SHAPE = ShapeSpec(channels=8, height=14, width=14)
@@ -59,7 +60,7 @@ PUBLISHED = dict(
 
 
 def test_published():
-    """CARAFE has no activation after it, and feeds the normed predictor."""
+    """CARAFE feeds the normed predictor, without an activation in between."""
     torch.manual_seed(0)
     head = build_mask_head(make_cfg(**PUBLISHED), SHAPE)
     assert [name for name, _ in head.named_children()] == [
@@ -108,7 +109,7 @@ def test_trains(upsample, predictor, num_rois):
 
 @pytest.mark.parametrize("threshold", [0.3, 0.4, 0.7])
 def test_threshold(threshold):
-    """What detectron2 pastes and cuts at 0.5 is what it would cut at the threshold."""
+    """detectron2's masks at 0.5 are those that it would get at the threshold."""
     torch.manual_seed(0)
     head = build_mask_head(make_cfg(THRESHOLD=threshold), SHAPE).eval()
     torch.nn.init.normal_(head.predictor.weight, std=2.0)
@@ -125,13 +126,13 @@ def test_threshold(threshold):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"lies in \(0, 1\)"):
+    with pytest.raises(UserError, match=r"THRESHOLD must be in \(0, 1\), got 1"):
         build_mask_head(make_cfg(THRESHOLD=1.0), SHAPE)
-    with pytest.raises(ValueError, match="Unknown activation"):
+    with pytest.raises(UserError, match="Unknown activation"):
         build_mask_head(make_cfg(ACTIVATION="rely"), SHAPE)
-    with pytest.raises(ValueError, match="Unknown upsampling 'bilinear': choose deconv or carafe"):
+    with pytest.raises(UserError, match="UPSAMPLE must be deconv or carafe, got 'bilinear'"):
         build_mask_head(make_cfg(UPSAMPLE="bilinear"), SHAPE)
-    with pytest.raises(ValueError, match="Unknown mask predictor 'linear'"):
+    with pytest.raises(UserError, match="MASK_HEAD.PREDICTOR must be conv or normed, got 'linear'"):
         build_mask_head(make_cfg(PREDICTOR="linear"), SHAPE)
-    with pytest.raises(ValueError, match="has to be its CONV_DIM"):
+    with pytest.raises(UserError, match="set CONV_DIM to the 8 input channels, not 16"):
         build_mask_head(make_cfg(UPSAMPLE="carafe", NUM_CONV=0, CONV_DIM=16), SHAPE)

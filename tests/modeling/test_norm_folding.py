@@ -1,4 +1,4 @@
-"""Models with their norms folded into the convolutions, against the models themselves."""
+"""Compare models with folded norms with the original models."""
 
 from pathlib import Path
 
@@ -41,6 +41,6 @@ def test_same_features(model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_refuses_training(model):
+def test_error_in_training_mode(model):
     with pytest.raises(ValueError, match="model.eval"):
         apa_det.fuse(model.train())

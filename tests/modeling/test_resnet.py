@@ -1,4 +1,4 @@
-"""The backbones against detectron2's own, and against the published layout."""
+"""Compare the backbones with detectron2's and with the published layout."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from apa_det import AGLU, APA, add_apa_config
+from apa_det.errors import UserError
 from apa_det.layers import CBAMGate, EvalBatchNorm2d, SEGate, Swish
 from apa_det.modeling import make_apa_resnet
 
@@ -92,7 +93,7 @@ def test_deep(depth, blocks):
 
 
 def published(**overrides):
-    """The published backbone: AGLU, SE gates with APA, stored statistics, stage 1 frozen."""
+    """Config of the published backbone: AGLU, APA in SE gates, EvalBN, frozen first stage."""
     return make_cfg(
         MODEL__APA__ACTIVATION="aglu",
         MODEL__APA__GATE="se",
@@ -132,7 +133,7 @@ def test_published_layout():
 
 
 def test_published_forward():
-    """The block against the formulae of the paper, written out."""
+    """Compare a block with the formulas of the paper."""
     block = build_backbone(published(), IMAGE).res4[0].eval()
     randomize(block)
 
@@ -172,40 +173,40 @@ def test_published_freezing():
     assert not no_gradient
 
 
-def test_frozen_blocks_keep_little_and_give_the_same_gradients():
+def test_frozen_blocks_save_memory_with_the_same_gradients():
     model = randomize(build_backbone(published(), IMAGE).train())
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     x = torch.randn(1, 3, 64, 64)
 
-    def gradients_and_kept():
+    def gradients_and_stored():
         sizes = {}
 
-        def note(tensor):
+        def record(tensor):
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         model.zero_grad()
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             out = model(x)["res5"]
         out.square().mean().backward()
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         return gradients, sum(sizes.values())
 
-    gradients, kept = gradients_and_kept()
+    gradients, stored = gradients_and_stored()
     for block in model.res2:
         block.recompute = False
-    expected, kept_without = gradients_and_kept()
+    expected, stored_without = gradients_and_stored()
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name])
-    # Of each block its input, for the maps within it: 64, 64, 256, and the shortcut of the first
+    # Each block stores its input, not its maps of 64, 64 and 256 channels; the first has a shortcut
     pixels = 16 * 16 * 4
-    assert kept_without - kept > (3 * (64 + 64 + 256) + 256 - 64) * pixels
+    assert stored_without - stored > (3 * (64 + 64 + 256) + 256 - 64) * pixels
 
 
-def test_eval_batch_norm_is_batch_norm_in_eval():
+def test_eval_batch_norm_equals_batch_norm_in_eval():
     norm, reference = EvalBatchNorm2d(5), nn.BatchNorm2d(5).eval()
     randomize(reference)
     norm.load_state_dict(reference.state_dict())
@@ -218,7 +219,7 @@ def test_eval_batch_norm_is_batch_norm_in_eval():
     ["aglu", "relu", "silu", "gelu", "mish", "leaky_relu", "elu", "hardswish", "swish"],
 )
 @pytest.mark.parametrize("gate", ["none", "se", "cbam"])
-def test_every_switch_trains(activation, gate):
+def test_every_setting_trains(activation, gate):
     cfg = make_cfg(MODEL__RESNETS__DEPTH=18, MODEL__APA__ACTIVATION=activation)
     cfg.MODEL.APA.GATE = gate
     cfg.MODEL.APA.GATE_ACTIVATION = "sigmoid" if activation == "silu" else "apa"
@@ -243,7 +244,7 @@ def test_per_channel(activation, expected):
 
 
 def test_per_stage():
-    """From the yaml's keys, and the same model from a lazy config's list."""
+    """Yaml keys and a lazy config's lists give the same model."""
     activations = ["gelu", "relu", "prelu", "swish", "aglu"]
     cfg = make_cfg(MODEL__RESNETS__DEPTH=18, MODEL__APA__GATE_TOP_SHARE=0.5)
     cfg.merge_from_list(["MODEL.APA.ACTIVATION_PER_STAGE", activations])
@@ -271,11 +272,11 @@ def test_per_stage():
     [
         (
             dict(MODEL__APA__ACTIVATION_PER_STAGE=["aglu"] * 4),
-            "ACTIVATION_PER_STAGE has 5 entries, one for each of stem, res2.* not 4",
+            "ACTIVATION_PER_STAGE must have 5 entries, one for each of stem, res2.* got 4",
         ),
         (
             dict(MODEL__APA__GATE_PER_STAGE=["se"] * 5),
-            "GATE_PER_STAGE has 4 entries, one for each of res2, .* not 5",
+            "GATE_PER_STAGE must have 4 entries, one for each of res2, .* got 5",
         ),
         (dict(MODEL__APA__ACTIVATION="swash"), "Unknown activation 'swash'.*aglu"),
         (dict(MODEL__APA__GATE="sse"), "Unknown gate 'sse'.*cbam"),
@@ -283,11 +284,14 @@ def test_per_stage():
             dict(MODEL__APA__GATE="se", MODEL__APA__GATE_ACTIVATION="tanh"),
             "Unknown gate activation 'tanh'",
         ),
-        (dict(MODEL__RESNETS__DEPTH=20), "DEPTH is one of"),
-        (dict(MODEL__RESNETS__DEPTH=18, MODEL__RESNETS__NUM_GROUPS=2), "NUM_GROUPS must be 1"),
-        (dict(MODEL__RESNETS__RES5_DILATION=3), "RES5_DILATION is 1 or 2"),
+        (dict(MODEL__RESNETS__DEPTH=20), "DEPTH must be one of 18, .* got 20"),
+        (
+            dict(MODEL__RESNETS__DEPTH=18, MODEL__RESNETS__NUM_GROUPS=2),
+            "NUM_GROUPS must be 1 for DEPTH 18, got 2",
+        ),
+        (dict(MODEL__RESNETS__RES5_DILATION=3), "RES5_DILATION must be 1 or 2, got 3"),
     ],
 )
 def test_errors(overrides, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         build_backbone(make_cfg(**overrides), IMAGE)

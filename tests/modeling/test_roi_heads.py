@@ -1,4 +1,4 @@
-"""Whole detectors with our heads, on pictures of every awkward kind."""
+"""Train and run whole detectors with our heads, also on images without annotations."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def make_cfg(cascade=False, num_classes=3, score="apa"):
     return cfg
 
 
-def picture(num_instances, num_classes=3):
+def make_image(num_instances, num_classes=3):
     instances = Instances((64, 96))
     start = torch.rand(num_instances, 2) * 30
     instances.gt_boxes = Boxes(torch.cat([start, start + 20], dim=1))
@@ -69,7 +69,7 @@ def test_train_and_infer(cascade, score):
     scores = [m for n, m in model.named_modules() if n.endswith("score") and isinstance(m, APA)]
     assert len(scores) == (stages if score == "apa" else 0)
     with EventStorage():
-        losses = model([picture(2), picture(0)])
+        losses = model([make_image(2), make_image(0)])
     names = {"loss_cls", "loss_box_reg"}
     if cascade:
         names = {f"{name}_stage{k}" for name in names for k in range(stages)}
@@ -78,30 +78,30 @@ def test_train_and_infer(cascade, score):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     with torch.no_grad():
-        (result,) = model.eval()([picture(1)])
+        (result,) = model.eval()([make_image(1)])
     assert len(result["instances"]) > 0
     assert result["instances"].pred_masks.shape[1:] == (64, 96)
 
 
 @pytest.mark.parametrize("cascade", [False, True])
-def test_awkward_pictures(cascade):
-    """No annotation at all, one class, and no proposals."""
+def test_edge_cases(cascade):
+    """No annotations, one class, and no proposals."""
     model = build_model(make_cfg(cascade, num_classes=1))
     with EventStorage():
-        losses = model([picture(0, 1), picture(0, 1)])
+        losses = model([make_image(0, 1), make_image(0, 1)])
         sum(losses.values()).backward()
         assert all(loss.isfinite() for loss in losses.values())
-        losses = model([picture(3, 1)])
+        losses = model([make_image(3, 1)])
         sum(losses.values()).backward()
     model.eval().proposal_generator.post_nms_topk[False] = 0
     with torch.no_grad():
-        (result,) = model([picture(1, 1)])
+        (result,) = model([make_image(1, 1)])
     assert len(result["instances"]) == 0
 
 
 @pytest.mark.parametrize("cascade", [False, True])
 @pytest.mark.parametrize("score", ["gumbel", "apa"])
-def test_federated_loss_needs_no_other_key(cascade, score):
+def test_federated_loss(cascade, score):
     cfg = make_cfg(cascade, score=score)
     cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
     cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES = 2
@@ -110,5 +110,5 @@ def test_federated_loss_needs_no_other_key(cascade, score):
     MetadataCatalog.get("roi_heads_counts").set(class_image_count=counts)
     model = build_model(cfg)
     with EventStorage():
-        losses = model([picture(2)])
+        losses = model([make_image(2)])
     sum(losses.values()).backward()

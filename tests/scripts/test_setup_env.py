@@ -1,6 +1,6 @@
-"""The set-up of the project: make, setup.py, the import message and scripts/setup_env.sh.
+"""The set-up of the project: make, setup.py, the import error and scripts/setup_env.sh.
 
-setup_env.sh runs here with a stand-in for Python that answers at once and notes what it was asked.
+setup_env.sh runs with a fake Python that records its commands and returns at once.
 """
 
 import os
@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Stands for the base Python and, copied to .venv/bin/python, for the one of .venv. Fails where
-# the file `fail` holds a word of the command.
+# The fake base Python; copied to .venv/bin/python, it is also that of .venv. It fails for commands
+# that contain the text in the file `fail`.
 FAKE_PYTHON = r"""#!/bin/bash
 echo "$*" >>calls
 if [[ -s fail && "$*" == *"$(<fail)"* ]]; then echo "no such package"; exit 1; fi
@@ -29,9 +29,9 @@ esac
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with setup_env.sh, the pins and the stand-in for Python."""
-    (tmp_path / "tools").mkdir()
-    shutil.copy(ROOT / "scripts/setup_env.sh", tmp_path / "tools")
+    """A folder with setup_env.sh, the pins and the fake Python."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/setup_env.sh", tmp_path / "scripts")
     shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
     python = tmp_path / "python"
     python.write_text(FAKE_PYTHON)
@@ -51,7 +51,7 @@ def start(checkout, base_python="./python"):
 
 
 def set_up(checkout, **kwargs):
-    """(exit status, stdout, stderr) of setup_env.sh."""
+    """Run setup_env.sh and return (exit status, stdout, stderr)."""
     process = start(checkout, **kwargs)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
@@ -61,7 +61,7 @@ def builds(checkout):
     return (checkout / "calls").read_text().count("-m venv")
 
 
-def test_env_is_made_once(checkout):
+def test_env_is_created_once(checkout):
     status, out, err = set_up(checkout)
     assert status == 0, err
     assert "[6/6]" in out and "is ready" in out
@@ -72,15 +72,26 @@ def test_env_is_made_once(checkout):
     assert builds(checkout) == 1
 
 
+def test_apa_det_is_installed_again_when_setup_py_changes(checkout):
+    set_up(checkout)
+    (checkout / "setup.py").touch()
+    os.utime(checkout / ".venv/.apa_det", (0, 0))
+    status, out, err = set_up(checkout)
+    assert (status, out, err) == (0, "Installing apa_det again because setup.py changed.\n", "")
+    assert (checkout / "calls").read_text().count("-e .") == 2
+    assert set_up(checkout) == (0, "", "")
+    assert builds(checkout) == 1
+
+
 @pytest.mark.parametrize(
     "path, text",
     [
         ("requirements/environment.txt", "torch==0.0\n"),
-        (".venv/.apa_det", ""),  # an interrupted install
+        (".venv/.apa_det", ""),  # an interrupted installation
         (".venv/.apa_det", "setup_env 1, Python 3.12, pins"),
     ],
 )
-def test_env_is_remade_when_pins_change_or_stamp_is_damaged(checkout, path, text):
+def test_env_is_created_again_when_pins_change_or_stamp_is_damaged(checkout, path, text):
     set_up(checkout)
     (checkout / path).write_text(text)
     (checkout / ".venv/left-over").touch()
@@ -100,7 +111,7 @@ def test_env_is_remade_when_pins_change_or_stamp_is_damaged(checkout, path, text
         ("check_env.py", "step 6"),
     ],
 )
-def test_failing_step_is_named_and_done_again(checkout, command, step):
+def test_failed_step_is_named_and_repeated(checkout, command, step):
     (checkout / "fail").write_text(command)
     status, _, err = set_up(checkout)
     assert status == 1
@@ -111,12 +122,12 @@ def test_failing_step_is_named_and_done_again(checkout, command, step):
     assert builds(checkout) == 2
 
 
-def test_venv_of_another_origin_is_left_alone(checkout):
+def test_foreign_venv_is_not_changed(checkout):
     (checkout / ".venv").mkdir()
     (checkout / ".venv/pyvenv.cfg").write_text("mine")
     status, _, err = set_up(checkout)
     assert status == 1
-    assert "did not make" in err and "PYTHON=.venv/bin/python" in err
+    assert "did not create" in err and "PYTHON=.venv/bin/python" in err
     assert (checkout / ".venv/pyvenv.cfg").read_text() == "mine"
 
 
@@ -126,7 +137,7 @@ def test_python_that_does_not_run(checkout):
     assert "false (does not run)" in err and "install Python 3.10 to 3.13" in err
 
 
-def test_two_at_once_make_one_env(checkout):
+def test_two_processes_create_one_env(checkout):
     processes = [start(checkout) for _ in range(2)]
     for process in processes:
         process.communicate(timeout=60)
@@ -140,8 +151,8 @@ def test_make_help_lists_the_targets():
         assert f"make {target} " in out
 
 
-def test_make_with_an_own_python_names_what_it_lacks():
-    # -I -S: this Python without any package
+def test_check_env_names_missing_packages():
+    # -I -S: this Python without packages
     out = subprocess.run(
         [sys.executable, "-I", "-S", "scripts/check_env.py", "test"],
         cwd=ROOT,
@@ -153,7 +164,7 @@ def test_make_with_an_own_python_names_what_it_lacks():
         assert f"  {name}: ModuleNotFoundError" in out.stderr
 
 
-def test_install_leaves_torch_and_detectron2_alone():
+def test_install_does_not_require_torch_or_detectron2():
     script = (
         "import setuptools; from distutils.core import run_setup; "
         "dist = run_setup('setup.py', stop_after='init'); "
@@ -165,8 +176,8 @@ def test_install_leaves_torch_and_detectron2_alone():
         assert name not in out
 
 
-def test_import_without_detectron2_says_how_to_install_it():
+def test_import_error_without_detectron2():
     script = "import sys; sys.modules['detectron2'] = None; import apa_det"
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert out.returncode == 1
-    assert "ImportError: apa_det needs detectron2" in out.stderr and "install" in out.stderr
+    assert "MissingPackageError: apa_det requires detectron2. Install it" in out.stderr

@@ -1,4 +1,4 @@
-"""Somebody's own detectron2 project works with apa_det imported, and with nothing else of ours."""
+"""A third-party detectron2 project that imports apa_det trains and evaluates."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def cfg(their_train, data, tmp_path):
     return their_train.make_cfg(str(data), str(tmp_path / "output"))
 
 
-def pictures():
+def images():
     masks = torch.zeros(1, 64, 64, dtype=torch.bool)
     masks[0, 8:40, 4:30] = True
     instances = Instances((64, 64))
@@ -62,7 +62,7 @@ def test_step_and_checkpoint(cfg, their_train, tmp_path):
     optimizer = their_train.TheirTrainer.build_optimizer(cfg, model)
     before = {name: value.clone() for name, value in model.named_parameters()}
     with EventStorage():
-        sum(model(pictures()).values()).backward()
+        sum(model(images()).values()).backward()
     optimizer.step()
     for name in layers:
         for parameter in ("lambda_param", "kappa_param"):
@@ -75,17 +75,17 @@ def test_step_and_checkpoint(cfg, their_train, tmp_path):
     DetectionCheckpointer(model, str(tmp_path)).save("model")
     again = build_model(cfg)
     DetectionCheckpointer(again).load(str(tmp_path / "model.pth"))
-    image = pictures()
+    inputs = images()
     with torch.no_grad():
-        found, expected = (m.eval()(image)[0]["instances"] for m in (again, model))
-    assert len(found) == 20
-    assert torch.equal(found.scores, expected.scores)
-    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-    assert torch.equal(found.pred_masks, expected.pred_masks)
+        detections, expected = (m.eval()(inputs)[0]["instances"] for m in (again, model))
+    assert len(detections) == 20
+    assert torch.equal(detections.scores, expected.scores)
+    assert torch.equal(detections.pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert torch.equal(detections.pred_masks, expected.pred_masks)
 
 
 def test_trains_and_evaluates(data, tmp_path, their_train, fresh_loggers):
-    """In a process that starts in a folder of its own and has only their project and apa_det."""
+    """In a process in another folder, with only the project and apa_det on its path."""
     output = tmp_path / "output"
     done = subprocess.run(
         [sys.executable, "-m", "their_project.train", str(data), str(output)],
@@ -103,7 +103,7 @@ def test_trains_and_evaluates(data, tmp_path, their_train, fresh_loggers):
     written = {name for line in lines for name in json.loads(line)}
     assert {"bbox/APr", "apa/backbone.stem.2/lambda"} <= written
     assert "apa/roi_heads.box_predictor.score/kappa" in written
-    their_train.main(str(data), str(output), "--resume")  # nothing is left to do
+    their_train.main(str(data), str(output), "--resume")  # training is complete
     assert "Starting training from iteration 4" in (output / "log.txt").read_text()
 
 

@@ -1,3 +1,5 @@
+"""Reading a JSON list in chunks, from valid, corrupt and truncated files."""
+
 import gzip
 import json
 
@@ -5,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apa_det.errors import MissingFileError, UserError
 from apa_det.utils.json_stream import read_json_list
 
 JSON = st.recursive(
@@ -31,7 +34,7 @@ def read(path, block):
     st.booleans(),
     st.booleans(),
 )
-def test_any_list_in_blocks_of_any_size(tmp_path_factory, records, block, indent, ascii_, zipped):
+def test_any_list_and_block_size(tmp_path_factory, records, block, indent, ascii_, zipped):
     path = tmp_path_factory.mktemp("any") / "results.json"
     text = json.dumps(records, indent=indent, ensure_ascii=ascii_)
     data = text.encode("utf-8", "surrogatepass" if ascii_ else "replace")
@@ -41,30 +44,30 @@ def test_any_list_in_blocks_of_any_size(tmp_path_factory, records, block, indent
     assert read(path, block) == records
 
 
-def test_is_read_in_pieces(file):
+def test_is_read_in_chunks(file):
     records = [{"image_id": i, "parts": [{"a": "}, {"}, {"b": 1}]} for i in range(1000)]
     file.write_text(json.dumps(records))
-    pieces = list(read_json_list(file, 4096))
-    assert len(pieces) > 5 and max(map(len, pieces)) < 200
-    assert [record for piece in pieces for record in piece] == records
+    chunks = list(read_json_list(file, 4096))
+    assert len(chunks) > 5 and max(map(len, chunks)) < 200
+    assert [record for chunk in chunks for record in chunk] == records
 
 
 @pytest.mark.parametrize("block", [16, 1000, 10**6])
-def test_a_file_cut_off_anywhere_is_an_error(file, block):
+def test_file_cut_off_anywhere_is_an_error(file, block):
     text = json.dumps([{"image_id": i, "score": -0.5e-7, "ok": True, "t": "é"} for i in range(9)])
     for end in range(len(text)):
         file.write_text(text[:end])
-        with pytest.raises(ValueError, match="cut off|holds nothing") as error:
+        with pytest.raises(UserError, match="cut off|contains nothing") as error:
             list(read_json_list(file, block))
         assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
     file.write_bytes('[{"t": "é"}'.encode()[:-3])
-    with pytest.raises(ValueError, match="cut off: in the middle of a character"):
+    with pytest.raises(UserError, match="cut off: in the middle of a character"):
         list(read_json_list(file, block))
 
 
-def test_tells_how_far_a_cut_off_file_goes(file):
+def test_number_of_complete_records_in_a_cut_off_file(file):
     file.write_text(json.dumps([{"image_id": i} for i in range(50)])[:-5])
-    with pytest.raises(ValueError, match="after about 49 whole records"):
+    with pytest.raises(UserError, match="after about 49 complete records"):
         list(read_json_list(file, 100))
 
 
@@ -73,41 +76,44 @@ def test_gzip_that_is_cut_off(file, end):
     file.write_bytes(
         gzip.compress(json.dumps([{"image_id": i} for i in range(999)]).encode())[:end]
     )
-    with pytest.raises(ValueError, match="cut off: the gzip data end too early"):
+    with pytest.raises(UserError, match="cut off: the gzip data end too early"):
         list(read_json_list(file))
 
 
-def test_broken_gzip(file):
+def test_corrupt_gzip(file):
     data = bytearray(gzip.compress(json.dumps(list(range(999))).encode()))
     data[40:60] = b"x" * 20
     file.write_bytes(data)
-    with pytest.raises(ValueError, match="broken gzip"):
+    with pytest.raises(UserError, match="corrupt gzip"):
         list(read_json_list(file))
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "holds nothing, not a JSON list"),
-        (b'{"annotations": []}', "holds an object, not a JSON list"),
-        (b"image_id,score", "holds no JSON, not a JSON list"),
-        (b"[{'a': 1}, {'b': 2}, {'c': 3}]", r"not valid JSON at record 0 \(from 0\)"),
-        (b'[{"a": 1}, {"a": 2} {"a": 3}]', r"not valid JSON at record 1 \(from 0\): no comma"),
-        (b'[{"a": 1}, {"a": yes}, {"a": 3}]', r"not valid JSON at record 1 \(from 0\)"),
-        (b'[{"a": 1},]', r"not valid JSON at record 1 \(from 0\)"),
+        (b"", "contains nothing; expected a JSON list"),
+        (b'{"annotations": []}', "contains a JSON object; expected a JSON list"),
+        (b"image_id,score", "contains text that is not JSON; expected a JSON list"),
+        (b"[{'a': 1}, {'b': 2}, {'c': 3}]", r"JSON at record 0 \(counted from 0\)"),
+        (
+            b'[{"a": 1}, {"a": 2} {"a": 3}]',
+            r"JSON at record 1 \(counted from 0\): no comma",
+        ),
+        (b'[{"a": 1}, {"a": yes}, {"a": 3}]', r"JSON at record 1 \(counted from 0\)"),
+        (b'[{"a": 1},]', r"JSON at record 1 \(counted from 0\)"),
         (b"[1, 2]]", "more text after the end of its list"),
         (b"\xff\xfe[1]", "not a JSON text file"),
     ],
 )
 @pytest.mark.parametrize("block", [8, 10**6])
-def test_what_is_no_json_list(file, content, message, block):
+def test_not_a_json_list(file, content, message, block):
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         list(read_json_list(file, block))
 
 
-def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.json does not exist"):
+def test_missing_file(tmp_path):
+    with pytest.raises(MissingFileError, match="nowhere.json does not exist"):
         list(read_json_list(tmp_path / "nowhere.json"))
-    with pytest.raises(FileNotFoundError, match="is a folder"):
+    with pytest.raises(MissingFileError, match="is a folder"):
         list(read_json_list(tmp_path))

@@ -1,4 +1,4 @@
-"""Which pictures training sees, and how often: samplers, their registry, and the loader."""
+"""Training samplers, their registry, and the training loader."""
 
 from .class_aware import ClassAwareTrainingSampler
 from .counts import ClassCounts, class_groups, count_classes, epoch_table

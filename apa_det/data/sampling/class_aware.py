@@ -1,4 +1,4 @@
-"""Class-aware sampling: every class comes as often as any other."""
+"""Class-aware sampling: all classes are drawn equally often."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import samplers
 from torch import Tensor
 
+from ...errors import UserError
 from .counts import count_classes
 from .registry import TRAIN_SAMPLER_REGISTRY
 
@@ -16,39 +17,43 @@ __all__ = ["ClassAwareTrainingSampler"]
 
 @TRAIN_SAMPLER_REGISTRY.register()
 class ClassAwareTrainingSampler(samplers.TrainingSampler):
-    """Draws a class, and then a picture with that class, both from shuffled lists.
+    """Draw a class, then an image with that class, both from shuffled lists.
 
-    A list starts anew, in another order, when all of it was drawn ("Relay Backpropagation for
-    Effective Learning of Deep Convolutional Neural Networks", Shen et al., ECCV 2016, section 3.3).
-    So each class is drawn as often as any other, while a picture comes with all of its classes.
+    An exhausted list is reshuffled ("Relay Backpropagation for Effective Learning of Deep
+    Convolutional Neural Networks", Shen et al., ECCV 2016, section 3.3). So all classes are drawn
+    equally often, although an image brings all of its classes.
 
-    An epoch is the fewest rounds through all classes that draw as many pictures as the dataset has.
+    An epoch is the smallest number of rounds through all classes that draws at least as many images
+    as the dataset has.
+
+    Attributes:
+        repeats: float32, shape (N,), the expected number of times an epoch sees each image.
     """
 
     @configurable
     def __init__(self, dataset: list[dict], *, seed: int | None = None):
         """
         Args:
-            dataset: detectron2's dataset dicts. Pictures without instances are never drawn.
-            seed: of all orders. None: one that all processes agree on.
+            dataset: detectron2 dataset dicts. Images without instances are never drawn.
+            seed: seed of the shuffling. None: a random one, shared by all processes.
 
         Raises:
-            ValueError: the dataset has no instance.
+            UserError: the dataset has no instances.
         """
         super().__init__(len(dataset), seed=seed)
         counts = count_classes(dataset)
         if not len(counts.classes):
-            raise ValueError(
-                "ClassAwareTrainingSampler draws classes, and the training set has no instance of "
-                "any: set DATALOADER.SAMPLER_TRAIN to TrainingSampler."
+            raise UserError(
+                "ClassAwareTrainingSampler needs instances, but the training set has none. Set "
+                "DATALOADER.SAMPLER_TRAIN to TrainingSampler."
             )
         by_class = np.argsort(counts.classes, kind="stable")
         present, starts = np.unique(counts.classes[by_class], return_index=True)
-        pictures = torch.from_numpy(counts.pictures[by_class])
-        self._pictures = list(pictures.tensor_split(starts[1:].tolist()))
+        images = torch.from_numpy(counts.images[by_class])
+        self._images = list(images.tensor_split(starts[1:].tolist()))
         rounds = -(-self._size // len(present))
         weights = rounds / counts.image_count[counts.classes]
-        repeats = np.bincount(counts.pictures, weights, minlength=self._size)
+        repeats = np.bincount(counts.images, weights, minlength=self._size)
         self.repeats: Tensor = torch.from_numpy(repeats).float()
 
     @classmethod
@@ -58,7 +63,7 @@ class ClassAwareTrainingSampler(samplers.TrainingSampler):
     def _infinite_indices(self) -> Iterator[int]:
         generator = torch.Generator()
         generator.manual_seed(self._seed)
-        lists = [_endlessly_shuffled(pictures, generator) for pictures in self._pictures]
+        lists = [_endlessly_shuffled(images, generator) for images in self._images]
         for draw in _endlessly_shuffled(torch.arange(len(lists)), generator):
             yield next(lists[draw])
 

@@ -1,4 +1,4 @@
-"""The pictures and instances of each class, in a dataset and in an epoch of a sampler."""
+"""Number of images and instances of each class, in a dataset and in an epoch of a sampler."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,60 +14,61 @@ __all__ = ["ClassCounts", "class_groups", "count_classes", "epoch_table"]
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """The instances of each class in each picture: P pairs of picture and class.
+    """Instances of each class in each image, as P distinct pairs of image and class.
 
     Attributes:
-        num_pictures: N, with and without instances.
+        num_images: N, with and without instances.
         num_classes: K.
-        pictures: (P,) int64, place of the picture in the dataset.
-        classes: (P,) int64, contiguous id of a class in it. No pair stands twice.
-        instances: (P,) int64, the instances of that class in that picture.
+        images: int64, shape (P,), index of the image in the dataset.
+        classes: int64, shape (P,), contiguous id of the class.
+        instances: int64, shape (P,), number of instances of the class in the image.
     """
 
-    num_pictures: int
+    num_images: int
     num_classes: int
-    pictures: np.ndarray
+    images: np.ndarray
     classes: np.ndarray
     instances: np.ndarray
 
     @property
     def image_count(self) -> np.ndarray:
-        """(K,) int64: the pictures with each class."""
+        """int64, shape (K,): number of images with each class."""
         return np.bincount(self.classes, minlength=self.num_classes)
 
     @property
     def instance_count(self) -> np.ndarray:
-        """(K,) float64: the instances of each class."""
+        """float64, shape (K,): number of instances of each class."""
         return np.bincount(self.classes, self.instances, minlength=self.num_classes)
 
 
 def count_classes(dataset: Sequence[dict], num_classes: int = 0) -> ClassCounts:
-    """Count the instances of each class in each picture. Crowd regions are none.
+    """Count the instances of each class in each image. Crowd regions are not counted.
 
     Args:
-        dataset: detectron2's dataset dicts.
-        num_classes: at least this many classes; more if the dataset has them.
+        dataset: detectron2 dataset dicts.
+        num_classes: minimum K; the dataset may have more classes.
     """
-    places, classes = [], []
-    for i, picture in enumerate(dataset):
-        for instance in picture.get("annotations", ()):
+    indices, classes = [], []
+    for i, record in enumerate(dataset):
+        for instance in record.get("annotations", ()):
             if not instance.get("iscrowd"):
-                places.append(i)
+                indices.append(i)
                 classes.append(instance["category_id"])
     num_classes = max(num_classes, max(classes, default=-1) + 1)
-    keys = np.array(places, np.int64) * num_classes + np.array(classes, np.int64)
+    keys = np.array(indices, np.int64) * num_classes + np.array(classes, np.int64)
     pairs, instances = np.unique(keys, return_counts=True)
-    pictures, classes = np.divmod(pairs, max(num_classes, 1))
-    return ClassCounts(len(dataset), num_classes, pictures, classes, instances)
+    images, classes = np.divmod(pairs, max(num_classes, 1))
+    return ClassCounts(len(dataset), num_classes, images, classes, instances)
 
 
 def class_groups(counts: ClassCounts, dataset_names: Sequence[str] = ()) -> list[str]:
-    """The frequency group of each class: "r", "c" or "f".
+    """Return the frequency group of each class: "r", "c" or "f".
 
     Args:
-        counts: of the whole training set.
-        dataset_names: what it consists of. The groups of a single dataset are those that its
-            metadata give, if they do; otherwise they follow from the image counts, as in LVIS.
+        counts: counts of the whole training set.
+        dataset_names: registered datasets in the training set. The groups of a single dataset are
+            ``class_frequency`` of its metadata, if present. Otherwise they follow from the image
+            counts, as in LVIS.
     """
     if len(dataset_names) == 1:
         groups = MetadataCatalog.get(dataset_names[0]).get("class_frequency")
@@ -77,42 +78,42 @@ def class_groups(counts: ClassCounts, dataset_names: Sequence[str] = ()) -> list
 
 
 def epoch_table(counts: ClassCounts, groups: Sequence[str], repeats: np.ndarray) -> str:
-    """What a dataset holds and an epoch is expected to see, for each frequency group.
+    """Tabulate the contents of a dataset and the expected contents of an epoch.
 
     Args:
-        counts: of the dataset.
-        groups: the frequency group of each class, as :func:`class_groups` gives them.
-        repeats: (N,), how often an epoch sees each picture, as expected.
+        counts: counts of the dataset.
+        groups: frequency group of each class, from :func:`class_groups`.
+        repeats: shape (N,), expected number of times an epoch sees each image.
 
     Returns:
-        A table, a row for each group and one for all. The classes of the dataset are those with
-        instances, and those of an epoch are expected in one picture of it at least. A picture
-        counts for every group that it has a class of.
+        A table with one row per frequency group and one for all. Classes of the dataset are those
+        with instances; classes of an epoch are those expected in at least one of its images. An
+        image counts for every group that it has a class of.
     """
-    seen = np.bincount(counts.classes, repeats[counts.pictures], minlength=counts.num_classes)
+    seen = np.bincount(counts.classes, repeats[counts.images], minlength=counts.num_classes)
     groups = np.array([*groups, *[""] * (counts.num_classes - len(groups))])
     rows = []
     for name in (*FREQUENCY_LABELS, None):
         members = np.isin(groups, list(FREQUENCY_LABELS) if name is None else name)
         pairs = members[counts.classes]
-        pictures = np.unique(counts.pictures[pairs])
+        images = np.unique(counts.images[pairs])
         if name is None:
-            pictures = np.arange(counts.num_pictures)
+            images = np.arange(counts.num_images)
         present = members & (counts.image_count > 0)
         instances = counts.instances[pairs].sum()
-        seen_instances = (counts.instances * repeats[counts.pictures])[pairs].sum()
+        seen_instances = (counts.instances * repeats[counts.images])[pairs].sum()
         rows.append(
             (
                 FREQUENCY_LABELS.get(name, "all"),
                 present.sum(),
-                len(pictures),
+                len(images),
                 instances,
                 (present & (seen > 1 - 1e-6)).sum(),
-                round(repeats[pictures].sum()),
+                round(repeats[images].sum()),
                 round(seen_instances),
                 f"{seen_instances / instances:.2f}" if instances else "",
             )
         )
-    names = ("classes", "pictures", "instances")
+    names = ("classes", "images", "instances")
     headers = ["", *names, *(f"{name}\nin an epoch" for name in names), "ratio of\ninstances"]
     return tabulate(rows, headers, disable_numparse=[7])

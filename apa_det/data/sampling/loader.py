@@ -1,4 +1,4 @@
-"""The training loader, with any registered sampler, and what an epoch of it sees in the log."""
+"""The training loader, with any registered sampler. It logs the expected contents of an epoch."""
 
 import inspect
 import logging
@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts, samplers
 from torch.utils.data import Sampler
 
+from ...errors import UserError
 from .counts import class_groups, count_classes, epoch_table
 from .registry import TRAIN_SAMPLER_REGISTRY
 
@@ -15,23 +16,21 @@ __all__ = ["build_train_loader", "require_train_sampler"]
 
 logger = logging.getLogger(__name__)
 
-# They read each dataset by itself, so detectron2 makes them. Not every version has their key.
-_DETECTRON2S_OWN = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")
-_KEY_OF_THESE = "TRAIN_REPEAT_FACTOR"
+# These need the datasets separately, so detectron2 builds them. Old versions lack their key.
+_DETECTRON2_SAMPLERS = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")
+_DETECTRON2_KEY = "TRAIN_REPEAT_FACTOR"
 
 
 def require_train_sampler(cfg: CfgNode) -> None:
-    """Raise a ValueError unless there is a sampler of the name ``DATALOADER.SAMPLER_TRAIN``."""
-    others = _DETECTRON2S_OWN if _KEY_OF_THESE in cfg.DATASETS else ()
+    """Raise a UserError unless ``DATALOADER.SAMPLER_TRAIN`` names a sampler."""
+    others = _DETECTRON2_SAMPLERS if _DETECTRON2_KEY in cfg.DATASETS else ()
     _require_known(cfg.DATALOADER.SAMPLER_TRAIN, "DATALOADER.SAMPLER_TRAIN", others)
 
 
 def _require_known(name: str, key: str, others: Sequence[str] = ()) -> None:
     names = [*(registered for registered, _ in TRAIN_SAMPLER_REGISTRY), *others]
     if name not in names:
-        raise ValueError(
-            f"There is no training sampler {name}: choose {key} from {', '.join(names)}."
-        )
+        raise UserError(f"{key} must be one of {', '.join(names)}; got {name!r}.")
 
 
 def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
@@ -66,27 +65,26 @@ def build_train_loader(
     seed: int | None = None,
     **kwargs,
 ) -> Iterable[list[dict]]:
-    """detectron2's training loader, with the samplers of ``TRAIN_SAMPLER_REGISTRY``.
+    """Build detectron2's training loader with a sampler of ``TRAIN_SAMPLER_REGISTRY``.
 
-    The log says how many pictures, instances and classes of each frequency group are in the
-    dataset, and how many of them an epoch is expected to see. Of a config it is called as
-    ``build_train_loader(cfg, mapper=None)``.
+    Logs the number of images, instances and classes of each frequency group, in the dataset and
+    as expected in an epoch. From a config: ``build_train_loader(cfg, mapper=None)``.
 
     Args:
-        dataset: detectron2's dataset dicts, or a dataset of PyTorch, which comes with its own
-            sampler, or None.
-        sampler: a registered name, or a sampler of this dataset. The arguments that follow are for
-            the samplers that take them.
+        dataset: detectron2 dataset dicts, or a PyTorch dataset (then ``sampler`` must be its
+            sampler, or None).
+        sampler: a registered name, or a sampler of this dataset. The following arguments are
+            passed to registered samplers that accept them.
         repeat_thresh, repeat_sqrt: see :class:`RepeatFactorTrainingSampler`.
         subset_ratio: see :class:`RandomSubsetTrainingSampler`.
         frequent_share: see :class:`UndersamplingTrainingSampler`.
-        dataset_names: the registered datasets that it is of, for the frequency groups; see
+        dataset_names: registered datasets in ``dataset``, for the frequency groups; see
             :func:`class_groups`.
-        seed: of the sampler. None: one that all processes agree on.
-        kwargs: as for :func:`detectron2.data.build_detection_train_loader`.
+        seed: seed of the sampler. None: a random one, shared by all processes.
+        kwargs: further arguments of :func:`detectron2.data.build_detection_train_loader`.
 
     Raises:
-        ValueError: an unknown sampler, or one that the dataset or the arguments do not fit.
+        UserError: an unknown sampler, or arguments that it rejects.
     """
     names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     if isinstance(sampler, str):
@@ -99,9 +97,9 @@ def build_train_loader(
             "dataset_names": names,
             "seed": seed,
         }
-        kind = TRAIN_SAMPLER_REGISTRY.get(sampler)
-        taken = inspect.signature(kind).parameters
-        sampler = kind(dataset, **{k: v for k, v in settings.items() if k in taken})
+        sampler_class = TRAIN_SAMPLER_REGISTRY.get(sampler)
+        accepted = inspect.signature(sampler_class).parameters
+        sampler = sampler_class(dataset, **{k: v for k, v in settings.items() if k in accepted})
     _log_epoch(dataset, sampler, names)
     return build_detection_train_loader(dataset, sampler=sampler, **kwargs)
 
@@ -116,7 +114,7 @@ def _log_epoch(dataset: list[dict], sampler: Sampler | None, names: Sequence[str
     counts = count_classes(dataset)
     groups = class_groups(counts, names)
     logger.info(
-        "What an epoch of %s is expected to see:\n%s",
+        "Expected contents of an epoch of %s:\n%s",
         type(sampler).__name__,
         epoch_table(counts, groups, repeats.double().numpy()),
     )

@@ -1,4 +1,4 @@
-"""Every picture once in an epoch, or a random share of the pictures: detectron2's samplers."""
+"""detectron2's samplers that draw each image, or a random subset, once per epoch."""
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,38 +12,38 @@ __all__ = ["RandomSubsetTrainingSampler", "TrainingSampler"]
 
 @TRAIN_SAMPLER_REGISTRY.register()
 class TrainingSampler(samplers.TrainingSampler):
-    """detectron2's sampler of a dataset: an epoch is all its pictures, in random order."""
+    """detectron2's ``TrainingSampler``: an epoch is all images in random order."""
 
     @configurable
     def __init__(self, dataset: list[dict], *, seed: int | None = None):
         """
         Args:
-            dataset: detectron2's dataset dicts.
-            seed: of the order. None: one that all processes agree on.
+            dataset: detectron2 dataset dicts.
+            seed: seed of the order. None: a random one, shared by all processes.
         """
         super().__init__(len(dataset), seed=seed)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: list[dict]) -> dict:
-        return {"dataset": dataset}  # detectron2 does not hand on cfg.SEED
+        return {"dataset": dataset}  # as in detectron2, cfg.SEED is not used
 
     @property
     def repeats(self) -> Tensor:
-        """(N,) float32: 1 for each picture."""
+        """float32, shape (N,): 1 for each image."""
         return torch.ones(self._size)
 
 
 @TRAIN_SAMPLER_REGISTRY.register()
 class RandomSubsetTrainingSampler(samplers.RandomSubsetTrainingSampler):
-    """detectron2's sampler of a random share of the pictures, the same in each epoch."""
+    """detectron2's ``RandomSubsetTrainingSampler``: a fixed random subset of the images."""
 
     @configurable
     def __init__(self, dataset: list[dict], *, subset_ratio: float, seed: int | None = None):
         """
         Args:
-            dataset: detectron2's dataset dicts.
-            subset_ratio: the share, above 0 and up to 1.
-            seed: of the choice and the order. None: one that all processes agree on.
+            dataset: detectron2 dataset dicts.
+            subset_ratio: fraction of the images, in (0, 1].
+            seed: seed of the subset and the order. None: a random one, shared by all processes.
         """
         super().__init__(len(dataset), subset_ratio, seed_shuffle=seed, seed_subset=seed)
 
@@ -53,5 +53,5 @@ class RandomSubsetTrainingSampler(samplers.RandomSubsetTrainingSampler):
 
     @property
     def repeats(self) -> Tensor:
-        """(N,) float32: 1 for the pictures of the share, 0 for the others."""
+        """float32, shape (N,): 1 for the images of the subset, else 0."""
         return torch.zeros(self._size).index_fill(0, self._indexes_subset, 1)

@@ -1,4 +1,4 @@
-"""Repeat-factor sampling: pictures of scarce classes come more often."""
+"""Repeat-factor sampling: images of rare classes are drawn more often."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import samplers
 from torch import Tensor
 
+from ...errors import UserError
 from .counts import count_classes
 from .registry import TRAIN_SAMPLER_REGISTRY
 
@@ -20,11 +21,11 @@ __all__ = [
 
 @TRAIN_SAMPLER_REGISTRY.register()
 class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
-    """detectron2's sampler of a dataset: repeat-factor sampling.
+    """detectron2's ``RepeatFactorTrainingSampler``.
 
-    A class in the share f of the pictures has the repeat factor max(1, √(t / f)), and a picture the
-    largest of its classes: as often an epoch sees it, by stochastic rounding ("LVIS", Gupta et al.,
-    CVPR 2019, appendix B.2).
+    A class in a fraction f of the images has the repeat factor max(1, √(t / f)). An image has the
+    largest factor of its classes, stochastically rounded in each epoch ("LVIS", Gupta et al., CVPR
+    2019, appendix B.2).
     """
 
     @configurable
@@ -38,10 +39,10 @@ class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
     ):
         """
         Args:
-            dataset: detectron2's dataset dicts.
-            repeat_thresh: t, the share of the pictures below which a class is repeated.
-            repeat_sqrt: whether to take the root.
-            seed: of the rounding and the order. None: one that all processes agree on.
+            dataset: detectron2 dataset dicts.
+            repeat_thresh: t, the fraction of the images below which a class is repeated.
+            repeat_sqrt: take the square root.
+            seed: seed of the rounding and the order. None: a random one, shared by all processes.
         """
         factors = self.repeat_factors_from_category_frequency(dataset, repeat_thresh, repeat_sqrt)
         super().__init__(factors, seed=seed)
@@ -57,35 +58,35 @@ class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
 
 
 def instance_aware_repeat_factors(dataset: Sequence[dict], repeat_thresh: float) -> Tensor:
-    """The repeat factors of instance-aware repeat-factor sampling.
+    """Return the repeat factor of each image in instance-aware repeat-factor sampling.
 
-    A class in the share f of the pictures, and with the share b of all instances, has the factor
-    max(1, √(t / √(f · b))), and a picture the largest of its classes ("Instance-Aware Repeat Factor
-    Sampling for Long-Tailed Object Detection", Yaman et al., 2023, section 3).
+    A class with a fraction f of the images and a fraction b of all instances has the factor
+    max(1, √(t / √(f · b))). An image has the largest factor of its classes ("Instance-Aware Repeat
+    Factor Sampling for Long-Tailed Object Detection", Yaman et al., 2023, section 3).
 
     Args:
-        dataset: N of detectron2's dataset dicts.
-        repeat_thresh: t, the mean of f and b below which a class is repeated.
+        dataset: N detectron2 dataset dicts.
+        repeat_thresh: t, the geometric mean of f and b below which a class is repeated.
 
     Returns:
-        (N,) float32; 1 for a picture without instances.
+        float32, shape (N,); 1 for images without instances.
 
     Raises:
-        ValueError: the threshold is not above 0, so that nothing would be repeated.
+        UserError: the threshold is not positive.
     """
     if not repeat_thresh > 0:
-        raise ValueError(
-            f"DATALOADER.REPEAT_THRESHOLD is {repeat_thresh} (in a LazyConfig, repeat_thresh), and "
-            "nothing would be repeated: set it above 0, such as 0.001 for LVIS."
+        raise UserError(
+            "DATALOADER.REPEAT_THRESHOLD (repeat_thresh in a LazyConfig) must be positive, got "
+            f"{repeat_thresh}. Set it e.g. to 0.001, as for LVIS."
         )
     counts = count_classes(dataset)
-    images = counts.image_count / counts.num_pictures
+    images = counts.image_count / counts.num_images
     instances = counts.instance_count / max(counts.instances.sum(), 1)
-    share = np.sqrt(images * instances)
-    with np.errstate(divide="ignore"):  # a class without pictures gives no picture its factor
-        by_class = np.maximum(1, np.sqrt(repeat_thresh / share))
-    factors = np.ones(counts.num_pictures)
-    np.maximum.at(factors, counts.pictures, by_class[counts.classes])
+    mean = np.sqrt(images * instances)
+    with np.errstate(divide="ignore"):  # factors of classes without images are not used
+        by_class = np.maximum(1, np.sqrt(repeat_thresh / mean))
+    factors = np.ones(counts.num_images)
+    np.maximum.at(factors, counts.images, by_class[counts.classes])
     return torch.from_numpy(factors).float()
 
 
@@ -97,13 +98,11 @@ class InstanceAwareRepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSamp
     def __init__(self, dataset: list[dict], *, repeat_thresh: float, seed: int | None = None):
         """
         Args:
-            dataset: detectron2's dataset dicts.
-            repeat_thresh: t, the mean of the shares of pictures and instances below which a class
-                is repeated.
-            seed: of the rounding and the order. None: one that all processes agree on.
+            dataset, repeat_thresh: see :func:`instance_aware_repeat_factors`.
+            seed: seed of the rounding and the order. None: a random one, shared by all processes.
 
         Raises:
-            ValueError: the threshold is not above 0.
+            UserError: the threshold is not positive.
         """
         super().__init__(instance_aware_repeat_factors(dataset, repeat_thresh), seed=seed)
 

@@ -1,4 +1,4 @@
-"""Undersampling: pictures of frequent classes alone come less often."""
+"""Undersampling: images with only frequent classes are drawn less often."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import samplers
 
+from ...errors import UserError
 from .counts import class_groups, count_classes
 from .registry import TRAIN_SAMPLER_REGISTRY
 
@@ -15,11 +16,11 @@ __all__ = ["UndersamplingTrainingSampler"]
 
 @TRAIN_SAMPLER_REGISTRY.register()
 class UndersamplingTrainingSampler(samplers.RepeatFactorTrainingSampler):
-    """Keeps a share of the pictures whose classes are all frequent, and every other picture.
+    """Keep a fraction of the images with only frequent classes, and all other images.
 
     Random undersampling of the majority classes ("A systematic study of the class imbalance problem
-    in convolutional neural networks", Buda et al., Neural Networks 2018, section 2.2.1), with
-    another choice of pictures in each epoch. At a share of 1 it is ``TrainingSampler``.
+    in convolutional neural networks", Buda et al., Neural Networks 2018, section 2.2.1). Each epoch
+    draws new images. A fraction of 1 is ``TrainingSampler``.
     """
 
     @configurable
@@ -33,27 +34,28 @@ class UndersamplingTrainingSampler(samplers.RepeatFactorTrainingSampler):
     ):
         """
         Args:
-            dataset: detectron2's dataset dicts. Pictures without instances are kept.
-            frequent_share: the share that an epoch keeps, above 0 and up to 1.
+            dataset: detectron2 dataset dicts. Images without instances are kept.
+            frequent_share: fraction that an epoch keeps, in (0, 1].
             dataset_names: see :func:`class_groups`.
-            seed: of the choice and the order. None: one that all processes agree on.
+            seed: seed of the choice and the order. None: a random one, shared by all processes.
 
         Raises:
-            ValueError: the share is out of bounds, or no picture has frequent classes alone.
+            UserError: the fraction is out of range, or every image has a class that is not
+                frequent, or no instances.
         """
         if not 0 < frequent_share <= 1:
-            raise ValueError(
-                "DATALOADER.FREQUENT_SHARE (in a LazyConfig, frequent_share) is above 0 and up to "
-                f"1, not {frequent_share}."
+            raise UserError(
+                "DATALOADER.FREQUENT_SHARE (frequent_share in a LazyConfig) must be in (0, 1], got "
+                f"{frequent_share}."
             )
         counts = count_classes(dataset)
         frequent = np.array(class_groups(counts, dataset_names)) == "f"
-        reduced = np.isin(np.arange(counts.num_pictures), counts.pictures)
-        reduced[counts.pictures[~frequent[counts.classes]]] = False
+        reduced = np.isin(np.arange(counts.num_images), counts.images)
+        reduced[counts.images[~frequent[counts.classes]]] = False
         if not reduced.any():
-            raise ValueError(
-                "UndersamplingTrainingSampler leaves out pictures whose classes are all frequent, "
-                f"and none of the {len(dataset)} training pictures is such: choose another "
+            raise UserError(
+                "UndersamplingTrainingSampler drops images with only frequent classes, but the "
+                f"{len(dataset)} training images include none. Choose another "
                 "DATALOADER.SAMPLER_TRAIN."
             )
         factors = np.where(reduced, frequent_share, 1.0)

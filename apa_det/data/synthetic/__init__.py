@@ -1,4 +1,4 @@
-"""A small long-tailed dataset, generated."""
+"""A small synthetic long-tailed dataset."""
 
 from .generate import generate_dataset
 

@@ -1,10 +1,9 @@
 """
-A small long-tailed dataset made on the spot: LVIS JSON files and pictures.
+Generate a small long-tailed dataset: LVIS JSON files and images.
 
-Each class is a shape with a colour and a mark. Frequent, common and rare classes follow a
-Zipf-like tail, rare ones look like frequent ones, objects cover each other, and the annotations
-are federated as LVIS's are: some categories are verified absent from a picture, some are not
-exhaustively annotated, and of the others nothing is said.
+Each class is a shape with a color and a mark. Class frequencies follow a Zipf-like tail, rare
+classes look like frequent ones, and objects occlude each other. The annotations are federated as in
+LVIS: in each image, some categories are verified negatives and some are not exhaustively annotated.
 """
 
 import os
@@ -16,7 +15,8 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from ...utils.json_files import write_json
+from ...errors import UserError
+from ...utils.json_files import write_json, writing
 from ..frequency import frequency_group
 from .polygons import mask_to_polygons
 from .shapes import (
@@ -27,7 +27,7 @@ from .shapes import (
     render_object,
 )
 
-_MAX_OBJECTS = 6  # in a picture
+_MAX_OBJECTS_PER_IMAGE = 6
 _MAX_CLASSES_PER_IMAGE = 5
 _MIN_OBJECT = 11  # pixels
 _MIN_IMAGE_SIZE = 64
@@ -44,27 +44,26 @@ def generate_dataset(
     mask_format: str = "polygon",
 ) -> dict[str, str]:
     """
-    Write ``train.json``, ``val.json`` and the pictures ``train/*.jpg``, ``val/*.jpg``.
+    Write ``train.json``, ``val.json`` and the images ``train/*.jpg``, ``val/*.jpg``.
 
-    The same arguments give the same files. Every class occurs in train. Val holds the classes in
-    about equal numbers, so that each can be measured; its categories carry the counts and
-    frequencies of train, as LVIS's do. File names are relative to ``output_dir``, which is thus
-    the image root of both.
+    Equal arguments give equal files. Every class occurs in train. In val all classes are about
+    equally frequent, so that each can be measured; as in LVIS, its categories have the counts and
+    frequencies of train. File names are relative to ``output_dir``, the image root of both splits.
 
     Args:
-        output_dir: folder to write to; made where it is missing.
-        num_train: pictures in train; from several hundred on, it has frequent classes.
-        num_val: pictures in val.
-        num_classes: at most 1536, and 5 a train picture.
-        seed: the classes depend on this and ``num_classes`` alone.
-        image_size: side of the square pictures in pixels, at least 64.
+        output_dir: folder to write to; created if missing.
+        num_train: number of train images. There are frequent classes from several hundred on.
+        num_val: number of val images.
+        num_classes: number of classes: at most 1536, and at most 5 per train image.
+        seed: random seed. The classes depend only on ``seed`` and ``num_classes``.
+        image_size: side of the square images in pixels, at least 64.
         mask_format: "polygon", or "rle" for compressed RLE.
 
     Returns:
-        The JSON files' paths by split: "train" and "val".
+        Paths of the JSON files, by split ("train" and "val").
 
     Raises:
-        ValueError: an argument is out of its range.
+        UserError: an argument is out of range, or the files cannot be written.
     """
     arguments = {
         "num_train": num_train,
@@ -76,7 +75,7 @@ def generate_dataset(
     }
     _check_arguments(**arguments)
     files = {split: os.path.join(output_dir, f"{split}.json") for split in ("train", "val")}
-    for path in files.values():  # of an earlier dataset, whose pictures go now
+    for path in files.values():  # do not leave an old file beside new images
         if os.path.exists(path):
             os.remove(path)
 
@@ -98,18 +97,21 @@ def generate_dataset(
     }
     tables = {}
     for index, (split, plan) in enumerate(plans.items()):
-        os.makedirs(os.path.join(output_dir, split), exist_ok=True)
+        with writing(output_dir):
+            os.makedirs(os.path.join(output_dir, split), exist_ok=True)
         images, annotations = [], []
         for image_id, wanted in enumerate(tqdm(plan, f"synthetic {split}", delay=2), start=1):
             rng = np.random.default_rng([seed, index, image_id])
             scene = _compose(wanted, categories, image_size, rng)
             file_name = f"{split}/{image_id:012d}.jpg"
-            Image.fromarray(scene.pixels).save(os.path.join(output_dir, file_name), quality=90)
+            path = os.path.join(output_dir, file_name)
+            with writing(path):
+                Image.fromarray(scene.pixels).save(path, quality=90)
             images.append(_image_record(image_id, file_name, scene, categories, rng))
-            for thing in scene.annotated():
+            for obj in scene.annotated():
                 record = {"id": len(annotations) + 1, "image_id": image_id}
-                mask = scene.owner == thing.index
-                annotations.append(record | _annotation(thing.category_id, mask, mask_format))
+                mask = scene.owner == obj.index
+                annotations.append(record | _annotation(obj.category_id, mask, mask_format))
         tables[split] = {"images": images, "annotations": annotations}
 
     info = {"description": "apa_det synthetic dataset", "arguments": arguments}
@@ -121,31 +123,31 @@ def generate_dataset(
 
 def _check_arguments(num_train, num_val, num_classes, seed, image_size, mask_format) -> None:
     if min(num_train, num_val, num_classes) < 1:
-        raise ValueError(
-            f"num_train, num_val and num_classes must be 1 or more, not {num_train}, {num_val} "
-            f"and {num_classes}"
+        raise UserError(
+            f"num_train, num_val and num_classes must be >= 1, got {num_train}, {num_val} and "
+            f"{num_classes}."
         )
     if num_classes > MAX_CLASSES:
-        raise ValueError(f"num_classes must be at most {MAX_CLASSES}, not {num_classes}")
+        raise UserError(f"num_classes must be <= {MAX_CLASSES}, got {num_classes}.")
     if num_classes > _MAX_CLASSES_PER_IMAGE * num_train:
-        raise ValueError(
-            f"num_classes must be at most {_MAX_CLASSES_PER_IMAGE} a train picture, so that each "
-            f"class occurs there: {num_classes} are too many for num_train {num_train}"
+        raise UserError(
+            f"num_classes must be <= {_MAX_CLASSES_PER_IMAGE} * num_train, so that each class "
+            f"occurs in train; got num_classes {num_classes} and num_train {num_train}."
         )
     if seed < 0:
-        raise ValueError(f"seed must be 0 or more, not {seed}")
+        raise UserError(f"seed must be >= 0, got {seed}.")
     if image_size < _MIN_IMAGE_SIZE:
-        raise ValueError(f"image_size must be at least {_MIN_IMAGE_SIZE}, not {image_size}")
+        raise UserError(f"image_size must be >= {_MIN_IMAGE_SIZE}, got {image_size}.")
     if mask_format not in ("polygon", "rle"):
-        raise ValueError(f'mask_format must be "polygon" or "rle", not "{mask_format}"')
+        raise UserError(f"mask_format must be one of polygon, rle; got {mask_format!r}.")
 
 
 def _tail(num_images: int, num_classes: int) -> list[int]:
     """
-    Image counts, falling from half the pictures by exp(-c * (rank / last rank)^p).
+    Return image counts that fall from half of the images as exp(-c * (rank / last rank)^p).
 
-    p is 1 where three classes a picture allow it, and smaller (a longer, thinner tail) where there
-    are many classes.
+    p is the largest value <= 1 with at most three classes per image on average: many classes have a
+    longer, thinner tail.
     """
     most = max(1, num_images // 2)
     least = min(most, max(1, min(4, num_images // 100)))
@@ -158,22 +160,22 @@ def _tail(num_images: int, num_classes: int) -> list[int]:
 
 
 def _val_image_count(num_images: int, num_classes: int) -> int:
-    """Pictures of each class: three classes a picture, and three pictures a class if they fit."""
-    room = _MAX_CLASSES_PER_IMAGE * num_images // num_classes
-    return min(num_images, max(1, min(room, max(3, 3 * num_images // num_classes))))
+    """Return the images per class: for 3 classes per image, and at least 3 if they fit."""
+    capacity = _MAX_CLASSES_PER_IMAGE * num_images // num_classes
+    return min(num_images, max(1, min(capacity, max(3, 3 * num_images // num_classes))))
 
 
 def _plan(
     counts: dict[int, int], num_images: int, rng: np.random.Generator
 ) -> list[dict[int, int]]:
-    """For each picture, how many objects of each category to draw: ``{category id: number}``."""
+    """Return for each image the number of objects to draw: ``{category id: number}``."""
     plan: list[dict[int, int]] = [{} for _ in range(num_images)]
     load = np.zeros(num_images)
-    # First each category gets one picture, then each the rest, the rare ones before the frequent.
+    # First assign one image to each category, then the rest; rare categories first.
     rare_first = sorted(rng.permutation(list(counts)).tolist(), key=counts.get)
     rounds = [(i, 1) for i in rare_first] + [(i, counts[i] - 1) for i in rare_first]
     for category_id, number in rounds:
-        # Among the emptiest pictures, by chance; half a class of slack varies the pictures.
+        # Prefer images with few classes. Random slack varies the number of classes per image.
         order = np.argsort(load + rng.uniform(0, 1.5, num_images)).tolist()
         free = [
             image
@@ -183,29 +185,29 @@ def _plan(
         for image in free[:number]:
             plan[image][category_id] = 1
             load[image] += 1
-    for picture in plan:
-        wanted = int(rng.integers(2, _MAX_OBJECTS + 1))
-        while picture and sum(picture.values()) < wanted:
-            picture[int(rng.choice(list(picture)))] += 1
+    for numbers in plan:
+        wanted = int(rng.integers(2, _MAX_OBJECTS_PER_IMAGE + 1))
+        while numbers and sum(numbers.values()) < wanted:
+            numbers[int(rng.choice(list(numbers)))] += 1
     return plan
 
 
 @dataclass
-class _Thing:
-    index: int  # its value in Scene.owner
+class _Object:
+    index: int  # value in _Scene.owner
     category_id: int
-    area: int  # pixels, before later objects cover it
+    area: int  # pixels, before later objects occlude it
     annotated: bool = True
 
 
 @dataclass
 class _Scene:
     pixels: np.ndarray  # (S, S, 3), float32 while objects are drawn, then uint8
-    owner: np.ndarray  # (S, S) int: index of the object seen at each pixel, -1 for none
-    things: list[_Thing]
+    owner: np.ndarray  # (S, S) int: index of the visible object at each pixel, -1 for none
+    objects: list[_Object]
 
-    def annotated(self) -> list[_Thing]:
-        return [thing for thing in self.things if thing.annotated]
+    def annotated(self) -> list[_Object]:
+        return [obj for obj in self.objects if obj.annotated]
 
 
 def _compose(
@@ -219,9 +221,9 @@ def _compose(
     ids = [category_id for category_id, number in wanted.items() for _ in range(number)]
     for category_id in rng.permutation(ids):
         _add_object(scene, int(category_id), categories[int(category_id)], rng)
-    # Now and then one of several objects of a class stays without annotation.
+    # Sometimes leave one of several objects of a class without annotation.
     for category_id in sorted(wanted):
-        same = [thing for thing in scene.things if thing.category_id == category_id]
+        same = [obj for obj in scene.objects if obj.category_id == category_id]
         if len(same) > 1 and rng.random() < 0.15:
             same[int(rng.integers(len(same)))].annotated = False
     noise = rng.normal(0, 5, canvas.shape)
@@ -232,13 +234,13 @@ def _compose(
 def _add_object(
     scene: _Scene, category_id: int, appearance: Appearance, rng: np.random.Generator
 ) -> None:
-    """Place an object over the others so that enough of each stays visible."""
+    """Draw an object over the others at a position where enough of each stays visible."""
     size = scene.owner.shape[0]
     largest = np.log(0.62 * size)
     for _ in range(50):
         extent = np.exp(rng.uniform(np.log(_MIN_OBJECT), largest))
-        largest = max(np.log(_MIN_OBJECT + 1), largest * 0.97)  # no room: try a smaller one
-        colour, coverage = render_object(appearance, extent, rng)
+        largest = max(np.log(_MIN_OBJECT + 1), largest * 0.97)  # then try a smaller one
+        color, coverage = render_object(appearance, extent, rng)
         height, width = coverage.shape
         if height > size or width > size:
             continue
@@ -247,27 +249,27 @@ def _add_object(
         window = np.s_[top : top + height, left : left + width]
         mask = coverage >= 0.5
         owner = scene.owner[window].copy()
-        owner[mask] = len(scene.things)
+        owner[mask] = len(scene.objects)
         lost = Counter(scene.owner[window][mask].tolist())
-        if all(_stays_visible(scene, thing, lost[thing.index]) for thing in scene.things):
+        if all(_stays_visible(scene, obj, lost[obj.index]) for obj in scene.objects):
             break
     else:
         return
     scene.owner[window] = owner
     alpha = coverage[..., None]
-    scene.pixels[window] = scene.pixels[window] * (1 - alpha) + colour * alpha
-    scene.things.append(_Thing(len(scene.things), category_id, int(mask.sum())))
+    scene.pixels[window] = scene.pixels[window] * (1 - alpha) + color * alpha
+    scene.objects.append(_Object(len(scene.objects), category_id, int(mask.sum())))
 
 
-def _stays_visible(scene: _Scene, thing: _Thing, lost: int) -> bool:
+def _stays_visible(scene: _Scene, obj: _Object, lost: int) -> bool:
     if not lost:
         return True
-    left = int((scene.owner == thing.index).sum()) - lost
-    return left >= max(0.5 * thing.area, 40)
+    left = int((scene.owner == obj.index).sum()) - lost
+    return left >= max(0.5 * obj.area, 40)
 
 
 def _background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """A muted gradient with soft blotches and a few thin scribbles: (S, S, 3) float32."""
+    """Return a muted gradient with soft blotches and a few thin lines: float32, (S, S, 3)."""
     corners = rng.uniform(60, 190, (2, 2, 1)) + rng.uniform(-25, 25, (2, 2, 3))
     blotches = rng.uniform(-22, 22, (8, 8, 1)) + rng.uniform(-10, 10, (8, 8, 3))
     canvas = sum(
@@ -281,24 +283,24 @@ def _background(size: int, rng: np.random.Generator) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(2, 7))):
         points = rng.uniform(0, size, 2) + np.cumsum(rng.normal(0, size / 12, (6, 2)), axis=0)
-        colour = tuple(int(value) for value in rng.integers(20, 236, 3))
+        color = tuple(int(value) for value in rng.integers(20, 236, 3))
         width = max(1, round(size / 160 * int(rng.integers(1, 4))))
-        draw.line([tuple(point) for point in points.tolist()], fill=colour, width=width)
+        draw.line([tuple(point) for point in points.tolist()], fill=color, width=width)
     return np.asarray(image).astype(np.float32)
 
 
 def _image_record(image_id, file_name, scene, categories, rng) -> dict:
-    drawn = {thing.category_id for thing in scene.things}
+    drawn = {obj.category_id for obj in scene.objects}
     absent = [i for i in categories if i not in drawn]
-    # Verified absent: some look-alikes of what is there, and a few at random.
-    kin = [i for i in absent if any(are_look_alikes(categories[i], categories[j]) for j in drawn)]
+    # Negatives: some look-alikes of the drawn categories, and a few random ones.
+    alike = [i for i in absent if any(are_look_alikes(categories[i], categories[j]) for j in drawn)]
     number = min(len(absent), max(2, min(12, len(categories) // 4)))
-    negative = set(rng.permutation(kin)[: number // 2].tolist())
+    negative = set(rng.permutation(alike)[: number // 2].tolist())
     for category_id in rng.permutation(absent).tolist():
         if len(negative) >= number:
             break
         negative.add(category_id)
-    missed = {thing.category_id for thing in scene.things if not thing.annotated}
+    missed = {obj.category_id for obj in scene.objects if not obj.annotated}
     return {
         "id": image_id,
         "file_name": file_name,

@@ -1,4 +1,4 @@
-"""Binary masks to polygons, with numpy alone."""
+"""Conversion of binary masks to polygons."""
 
 import numpy as np
 
@@ -8,17 +8,17 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
     """
-    Trace the outline of a mask along the edges of its pixels.
+    Trace the outline of a mask along pixel edges.
 
-    COCO polygons are a union and cannot have holes, so a mask with a hole is cut in two through
-    the hole. Rasterised by pycocotools, the polygons give the mask back.
+    COCO polygons cannot have holes, so a mask with a hole is cut in two through the hole.
+    pycocotools rasterizes the polygons to exactly this mask.
 
     Args:
-        mask: (H, W) boolean array.
+        mask: bool, shape (H, W).
 
     Returns:
-        One polygon ``[x0, y0, x1, y1, ...]`` in pixel-corner coordinates for each 4-connected
-        part; none for an empty mask.
+        One polygon ``[x0, y0, x1, y1, ...]`` in pixel-corner coordinates per 4-connected part;
+        an empty list for an empty mask.
     """
     mask = np.asarray(mask, dtype=bool)
     loops = _outlines(mask)
@@ -33,10 +33,10 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
 
 
 def _outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed loops of (x, y) corners with the mask on their right: outer ones run clockwise."""
+    """Return closed loops of (x, y) corners with the mask to the right: outer ones clockwise."""
     padded = np.pad(mask, 1).astype(np.int8)
-    below = padded[1:, 1:-1] - padded[:-1, 1:-1]  # +1: the mask begins under this edge
-    beside = padded[1:-1, 1:] - padded[1:-1, :-1]  # +1: the mask begins right of this edge
+    below = padded[1:, 1:-1] - padded[:-1, 1:-1]  # +1: the mask starts below this edge
+    beside = padded[1:-1, 1:] - padded[1:-1, :-1]  # +1: the mask starts to the right of this edge
     leaving: dict[tuple[int, int], list[int]] = {}
     for direction, (edges, shift) in enumerate(
         [(below == 1, (0, 0)), (beside == -1, (0, 0)), (below == -1, (1, 0)), (beside == 1, (0, 1))]

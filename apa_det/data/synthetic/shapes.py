@@ -1,4 +1,4 @@
-"""How the classes of the synthetic dataset look: a shape, a colour and a mark inside."""
+"""Appearance of the classes of the synthetic dataset: a shape, a color and a mark inside."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def _polygon(*corners: tuple[float, float]) -> _Region:
 
 
 def _spokes(num: int, inner: float) -> _Region:
-    """A star with ``num`` points; a regular polygon where ``inner`` is 1."""
+    """Return a star with ``num`` points, or a regular polygon if ``inner`` is 1."""
     angles = np.arange(2 * num) * np.pi / num - np.pi / 2
     radii = np.where(np.arange(2 * num) % 2, inner, 1.0)
     if inner == 1:
@@ -35,7 +35,7 @@ def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return lobes | ((v > -0.38) & (np.abs(u) * 1.02 + (v - 0.98) * 0.73 < 0))
 
 
-# Regions of the (u, v) plane, u to the right and v down, that about fill [-1, 1] x [-1, 1].
+# Regions of the (u, v) plane, u to the right and v down, that roughly fill [-1, 1] x [-1, 1].
 SHAPES: dict[str, _Region] = {
     "disc": lambda u, v: u**2 + v**2 < 1,
     "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) < 0.86,
@@ -61,7 +61,7 @@ SHAPES: dict[str, _Region] = {
     ),
 }
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 32, 36),
     "orange": (245, 135, 20),
     "yellow": (248, 220, 40),
@@ -76,7 +76,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (25, 25, 30),
 }
 
-# The part of the object that the mark covers, in the same plane.
+# Regions of the same plane that the marks cover.
 MARKS: dict[str, _Region] = {
     "plain": lambda u, v: np.zeros(u.shape, dtype=bool),
     "spotted": lambda u, v: np.hypot(u % 0.66 - 0.33, v % 0.66 - 0.33) < 0.19,
@@ -91,36 +91,36 @@ MARKS: dict[str, _Region] = {
 
 @dataclass(frozen=True)
 class Appearance:
-    """How the objects of one class look."""
+    """Appearance of the objects of a class."""
 
-    colour: str
+    color: str
     mark: str
     shape: str
 
     @property
     def name(self) -> str:
-        return f"{self.colour}_{self.mark}_{self.shape}"
+        return f"{self.color}_{self.mark}_{self.shape}"
 
 
-MAX_CLASSES = len(SHAPES) * len(COLOURS) * len(MARKS)
+MAX_CLASSES = len(SHAPES) * len(COLORS) * len(MARKS)
 
 
 def choose_appearances(num_classes: int, num_head: int, seed: int) -> list[Appearance]:
     """
-    Choose how each class looks, from the most to the least frequent class.
+    Choose the appearance of each class, from the most to the least frequent class.
 
-    The first 60% differ in shape first, then in colour and mark. Each of the rest is a look-alike
-    of one of the first ``num_head`` classes: the same but for its colour, or for its mark.
+    The first 60% differ in shape first, then in color and mark. Each of the others looks like one
+    of the first ``num_head`` classes, but for its color or its mark.
     """
     rng = np.random.default_rng([seed, num_classes])
-    shapes, colours, marks = ([str(x) for x in rng.permutation(list(kinds))] for kinds in _KINDS)
+    shapes, colors, marks = ([str(x) for x in rng.permutation(list(kinds))] for kinds in _KINDS)
 
     def base(i: int) -> Appearance:
-        # Every appearance comes once: i % 192 gives shape and colour, i // 192 turns the mark.
-        turn, rest = divmod(i, len(shapes) * len(colours))
+        # All appearances are distinct: i % 192 sets shape and color, i // 192 shifts the mark.
+        turn, rest = divmod(i, len(shapes) * len(colors))
         return Appearance(
             shape=shapes[rest % len(shapes)],
-            colour=colours[(rest + rest // len(shapes)) % len(colours)],
+            color=colors[(rest + rest // len(shapes)) % len(colors)],
             mark=marks[(rest + turn) % len(marks)],
         )
 
@@ -128,45 +128,45 @@ def choose_appearances(num_classes: int, num_head: int, seed: int) -> list[Appea
     taken = set(chosen)
     while len(chosen) < num_classes:
         head = chosen[len(chosen) % num_head]
-        kin = [Appearance(colour, head.mark, head.shape) for colour in colours]
+        similar = [Appearance(color, head.mark, head.shape) for color in colors]
         if rng.random() < 0.5:
-            kin = [Appearance(head.colour, mark, head.shape) for mark in marks]
-        free = [x for x in kin if x not in taken]
-        if not free:  # all relatives are taken, as happens past 1,000 classes
+            similar = [Appearance(head.color, mark, head.shape) for mark in marks]
+        free = [x for x in similar if x not in taken]
+        if not free:  # happens with more than 1,000 classes
             free = [x for x in map(base, range(MAX_CLASSES)) if x not in taken]
         chosen.append(free[int(rng.integers(len(free)))])
         taken.add(chosen[-1])
     return chosen
 
 
-_KINDS = (SHAPES, COLOURS, MARKS)
+_KINDS = (SHAPES, COLORS, MARKS)
 
 
 def are_look_alikes(a: Appearance, b: Appearance) -> bool:
-    """Whether two appearances share their shape and differ in colour or mark only."""
-    return a != b and a.shape == b.shape and (a.colour == b.colour or a.mark == b.mark)
+    """Return True if two appearances have the same shape and differ only in color or mark."""
+    return a != b and a.shape == b.shape and (a.color == b.color or a.mark == b.mark)
 
 
 def render_object(
     appearance: Appearance, size: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Draw one object with a random tilt, aspect ratio and light.
+    Render an object with a random tilt, aspect ratio and lighting.
 
     Args:
-        appearance: the look of its class.
+        appearance: appearance of its class.
         size: length of the longer side in pixels, before tilting.
-        rng: source of chance.
+        rng: random generator.
 
     Returns:
-        Colour (h, w, 3) float32 in [0, 255] and coverage (h, w) float32 in [0, 1], cropped to the
-        object.
+        Color, float32 in [0, 255], shape (H, W, 3), and coverage, float32 in [0, 1], shape (H, W),
+        cropped to the object.
     """
     tilt = rng.uniform(-0.3, 0.3)
     stretch = rng.uniform(0.8, 1.25)
     half_u, half_v = size / 2 * min(stretch, 1), size / 2 * min(1 / stretch, 1)
     side = 2 * int(np.ceil(size * 0.71)) + 2
-    grid = (np.arange(2 * side, dtype=np.float32) + 0.5) / 2 - side / 2  # 2 x 2 a pixel
+    grid = (np.arange(2 * side, dtype=np.float32) + 0.5) / 2 - side / 2  # 2 x 2 samples per pixel
     x, y = grid[None, :], grid[:, None]
     u = (np.cos(tilt) * x + np.sin(tilt) * y) / half_u
     v = (np.cos(tilt) * y - np.sin(tilt) * x) / half_v
@@ -182,10 +182,10 @@ def render_object(
     crop = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     coverage, mark = coverage[crop], mark[crop]
 
-    colour = np.array(COLOURS[appearance.colour], np.float32)
-    ink = np.full(3, 245 if colour @ (0.3, 0.59, 0.11) < 128 else 20, np.float32) * 0.85
-    ink += colour * 0.15
+    color = np.array(COLORS[appearance.color], np.float32)
+    ink = np.full(3, 245 if color @ (0.3, 0.59, 0.11) < 128 else 20, np.float32) * 0.85
+    ink += color * 0.15
     share = (mark / np.maximum(coverage, 1e-6))[..., None]
     light = 1 + np.linspace(-1, 1, coverage.shape[0], dtype=np.float32) * rng.uniform(-0.12, 0.12)
-    pixels = (colour * (1 - share) + ink * share) * light[:, None, None]
+    pixels = (color * (1 - share) + ink * share) * light[:, None, None]
     return (pixels + rng.uniform(-10, 10, 3)).astype(np.float32), coverage

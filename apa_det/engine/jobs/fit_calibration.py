@@ -26,7 +26,7 @@ from ...evaluation import Detections, FrequencyGroups, GroundTruth, LongTailEval
 from ...evaluation.predictions import detections_from_instances
 from ...evaluation.side_by_side import format_number
 from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
-from ...utils.plotting import DPI, GREY, INK, grid, group_colour
+from ...utils.plotting import DPI, GREY, INK, grid, group_color
 from ..checkpointer import load_for_evaluation
 from ..evaluation import frequency_groups, subset_loader
 from ..lazy import load_lazy
@@ -85,7 +85,7 @@ class CalibrationFit:
         axis = figure.subplots()
         for i, name in enumerate(self.metrics[0]):
             values = [metrics[name] for metrics in self.metrics]
-            style = dict(color=INK, linewidth=2.5) if i == 0 else dict(color=group_colour(i - 1))
+            style = dict(color=INK, linewidth=2.5) if i == 0 else dict(color=group_color(i - 1))
             axis.plot(self.strengths, values, marker="o", markersize=4, label=name, **style)
         axis.axvline(self.best, color=GREY, linestyle="--", linewidth=1)
         axis.set_xlabel(f"strength of {self.method}")

@@ -19,7 +19,7 @@ from ...config import add_apa_config
 from ...data import ensure_metadata, require_dataset_files
 from ...data.class_counts import class_counts
 from ...data.sampling import require_train_sampler
-from ...evaluation import EXTRA_METRICS, load_engine, task_metrics
+from ...evaluation import evaluator_metric_names, load_engine, require_extra_metrics
 from ...modeling import APAInjected, meta_architecture
 from ...modeling.calibration import CALIBRATION_REGISTRY
 from ...modeling.losses import BoxClassLoss
@@ -323,11 +323,7 @@ def _check_datasets(cfg: CfgNode, eval_only: bool) -> None:
 
 
 def _check_evaluation(cfg: CfgNode) -> None:
-    unknown = set(cfg.TEST.EXTRA_METRICS) - set(EXTRA_METRICS)
-    if unknown:
-        raise ValueError(
-            f"TEST.EXTRA_METRICS takes {', '.join(EXTRA_METRICS)}, not {', '.join(unknown)}."
-        )
+    require_extra_metrics(cfg.TEST.EXTRA_METRICS, "TEST.EXTRA_METRICS")
     frequency_groups(cfg)
     if cfg.TEST.COUNT_FROM:
         require_dataset_files(cfg.TEST.COUNT_FROM)
@@ -349,7 +345,7 @@ def _check_best_metric(cfg: CfgNode) -> None:
         prefix = f"{dataset}/" if len(cfg.DATASETS.TEST) > 1 else ""
         if is_long_tail(cfg, dataset):
             groups, extra = frequency_groups(cfg), cfg.TEST.EXTRA_METRICS
-            metrics = task_metrics(groups.names if groups else ("r", "c", "f"), extra)
+            metrics = evaluator_metric_names(groups.names if groups else ("r", "c", "f"), extra)
             boundary = ["boundary"] if "boundary" in extra and cfg.MODEL.MASK_ON else []
             if cfg.TEST.SUBSET:  # the whole set is evaluated at the end only
                 prefix += "subset/"

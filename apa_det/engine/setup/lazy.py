@@ -14,7 +14,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from ...data import ensure_metadata, require_dataset_files
-from ...evaluation import LongTailEvaluator, task_metrics
+from ...evaluation import LongTailEvaluator, evaluator_metric_names
 from .checks import (
     require_classes_of_weights,
     require_equal_parts,
@@ -203,7 +203,7 @@ def _check_training(cfg: DictConfig) -> None:
     if metric and evaluator is None:
         raise ValueError(f"train.best_metric is {metric}, and there is no dataloader.evaluator.")
     if metric and _is_long_tail(evaluator) and "groups" not in evaluator:
-        names = task_metrics(extra=evaluator.get("extra_metrics", ()))
+        names = evaluator_metric_names(extra=evaluator.get("extra_metrics", ()))
         task, _, name = metric.rpartition("/")
         if name not in names or not task.endswith(("bbox", "segm", "boundary")):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A report of a comparison, in one folder."""
+"""Report of a comparison: an HTML page with figures and tables."""
 
 from .build import write_report
 

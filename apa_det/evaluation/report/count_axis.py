@@ -1,4 +1,4 @@
-"""A logarithmic axis of image counts, with the frequency groups as bands."""
+"""A logarithmic axis of image counts with a band for each frequency group."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -7,22 +7,22 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ...data.frequency import FrequencyGroups
-from ...utils.plotting import group_colour, label
+from ...utils.plotting import group_color, label
 
-__all__ = ["group_bands", "image_count_axis", "plain_counts"]
+__all__ = ["group_bands", "image_count_axis", "positive_counts"]
 
 
-def plain_counts(image_counts: np.ndarray) -> np.ndarray:
-    """Image counts for a logarithmic axis: 0 is drawn at one half."""
+def positive_counts(image_counts: np.ndarray) -> np.ndarray:
+    """Return image counts for a logarithmic axis: 0 becomes 0.5."""
     return np.maximum(image_counts, 0.5)
 
 
 def image_count_axis(axis: Axes, counts: np.ndarray, groups: FrequencyGroups) -> None:
-    """Make the x axis one of image counts, with the groups as bands where they go by them.
+    """Make the x axis an image count axis, with bands if the groups are ranges of image counts.
 
     Args:
-        axis: where to draw.
-        counts: from :func:`plain_counts`.
+        axis: the axis to change.
+        counts: from :func:`positive_counts`.
         groups: the frequency groups.
     """
     low, high = counts.min() / 1.5, counts.max() * 1.5
@@ -34,20 +34,20 @@ def image_count_axis(axis: Axes, counts: np.ndarray, groups: FrequencyGroups) ->
         ticks.insert(0, (0.5, "0"))
     axis.set_xticks([tick for tick, _ in ticks], [text for _, text in ticks])
     axis.minorticks_off()
-    axis.set_xlabel("image_count: training pictures that hold the category")
+    axis.set_xlabel("image_count: training images with the category")
     for i, (left, right) in _band_edges(axis, groups):
-        axis.axvspan(left, right, color=group_colour(i), alpha=0.07, linewidth=0)
+        axis.axvspan(left, right, color=group_color(i), alpha=0.07, linewidth=0)
 
 
 def group_bands(axis: Axes, groups: FrequencyGroups) -> Iterator[tuple[str, str, float, str]]:
-    """Name, label, middle and colour of each band on an axis of :func:`image_count_axis`."""
+    """Yield name, label, center and color of each band of :func:`image_count_axis`."""
     for i, (left, right) in _band_edges(axis, groups):
-        yield groups.names[i], label(groups.labels[i]), (left * right) ** 0.5, group_colour(i)
+        yield groups.names[i], label(groups.labels[i]), (left * right) ** 0.5, group_color(i)
 
 
 def _band_edges(axis: Axes, groups: FrequencyGroups) -> Iterator[tuple[int, tuple[float, float]]]:
-    if groups.largest is not None:
-        edges = [0, *(largest + 0.5 for largest in groups.largest), np.inf]
+    if groups.max_counts is not None:
+        edges = [0, *(count + 0.5 for count in groups.max_counts), np.inf]
         edges = np.clip(edges, *axis.get_xlim()).tolist()
         for i, (left, right) in enumerate(pairwise(edges)):
             if left < right:

@@ -1,4 +1,4 @@
-"""The page of the report: HTML that needs neither network nor JavaScript."""
+"""The HTML page of the report, without JavaScript or external files."""
 
 import math
 import os
@@ -10,11 +10,11 @@ from html import escape
 
 import numpy as np
 
-from ...utils.plotting import GREY, file_colour, group_colour
+from ...utils.plotting import GREY, file_color, group_color
 from ..side_by_side import Comparison, FileResults, format_number
-from .pictures import FOUND, MISSED, WRONG
+from .miss_figures import DETECTED_COLOR, FALSE_POSITIVE_COLOR, MISSED_COLOR
 
-__all__ = ["KINDS", "Picture", "Section", "render"]
+__all__ = ["TITLES", "PageFigure", "Section", "render"]
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
@@ -43,11 +43,11 @@ tr + tr > th { padding-top: 1.3rem !important; }
 summary { cursor: pointer; font-size: 1.05rem; font-weight: 600; margin-top: 2.4rem; }
 footer { margin-top: 3rem; border-top: 1px solid #eee; padding-top: .8rem; font-size: .85rem; }
 """
-KINDS = {"segm": "Masks", "boundary": "Boundaries", "bbox": "Boxes"}  # in order
+TITLES = {"segm": "Masks", "boundary": "Boundaries", "bbox": "Boxes"}  # in page order
 
 
 @dataclass(frozen=True)
-class Picture:
+class PageFigure:
     title: str
     caption: str
     png: bytes
@@ -58,23 +58,23 @@ class Section:
     """The figures of one IoU type."""
 
     title: str
-    pictures: list[Picture]
+    figures: list[PageFigure]
 
 
-def render(comparison: Comparison, sections: list[Section], misses: list[Picture]) -> str:
+def render(comparison: Comparison, sections: list[Section], misses: list[PageFigure]) -> str:
     """
-    The whole page.
+    Return the HTML of the page.
 
     Args:
-        comparison: for the tables.
-        sections: of the IoU types; the first is open, the others are folded.
-        misses: the pictures with the most missed objects.
+        comparison: source of the tables.
+        sections: one per IoU type; the first is open, the others are collapsed.
+        misses: figures of the images with the most missed objects.
     """
     files = comparison.files
     names = " and ".join(f.name for f in files) if len(files) < 3 else f"{len(files)} result files"
     body = [
         f"<h1>Detection on {escape(os.path.basename(comparison.gt_file))}</h1>",
-        f'<p class="lead">{escape(names)}. {escape(_what(comparison))}</p>',
+        f'<p class="lead">{escape(names)}. {escape(_scope(comparison))}</p>',
         *_metric_tables(comparison),
         f'<p class="note">{escape(_how_to_read(comparison))}</p>',
         "<h2>What was evaluated</h2>",
@@ -82,7 +82,7 @@ def render(comparison: Comparison, sections: list[Section], misses: list[Picture
         _file_table(comparison),
     ]
     for number, section in enumerate(sections):
-        figures = "".join(map(_figure, section.pictures))
+        figures = "".join(map(_figure, section.figures))
         if number == 0:
             body += [f"<h2>{section.title} in figures</h2>", figures]
             body += _misses(comparison, misses)
@@ -95,21 +95,21 @@ def render(comparison: Comparison, sections: list[Section], misses: list[Picture
         f"<title>{escape(names)} on {escape(os.path.basename(comparison.gt_file))}</title>\n"
         f"<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(body)
-        + f"\n<footer>Made by apa_det on {time.strftime('%Y-%m-%d at %H:%M')}. Beside this page: "
+        + f"\n<footer>Made by apa_det on {time.strftime('%Y-%m-%d at %H:%M')}. In the same folder: "
         "the figures as PNG, the AP of each category in per_category.csv, all metrics in "
         "summary.json.</footer>\n</body>\n</html>\n"
     )
 
 
-def _what(comparison: Comparison) -> str:
+def _scope(comparison: Comparison) -> str:
     truth = comparison.ground_truth
-    limit = "all detections"
+    limit = "no limit on detections per image"
     if comparison.max_dets is not None:
-        limit = f"the {comparison.max_dets:,} detections with the highest scores"
+        limit = f"at most {comparison.max_dets:,} detections per image (highest scores)"
     return (
-        f"LVIS metric over {len(truth.image_ids):,} pictures with {truth.counted.sum():,} objects "
-        f"of {len(truth.category_ids):,} categories; {limit} of each picture count."
-        + (" Every category counts in every picture, as in COCO." if truth.verified is None else "")
+        f"LVIS metric over {len(truth.image_ids):,} images with {truth.counted.sum():,} objects "
+        f"of {len(truth.category_ids):,} categories; {limit}."
+        + (" Every category counts in every image, as in COCO." if truth.verified is None else "")
     )
 
 
@@ -120,28 +120,28 @@ def _how_to_read(comparison: Comparison) -> str:
         for name, text in zip(groups.names, groups.labels, strict=True)
     )
     text = (
-        "In percent; more is better; “–”: no ground truth. AP is the mean over categories and over "
-        "the IoU thresholds 0.5, 0.55, …, 0.95; AP50 and AP75 are at one threshold. By size of the "
-        f"object: APs small, APm medium, APl large. By frequency of the category: {by_group}. AR "
-        "is the recall of all detections that count."
+        "In percent, higher is better; “–”: no ground truth. AP is the mean over categories and "
+        "the IoU thresholds 0.5, 0.55, …, 0.95; AP50 and AP75 are at one threshold. By object "
+        f"size: APs small, APm medium, APl large. By category frequency: {by_group}. AR is the "
+        "recall of all detections that count."
     )
     if len(comparison.files) > 1:
         text += (
-            " Bold: the best file. Below a number: its difference to the first file, "
+            " Bold: the best file. Small numbers: the difference to the first file, "
             f"{comparison.files[0].name}."
         )
     return text
 
 
 def _metric_tables(comparison: Comparison) -> Iterator[str]:
-    """Tables that are not too wide, each with all IoU types and files."""
-    iou_types = [iou_type for iou_type in KINDS if iou_type in comparison.iou_types]
+    """Yield tables of limited width, each with all IoU types and files."""
+    iou_types = [iou_type for iou_type in TITLES if iou_type in comparison.iou_types]
     for columns in zip(*map(comparison.table_metrics, iou_types), strict=True):
         rows = []
         for iou_type, metrics in zip(iou_types, columns, strict=True):
-            files = [f for f in comparison.files if iou_type in f.tasks]
+            files = comparison.files_with(iou_type)
             head = "".join(f"<th>{escape(name)}</th>" for name in metrics)
-            rows.append(f"<tr><th>{KINDS[iou_type]}</th>{head}</tr>")
+            rows.append(f"<tr><th>{TITLES[iou_type]}</th>{head}</tr>")
             for number, file in enumerate(files):
                 cells = "".join(_metric_cell(files, number, iou_type, name) for name in metrics)
                 rows.append(f"<tr><td>{_file_name(comparison, file)}</td>{cells}</tr>")
@@ -150,12 +150,12 @@ def _metric_tables(comparison: Comparison) -> Iterator[str]:
 
 def _file_name(comparison: Comparison, file: FileResults) -> str:
     several = len(comparison.files) > 1
-    dot = _dot(file_colour(comparison.files.index(file))) if several else ""
+    dot = _dot(file_color(comparison.files.index(file))) if several else ""
     return dot + escape(file.name)
 
 
 def _metric_cell(files: list[FileResults], number: int, iou_type: str, name: str) -> str:
-    values = [f.tasks[iou_type].metrics.get(name, math.nan) for f in files]
+    values = [f.by_iou_type[iou_type].metrics.get(name, math.nan) for f in files]
     value = values[number]
     text = format_number(value)
     best = len(files) > 1 and text == format_number(max(values, key=_nan_last)) and text != "–"
@@ -184,11 +184,11 @@ def _group_table(comparison: Comparison) -> str:
         ends = sorted({counts.min(), counts.max()}) if len(counts) else []
         span = " to ".join(f"{count:,}" for count in ends) or "–"
         rows.append(
-            f"<tr><td>{_dot(group_colour(i))}{escape(text)}</td><td>{span}</td><td>{len(counts):,}</td>"
+            f"<tr><td>{_dot(group_color(i))}{escape(text)}</td><td>{span}</td><td>{len(counts):,}</td>"
             f"<td>{comparison.categories_evaluated[name]:,}</td><td>{objects[i]:,}</td></tr>"
         )
     return (
-        '<div class="scroll"><table><tr><th>Group</th><th>image_count: training pictures</th>'
+        '<div class="scroll"><table><tr><th>Group</th><th>image_count: training images</th>'
         "<th>categories</th><th>with ground truth here</th><th>objects</th></tr>"
         f"{''.join(rows)}</table></div>"
     )
@@ -197,7 +197,7 @@ def _group_table(comparison: Comparison) -> str:
 def _file_table(comparison: Comparison) -> str:
     rows = []
     for number, file in enumerate(comparison.files):
-        dot = _dot(file_colour(number)) if len(comparison.files) > 1 else ""
+        dot = _dot(file_color(number)) if len(comparison.files) > 1 else ""
         rows.append(f"<tr><td>{dot}{escape(file.path)}</td><td>{file.num_detections:,}</td></tr>")
     return (
         '<div class="scroll"><table><tr><th>Result file</th><th>detections</th></tr>'
@@ -209,33 +209,31 @@ def _dot(fill: str) -> str:
     return f'<span class="dot" style="background:{fill}"></span>'
 
 
-def _misses(comparison: Comparison, misses: list[Picture]) -> list[str]:
+def _misses(comparison: Comparison, misses: list[PageFigure]) -> list[str]:
     if not misses:
         return []
-    first = ""
-    if len(comparison.files) > 1:
-        first = f" by {comparison.files[0].name}"
+    first = comparison.files[0].name if len(comparison.files) > 1 else "the detector"
     key = ", ".join(
         f"{_dot(fill)}{text}"
         for fill, text in (
-            (MISSED, "object that no detection matches at IoU 0.5, whatever its score"),
-            (FOUND, "found object, or right detection"),
-            (WRONG, "wrong detection"),
-            (GREY, "detection that the metric does not judge"),
+            (MISSED_COLOR, "missed object: no detection of any score matches it at IoU 0.5"),
+            (DETECTED_COLOR, "detected object, or true positive"),
+            (FALSE_POSITIVE_COLOR, "false positive"),
+            (GREY, "detection that the metric ignores"),
         )
     )
     return [
-        "<h2>Pictures with the most misses</h2>",
-        f'<p class="note">Those where most objects are missed{escape(first)}. {key}. As many '
-        "detections are drawn as there are objects, those with the highest scores.</p>",
+        "<h2>Images with the most missed objects</h2>",
+        f'<p class="note">Images where {escape(first)} misses the most objects. {key}. Only the '
+        "detections with the highest scores are drawn, about as many as there are objects.</p>",
         *map(_figure, misses),
     ]
 
 
-def _figure(picture: Picture) -> str:
-    title = f"<h3>{escape(picture.title)}</h3>" if picture.title else ""
-    data = b64encode(picture.png).decode()
-    caption, alt = escape(picture.caption), escape(picture.title or picture.caption)
+def _figure(figure: PageFigure) -> str:
+    title = f"<h3>{escape(figure.title)}</h3>" if figure.title else ""
+    data = b64encode(figure.png).decode()
+    caption, alt = escape(figure.caption), escape(figure.title or figure.caption)
     return (
         f"<figure>{title}<figcaption>{caption}</figcaption>"
         f'<img alt="{alt}" src="data:image/png;base64,{data}"></figure>'

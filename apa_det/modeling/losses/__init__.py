@@ -1,4 +1,4 @@
-"""Losses of the box classifier, most of them for data with a long tail: one family per file."""
+"""Classification losses of the box head, most of them for long-tailed data, by family."""
 
 from .balanced_softmax import BalancedSoftmax, log_prior_ratios
 from .base import (

@@ -1,4 +1,4 @@
-"""Balanced softmax, or logit adjustment: the training frequencies as priors of the logits."""
+"""Balanced softmax (logit adjustment): training frequencies as priors on the logits."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,13 @@ __all__ = ["BalancedSoftmax", "log_prior_ratios"]
 
 
 def log_prior_ratios(counts: Tensor) -> Tensor:
-    """How much more likely a class is among the training labels than among balanced ones, as a log.
-
-    That is log(K n_j / Σ n) of the counts n: 0 for all classes if they are alike.
+    """Return log(K n_j / Σ n): the log prior of each class relative to a balanced dataset.
 
     Args:
-        counts: shape (K,). A class without any counts as 1.
+        counts: n, shape (K,). Zero counts are treated as 1.
 
     Returns:
-        float32, shape (K,).
+        float32, shape (K,); 0 for all classes if their counts are equal.
     """
     counts = counts.clamp(min=1).double()
     return (counts / counts.mean()).log().float()
@@ -30,13 +28,13 @@ def log_prior_ratios(counts: Tensor) -> Tensor:
 
 @BOX_CLASS_LOSS_REGISTRY.register()
 class BalancedSoftmax(FrequencyLoss):
-    """Cross-entropy of logits to which τ times :func:`log_prior_ratios` is added in training.
+    """Cross-entropy, with τ times :func:`log_prior_ratios` added to the logits in training.
 
-    Of the softmax, τ = 1 is "Balanced Meta-Softmax for Long-Tailed Visual Recognition" (Ren et al.,
-    NeurIPS 2020), and any τ the logit-adjusted loss of "Long-Tail Learning via Logit Adjustment"
-    (Menon et al., ICLR 2021, equation 10). The background's prior is left as it is in training. Of
-    the other class scores, the log-odds are adjusted alike: the odds of a class among all others
-    follow its prior. Detection takes the logits as they are, which are those of balanced classes.
+    For softmax, τ = 1 is "Balanced Meta-Softmax for Long-Tailed Visual Recognition" (Ren et al.,
+    NeurIPS 2020), and other τ are the logit-adjusted loss of "Long-Tail Learning via Logit
+    Adjustment" (Menon et al., ICLR 2021, equation 10). The background's prior is not changed. For
+    the other class scores, the same is added to the log-odds: the odds of a class against all
+    others follow its prior. Inference uses the plain logits, which are those of balanced classes.
 
     Class scores: softmax, sigmoid, gumbel, apa.
     """
@@ -55,9 +53,9 @@ class BalancedSoftmax(FrequencyLoss):
         """
         Args:
             num_classes: K, the number of foreground classes.
-            datasets: the registered training datasets, whose class counts are the prior.
-            tau: τ; 0 is the cross-entropy.
-            count: what is counted; see :func:`apa_det.data.class_counts.class_counts`.
+            datasets: registered training datasets, whose class counts give the prior.
+            tau: τ; 0 is plain cross-entropy.
+            count: see :func:`apa_det.data.class_counts.class_counts`.
         """
         super().__init__(num_classes, datasets)
         self.tau = tau
@@ -69,11 +67,11 @@ class BalancedSoftmax(FrequencyLoss):
         tau, count = head.BALANCED_SOFTMAX_TAU, head.CLASS_COUNT
         return {**super().from_config(cfg), "tau": tau, "count": count}
 
-    def from_datasets(self) -> Tensor:
+    def compute_class_values(self) -> Tensor:
         return self.tau * log_prior_ratios(class_counts(self.datasets, self.count))
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve | None) -> Tensor:
-        shift = self.of_classes(logits.device)
+        shift = self.class_values(logits.device)
         if curve is None:
             return softmax_cross_entropy(logits + F.pad(shift, (0, 1)), gt_classes)
         return binary_cross_entropy(log_odds(logits, curve) + shift, gt_classes)

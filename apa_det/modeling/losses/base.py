@@ -1,4 +1,4 @@
-"""What the losses of the box classifier have in common, and their registry."""
+"""Base classes and registry of the box head's classification losses."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,8 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ...activation import logit_apa
+from ...data.class_counts import check_num_classes
+from ...errors import UserError
 
 __all__ = [
     "BINARY_SCORES",
@@ -25,28 +27,29 @@ __all__ = [
 
 BOX_CLASS_LOSS_REGISTRY = Registry("BOX_CLASS_LOSS")
 BOX_CLASS_LOSS_REGISTRY.__doc__ = """
-Losses of the box classifier, subclasses of :class:`BoxClassLoss`.
+Classification losses of the box head, subclasses of :class:`BoxClassLoss`.
 
-``MODEL.ROI_BOX_HEAD.CLASS_LOSS`` names one. It is built by ``obj(cfg)``.
+``MODEL.ROI_BOX_HEAD.CLASS_LOSS`` selects one. It is built by ``obj(cfg)``.
 """
 
-# The class scores η(z; λ, κ), each for itself; the other one is "softmax".
+# Class scores η(z; λ, κ), computed per class, unlike "softmax"
 BINARY_SCORES = ("sigmoid", "gumbel", "apa")
 
+# λ and κ of a class score
 Curve = tuple[Tensor | float, Tensor | float]
 SIGMOID: Curve = (1.0, 1.0)
 
 
 class BoxClassLoss(nn.Module):
-    """A loss of the box classifier; base class of those in :data:`BOX_CLASS_LOSS_REGISTRY`.
+    """Base class of the losses in :data:`BOX_CLASS_LOSS_REGISTRY`.
 
     Attributes:
-        class_scores: the class scores that it goes with.
+        class_scores: the supported class scores.
         num_classes: K, the number of foreground classes.
-        num_outputs: the outputs of the layer that predicts the classes, where the loss needs others
-            than the class score; else None. It then has a method ``probabilities``, which gives the
-            scores, of shape (N, K + 1), of these outputs.
-        takes_class_weights: whether ``MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS`` has a meaning for it.
+        num_outputs: number of outputs of the classification layer, or None for that of the class
+            score. If set, the method ``probabilities`` converts the outputs to scores of shape
+            (N, K + 1).
+        takes_class_weights: whether the loss supports ``MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS``.
     """
 
     class_scores: tuple[str, ...] = BINARY_SCORES
@@ -64,73 +67,67 @@ class BoxClassLoss(nn.Module):
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve | None) -> Tensor:
         """
         Args:
-            logits: shape (N, K + 1) for softmax, the background last; (N, K) for the others.
+            logits: shape (N, K + 1) for softmax, background last; (N, K) for the other scores.
             gt_classes: int64, shape (N,), K for the background.
-            curve: λ and κ of the class score, of one element or shape (1, K): :data:`SIGMOID`,
-                (0, 1) for "gumbel", or what "apa" has learned; None for softmax. See
+            curve: λ and κ of the class score, with one element or shape (1, K): :data:`SIGMOID`,
+                (0, 1) for "gumbel", the learned parameters for "apa", None for softmax. See
                 :func:`log_odds`.
 
         Returns:
-            A scalar, 0 without proposals.
+            A scalar; 0 without proposals.
         """
         raise NotImplementedError
 
     def look_up(self) -> None:
-        """Look at the training datasets, once they have been read, if the loss depends on them.
+        """Look up what the loss needs of the training datasets, which must be loaded.
 
         Raises:
-            ValueError: they do not tell what the loss needs.
+            UserError: the datasets do not provide it.
         """
 
 
 class FrequencyLoss(BoxClassLoss):
-    """A loss that depends on how often classes occur in the training datasets.
+    """A loss that depends on the class frequencies of the training datasets.
 
-    They are looked at by :meth:`look_up`, or in the first training step: a model that is built to
-    detect needs none.
+    They are looked up by :meth:`look_up` or in the first training step, so a model can be built
+    for inference without the datasets.
     """
 
     def __init__(self, num_classes: int, datasets: str | Sequence[str] = ()):
         super().__init__(num_classes)
         self.datasets = [datasets] if isinstance(datasets, str) else datasets
-        self._of_classes: Tensor | None = None
+        self._class_values: Tensor | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         return {**super().from_config(cfg), "datasets": cfg.DATASETS.TRAIN}
 
-    def from_datasets(self) -> Tensor:
-        """What the loss needs to know of each class, of shape (K,).
+    def compute_class_values(self) -> Tensor:
+        """Return one value per class, shape (K,), such as its weight.
 
         Raises:
-            ValueError: the datasets do not tell.
+            UserError: the datasets do not provide what is needed.
         """
         raise NotImplementedError
 
     def look_up(self) -> None:
-        if self._of_classes is not None:
-            return
-        found = self.from_datasets()
-        if found.shape != (self.num_classes,):
-            raise ValueError(
-                f"{type(self).__name__} got the frequencies of {len(found)} classes for a "
-                f"predictor of {self.num_classes}: MODEL.ROI_HEADS.NUM_CLASSES has to be that of "
-                "the training dataset."
-            )
-        self._of_classes = found
+        if self._class_values is None:
+            user = f"The class loss {type(self).__name__}"
+            values = self.compute_class_values()
+            self._class_values = check_num_classes(values, self.num_classes, user)
 
-    def of_classes(self, device: torch.device) -> Tensor:
-        """:meth:`from_datasets`, looked up once."""
+    def class_values(self, device: torch.device) -> Tensor:
+        """Return :meth:`compute_class_values`, computed once."""
         self.look_up()
-        self._of_classes = self._of_classes.to(device)
-        return self._of_classes
+        self._class_values = self._class_values.to(device)
+        return self._class_values
 
 
 def build_box_class_loss(cfg: CfgNode) -> BoxClassLoss:
-    """The loss that ``MODEL.ROI_BOX_HEAD.CLASS_LOSS`` names, or USE_DROP_LOSS or USE_FED_LOSS.
+    """Build the loss of ``MODEL.ROI_BOX_HEAD.CLASS_LOSS``, ``USE_DROP_LOSS`` or ``USE_FED_LOSS``.
 
     Raises:
-        ValueError: there is none of that name, keys contradict each other, or a setting is wrong.
+        UserError: the name is unknown, keys contradict each other, or a setting is invalid.
     """
     head = cfg.MODEL.ROI_BOX_HEAD
     named = {
@@ -141,30 +138,30 @@ def build_box_class_loss(cfg: CfgNode) -> BoxClassLoss:
     named = {key: name for key, name in named.items() if name}
     if len(set(named.values())) > 1:
         first, second, *_ = named
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.{first} contradicts MODEL.ROI_BOX_HEAD.{second}: set one of them "
-            "otherwise."
+        raise UserError(
+            f"MODEL.ROI_BOX_HEAD.{first} contradicts MODEL.ROI_BOX_HEAD.{second}. Change one of "
+            "the two."
         )
     name = next(iter(named.values()), "CrossEntropy")
     if name not in BOX_CLASS_LOSS_REGISTRY:
-        raise ValueError(
-            f"Unknown MODEL.ROI_BOX_HEAD.CLASS_LOSS {name!r}: choose one of "
-            f"{', '.join(sorted(known for known, _ in BOX_CLASS_LOSS_REGISTRY))}."
+        raise UserError(
+            "MODEL.ROI_BOX_HEAD.CLASS_LOSS must be one of "
+            f"{', '.join(sorted(known for known, _ in BOX_CLASS_LOSS_REGISTRY))}; got {name!r}."
         )
     loss = BOX_CLASS_LOSS_REGISTRY.get(name)
     if head.CLASS_WEIGHTS is not None and not loss.takes_class_weights:
-        raise ValueError(
-            "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS goes with the CLASS_LOSS CrossEntropy and FocalLoss, "
-            f"not with {name}: leave it out."
+        raise UserError(
+            "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS is supported by CLASS_LOSS CrossEntropy and "
+            f"FocalLoss, not by {name}. Set it to None."
         )
     return loss(cfg)
 
 
 def look_up_frequencies(model: nn.Module) -> None:
-    """Let the class losses of a model look at the training datasets, which have been read.
+    """Call :meth:`BoxClassLoss.look_up` of every class loss in a model.
 
     Raises:
-        ValueError: the datasets do not tell what a loss needs.
+        UserError: the training datasets do not provide what a loss needs.
     """
     for module in model.modules():
         if isinstance(module, BoxClassLoss):
@@ -172,7 +169,7 @@ def look_up_frequencies(model: nn.Module) -> None:
 
 
 def log_odds(logits: Tensor, curve: Curve) -> Tensor:
-    """The log-odds of each class's score η(logits; λ, κ), whose sigmoid it is; at least float32.
+    """Return the log-odds of the scores η(logits; λ, κ), in float32 or more.
 
     Args:
         logits: shape (N, K).
@@ -183,12 +180,12 @@ def log_odds(logits: Tensor, curve: Curve) -> Tensor:
 
 
 def one_hot(gt_classes: Tensor, num_classes: int) -> Tensor:
-    """Whether a class is that of the proposal: boolean, shape (N, K)."""
+    """Return one-hot targets: boolean, shape (N, K), all False for the background."""
     return gt_classes[:, None] == torch.arange(num_classes, device=gt_classes.device)
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The sum of all processes' tensors, in place. Every process must call it."""
+    """Sum a tensor over all processes, in place. Every process must call it."""
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(tensor)
     return tensor

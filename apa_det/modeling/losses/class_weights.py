@@ -1,16 +1,16 @@
-"""Weights of the classes, by their frequency or given, and losses that take them."""
+"""Class weights, given or from class frequencies, and the base class of weighted losses."""
 
-import json
 import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from ...data.class_counts import ClassCount, class_counts, class_names
+from ...errors import UserError
+from ...utils.json_files import read_json
 from .base import FrequencyLoss
 
 __all__ = ["WeightedLoss", "effective_number_weights", "inverse_weights", "read_class_weights"]
@@ -19,11 +19,11 @@ _BY_FREQUENCY = ("inverse", "sqrt_inverse", "effective_number")
 
 
 def inverse_weights(counts: Tensor, power: float = 1.0) -> Tensor:
-    """1 / n^power of the classes' counts n, with a mean of 1.
+    """Return 1 / n^power for class counts n, scaled to a mean of 1.
 
     Args:
-        counts: shape (K,). A class without any weighs as one with 1.
-        power: 1, or 0.5 for weights by the square root.
+        counts: n, shape (K,). Zero counts are treated as 1.
+        power: 1, or 0.5 for the square root.
 
     Returns:
         float32, shape (K,).
@@ -32,14 +32,14 @@ def inverse_weights(counts: Tensor, power: float = 1.0) -> Tensor:
 
 
 def effective_number_weights(counts: Tensor, beta: float = 0.999) -> Tensor:
-    """The inverse effective numbers (1 − β) / (1 − β^n) of the classes' counts n, with a mean of 1.
+    """Return (1 − β) / (1 − β^n), the inverse effective number of samples, scaled to a mean of 1.
 
     "Class-Balanced Loss Based on Effective Number of Samples" (Cui et al., CVPR 2019), sections 3
-    and 4. β = 0 gives equal weights, β → 1 those of :func:`inverse_weights`.
+    and 4. β = 0 gives equal weights; β → 1 gives :func:`inverse_weights`.
 
     Args:
-        counts: shape (K,). A class without any weighs as one with 1.
-        beta: β, from 0 to below 1.
+        counts: n, shape (K,). Zero counts are treated as 1.
+        beta: β, in [0, 1).
 
     Returns:
         float32, shape (K,).
@@ -54,31 +54,25 @@ def _with_mean_1(weights: Tensor) -> Tensor:
 
 
 def read_class_weights(json_file: str, class_names: Sequence[str]) -> Tensor:
-    """The weights of a JSON file {class name: weight}.
+    """Read class weights from a JSON file {class name: weight}.
 
     Returns:
-        float32, shape (K,), in the order of the names.
+        float32, shape (K,), in the order of ``class_names``.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it does not give a weight of at least 0 to each class, or names another.
+        UserError: the file is missing or invalid, lacks a class, names an unknown class, or has a
+            negative weight.
     """
-    if not PathManager.isfile(json_file):
-        raise FileNotFoundError(f"There is no file of class weights {json_file}.")
-    try:
-        with PathManager.open(json_file) as f:
-            weights = json.load(f)
-    except ValueError as error:
-        raise ValueError(f"{json_file} is no JSON file: {error}") from error
+    weights = read_json(json_file)
     if not isinstance(weights, dict):
-        raise ValueError(f"{json_file} holds no object {{class name: weight}}.")
+        raise UserError(f"{json_file} must be a JSON object {{class name: weight}}.")
     lacking = [name for name in class_names if name not in weights]
     unknown = [name for name in weights if name not in set(class_names)]
     if lacking or unknown:
-        problem = f"gives no weight to the class {lacking[0]!r}" if lacking else ""
-        raise ValueError(
-            f"{json_file} {problem or f'names {unknown[0]!r}, no class of the training dataset'}: "
-            "it needs one weight for each class."
+        problem = f"has no weight for the class {lacking[0]!r}" if lacking else ""
+        raise UserError(
+            f"{json_file} {problem or f'has a weight for the unknown class {unknown[0]!r}'}. Give "
+            "one weight for each class of the training dataset."
         )
     _require_weights([weights[name] for name in class_names], json_file)
     return torch.tensor([float(weights[name]) for name in class_names])
@@ -88,14 +82,14 @@ def _require_weights(weights: Sequence[float], source: str) -> None:
     for weight in weights:
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not is_number or not 0 <= weight < math.inf:
-            raise ValueError(f"{source}: a class weight is a number of at least 0, not {weight!r}.")
+            raise UserError(f"{source}: class weights must be finite numbers >= 0, got {weight!r}.")
 
 
 class WeightedLoss(FrequencyLoss):
-    """A loss of each proposal that is multiplied by the weight of its class.
+    """Base class of losses that multiply the loss of each proposal by the weight of its class.
 
-    The background's weight is 1, and the sum over proposals is divided by their number: so equal
-    weights of 1 change nothing.
+    The background's weight is 1. The sum over proposals is divided by their number, so weights of
+    1 change nothing.
     """
 
     takes_class_weights = True
@@ -115,30 +109,31 @@ class WeightedLoss(FrequencyLoss):
             num_classes: K, the number of foreground classes.
             class_weights: "inverse", "sqrt_inverse" (:func:`inverse_weights`), "effective_number"
                 (:func:`effective_number_weights`), K numbers, or a JSON file
-                (:func:`read_class_weights`). None: all are 1.
-            beta: for "effective_number".
-            count: what class frequencies are; see :func:`apa_det.data.class_counts.class_counts`.
-            datasets: the registered training datasets, for all but numbers.
+                (:func:`read_class_weights`). None: all weights are 1.
+            beta: β of "effective_number".
+            count: see :func:`apa_det.data.class_counts.class_counts`.
+            datasets: registered training datasets; not needed for K numbers.
 
         Raises:
-            ValueError: unknown or negative weights, or not K, or ``beta`` out of bounds.
+            UserError: ``class_weights`` is unknown, negative or of the wrong length, or ``beta`` is
+                out of range.
         """
         super().__init__(num_classes, datasets)
         if isinstance(class_weights, str):
             if class_weights not in _BY_FREQUENCY and not class_weights.endswith(".json"):
-                raise ValueError(
-                    f"Unknown class weights {class_weights!r}: choose one of "
-                    f"{', '.join(_BY_FREQUENCY)}, or give a list or a .json file."
+                raise UserError(
+                    "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS must be one of "
+                    f"{', '.join(_BY_FREQUENCY)}, a list or a .json file; got {class_weights!r}."
                 )
         elif class_weights is not None:
             _require_weights(class_weights, "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS")
             if len(class_weights) != num_classes:
-                raise ValueError(
-                    f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has {len(class_weights)} weights for "
-                    f"{num_classes} classes."
+                raise UserError(
+                    f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS must have {num_classes} weights, one per "
+                    f"class; got {len(class_weights)}."
                 )
         if not 0 <= beta < 1:
-            raise ValueError(f"The β of class weights is from 0 to below 1, not {beta}.")
+            raise UserError(f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS_BETA must be in [0, 1), got {beta}.")
         self.class_weights = class_weights
         self.beta = beta
         self.count = count
@@ -154,7 +149,7 @@ class WeightedLoss(FrequencyLoss):
             "count": head.CLASS_COUNT,
         }
 
-    def from_datasets(self) -> Tensor:
+    def compute_class_values(self) -> Tensor:
         weights = self.class_weights
         if not isinstance(weights, str):
             return torch.tensor([float(weight) for weight in weights])
@@ -169,8 +164,8 @@ class WeightedLoss(FrequencyLoss):
         if self.class_weights is not None:
             super().look_up()
 
-    def weights_of(self, gt_classes: Tensor) -> Tensor | None:
-        """The weight of each proposal, of shape (N,); None: all are 1."""
+    def proposal_weights(self, gt_classes: Tensor) -> Tensor | None:
+        """Return the weight of each proposal, shape (N,), or None if all are 1."""
         if self.class_weights is None:
             return None
-        return F.pad(self.of_classes(gt_classes.device), (0, 1), value=1.0)[gt_classes]
+        return F.pad(self.class_values(gt_classes.device), (0, 1), value=1.0)[gt_classes]

@@ -1,4 +1,4 @@
-"""The class scores' own cross-entropies, with weights of the classes if wished."""
+"""Cross-entropy of every class score, with optional class weights."""
 
 import torch.nn.functional as F
 from detectron2.layers import cross_entropy
@@ -14,12 +14,12 @@ __all__ = ["CrossEntropy", "binary_cross_entropy", "softmax_cross_entropy"]
 def softmax_cross_entropy(
     logits: Tensor, gt_classes: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy of the softmax, by the number of proposals.
+    """Return the softmax cross-entropy, averaged over proposals.
 
     Args:
-        logits: shape (N, K + 1), the background last.
+        logits: shape (N, K + 1), background last.
         gt_classes: shape (N,), K for the background.
-        weights: shape (N,), of each proposal's loss; None: 1.
+        weights: weight of each proposal's loss, shape (N,); None: 1. The sum is still divided by N.
 
     Returns:
         A scalar; 0 without proposals.
@@ -33,15 +33,15 @@ def softmax_cross_entropy(
 def binary_cross_entropy(
     log_odds: Tensor, gt_classes: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Binary cross-entropy, summed over classes, by the number of proposals.
+    """Return the binary cross-entropy, summed over classes and averaged over proposals.
 
-    With ``weights`` it is Cui et al.'s class-balanced sigmoid cross-entropy, where the weight of a
+    With ``weights`` it is Cui et al.'s class-balanced sigmoid cross-entropy: the weight of a
     proposal's class multiplies its losses for all classes.
 
     Args:
-        log_odds: shape (N, K), the log-odds of each class's score.
+        log_odds: log-odds of the class scores, shape (N, K).
         gt_classes: shape (N,), K for the background.
-        weights: shape (N,), of each proposal's loss; None: 1.
+        weights: weight of each proposal's loss, shape (N,); None: 1. The sum is still divided by N.
 
     Returns:
         A scalar; 0 without proposals.
@@ -54,16 +54,16 @@ def binary_cross_entropy(
 
 @BOX_CLASS_LOSS_REGISTRY.register()
 class CrossEntropy(WeightedLoss):
-    """:func:`softmax_cross_entropy`, or :func:`binary_cross_entropy` of the other class scores.
+    """:func:`softmax_cross_entropy`, or :func:`binary_cross_entropy` for the other class scores.
 
-    Without weights, the loss of Gumbel and APA scores is one pass over their logits
-    (:func:`apa_det.activation.apa_cross_entropy`). Class scores: softmax, sigmoid, gumbel, apa.
+    Without weights, Gumbel and APA scores use the fused
+    :func:`apa_det.activation.apa_cross_entropy`. Class scores: softmax, sigmoid, gumbel, apa.
     """
 
     class_scores = ("softmax", *BINARY_SCORES)
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve | None) -> Tensor:
-        weights = self.weights_of(gt_classes)
+        weights = self.proposal_weights(gt_classes)
         if curve is None:
             return softmax_cross_entropy(logits, gt_classes, weights)
         if weights is None and curve is not SIGMOID:

@@ -1,4 +1,4 @@
-"""DropLoss: fewer negatives for scarce classes. With Gumbel scores it is GOL + DropLoss."""
+"""DropLoss: fewer negative losses for scarce classes. With Gumbel scores, "GOL + DropLoss"."""
 
 from collections.abc import Sequence
 
@@ -15,19 +15,18 @@ __all__ = ["DropLoss", "drop_loss", "drop_loss_weights", "share_of_scarce_labels
 
 
 def drop_loss(log_odds: Tensor, gt_classes: Tensor, scarce: Tensor) -> Tensor:
-    """Binary cross-entropy over classes with DropLoss's weights, by the number of proposals.
+    """Return the binary cross-entropy with :func:`drop_loss_weights`, averaged over proposals.
 
-    Of the log-odds of Gumbel scores it is "GOL + DropLoss": "Long-tailed Instance Segmentation
-    using Gumbel Optimized Loss" (Alexandridis et al., ECCV 2022) with :func:`drop_loss_weights`.
+    With log-odds of Gumbel scores it is "GOL + DropLoss" ("Long-tailed Instance Segmentation using
+    Gumbel Optimized Loss", Alexandridis et al., ECCV 2022).
 
     Args:
-        log_odds: shape (N, K), the log-odds of each class's score; see
-            :func:`apa_det.logit_apa`.
+        log_odds: log-odds of the class scores, shape (N, K); see :func:`apa_det.logit_apa`.
         gt_classes: shape (N,), K for the background.
-        scarce: boolean, shape (K,).
+        scarce: mask of scarce classes, boolean, shape (K,).
 
     Returns:
-        A scalar; 0 without proposals.
+        A scalar, summed over classes; 0 without proposals.
     """
     targets = one_hot(gt_classes, log_odds.shape[1]).to(log_odds.dtype)
     weights = drop_loss_weights(gt_classes, scarce)
@@ -36,18 +35,19 @@ def drop_loss(log_odds: Tensor, gt_classes: Tensor, scarce: Tensor) -> Tensor:
 
 
 def drop_loss_weights(gt_classes: Tensor, scarce: Tensor) -> Tensor:
-    """Which losses DropLoss keeps ("DropLoss for Long-Tail Instance Segmentation", AAAI 2021).
+    """Return DropLoss's mask ("DropLoss for Long-Tail Instance Segmentation", AAAI 2021).
 
-    A foreground proposal gives no negative loss to scarce classes. That of a background proposal to
-    a scarce class is dropped where a uniform draw, one for each, exceeds the share of scarce labels
-    among the foreground proposals; without foreground proposals none is dropped.
+    Foreground proposals give no negative loss to scarce classes. The negative loss of a background
+    proposal for a scarce class is dropped if a uniform draw, one per proposal and class, exceeds
+    the share of scarce labels among the foreground proposals. Without foreground proposals,
+    nothing is dropped.
 
     Args:
         gt_classes: shape (N,), K for the background.
-        scarce: boolean, shape (K,).
+        scarce: mask of scarce classes, boolean, shape (K,).
 
     Returns:
-        Shape (N, K), float32: 1 where the loss is kept, 0 where it is dropped.
+        float32, shape (N, K): 1 for losses that are kept, 0 for dropped ones.
     """
     n, k = len(gt_classes), len(scarce)
     share = share_of_scarce_labels(gt_classes, scarce)
@@ -57,7 +57,7 @@ def drop_loss_weights(gt_classes: Tensor, scarce: Tensor) -> Tensor:
 
 
 def share_of_scarce_labels(gt_classes: Tensor, scarce: Tensor) -> Tensor:
-    """Of the foreground proposals, those of scarce classes: a scalar, 1 without any foreground.
+    """Return the share of scarce classes among foreground proposals: a scalar, 1 without any.
 
     Arguments as for :func:`drop_loss_weights`.
     """
@@ -68,7 +68,7 @@ def share_of_scarce_labels(gt_classes: Tensor, scarce: Tensor) -> Tensor:
 
 @BOX_CLASS_LOSS_REGISTRY.register()
 class DropLoss(FrequencyLoss):
-    """:func:`drop_loss`, in one pass over the logits of Gumbel and APA scores.
+    """:func:`drop_loss`, fused into one pass over the logits for Gumbel and APA scores.
 
     Class scores: sigmoid, gumbel, apa.
     """
@@ -80,9 +80,9 @@ class DropLoss(FrequencyLoss):
         """
         Args:
             num_classes: K, the number of foreground classes.
-            datasets: the registered training datasets, by whose image counts classes are scarce;
-                see :func:`apa_det.data.class_counts.get_scarce_classes`.
-            threshold: the share of the pictures below which a class is scarce.
+            datasets: registered training datasets, whose image counts define scarce classes; see
+                :func:`apa_det.data.class_counts.get_scarce_classes`.
+            threshold: a class in less than this share of the images is scarce.
         """
         super().__init__(num_classes, datasets)
         self.threshold = threshold
@@ -92,11 +92,11 @@ class DropLoss(FrequencyLoss):
         threshold = cfg.MODEL.ROI_BOX_HEAD.DROP_LOSS_THRESHOLD
         return {**super().from_config(cfg), "threshold": threshold}
 
-    def from_datasets(self) -> Tensor:
+    def compute_class_values(self) -> Tensor:
         return get_scarce_classes(self.datasets, self.threshold)
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
-        scarce = self.of_classes(gt_classes.device)
+        scarce = self.class_values(gt_classes.device)
         if curve is SIGMOID:
             return drop_loss(logits, gt_classes, scarce)
         share = share_of_scarce_labels(gt_classes, scarce)

@@ -1,4 +1,4 @@
-"""Equalization loss, versions 1 and 2: rare classes get fewer negative gradients."""
+"""Equalization loss v1 and v2: fewer negative gradients for rare classes."""
 
 from collections.abc import Sequence
 
@@ -29,13 +29,13 @@ __all__ = [
 
 @BOX_CLASS_LOSS_REGISTRY.register()
 class EqualizationLoss(FrequencyLoss):
-    """Binary cross-entropy, where a proposal of one class gives no negative loss to rare ones.
+    """Binary cross-entropy without negative losses of foreground proposals for rare classes.
 
     "Equalization Loss for Long-Tailed Object Recognition" (Tan et al., CVPR 2020): the loss of
-    class j has the weight 1 − E(r) T_λ(f_j) (1 − y_j), where E(r) is 1 for a foreground proposal
-    and 0 for the background, and T_λ(f_j) is 1 for a class in less than the share λ of the
-    pictures. Summed over classes, divided by the number of proposals, in one pass over the logits:
-    it is DropLoss that keeps all losses of background proposals.
+    class j has the weight 1 − E(r) T_λ(f_j) (1 − y_j), where E(r) is 1 for foreground proposals
+    and 0 for the background, and T_λ(f_j) is 1 for classes in less than the share λ of the images.
+    Summed over classes and averaged over proposals, in one pass over the logits: it is DropLoss
+    that keeps all losses of background proposals.
 
     Class scores: sigmoid, gumbel, apa.
     """
@@ -47,8 +47,8 @@ class EqualizationLoss(FrequencyLoss):
         """
         Args:
             num_classes: K, the number of foreground classes.
-            datasets: the registered training datasets, by whose image counts classes are rare.
-            threshold: λ. The paper's is for LVIS v0.5.
+            datasets: registered training datasets, whose image counts define rare classes.
+            threshold: λ. The paper's value is for LVIS v0.5.
         """
         super().__init__(num_classes, datasets)
         self.threshold = threshold
@@ -58,11 +58,11 @@ class EqualizationLoss(FrequencyLoss):
         threshold = cfg.MODEL.ROI_BOX_HEAD.EQUALIZATION_LOSS_THRESHOLD
         return {**super().from_config(cfg), "threshold": threshold}
 
-    def from_datasets(self) -> Tensor:
+    def compute_class_values(self) -> Tensor:
         return get_scarce_classes(self.datasets, self.threshold)
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
-        rare = self.of_classes(logits.device)
+        rare = self.class_values(logits.device)
         share = torch.ones((), device=logits.device)
         loss = apa_cross_entropy(logits, gt_classes, *curve, scarce=rare, share=share)
         return loss / max(len(logits), 1)
@@ -71,14 +71,14 @@ class EqualizationLoss(FrequencyLoss):
 def equalization_weights(
     positive: Tensor, negative: Tensor, gamma: float = 12.0, mu: float = 0.8, alpha: float = 4.0
 ) -> tuple[Tensor, Tensor]:
-    """The weights q of positive and r of negative losses in equalization loss v2.
+    """Return the weights q of positive and r of negative losses in equalization loss v2.
 
-    r = f(g) and q = 1 + α (1 − f(g)) of the ratio g of a class's positive to its negative gradients
-    so far, with f(g) = 1 / (1 + e^{−γ(g − μ)}) ("Equalization Loss v2: A New Gradient Balance
-    Approach for Long-tailed Object Detection", Tan et al., CVPR 2021, section 3).
+    r = f(g) and q = 1 + α (1 − f(g)), where g is the ratio of a class's accumulated positive to
+    negative gradients and f(g) = 1 / (1 + e^{−γ(g − μ)}) ("Equalization Loss v2: A New Gradient
+    Balance Approach for Long-tailed Object Detection", Tan et al., CVPR 2021, section 3).
 
     Args:
-        positive, negative: shape (K,), the gradients. Both weights are 1 before there are any.
+        positive, negative: accumulated gradients, shape (K,). Both weights are 1 while they are 0.
         gamma, mu, alpha: γ, μ and α.
 
     Returns:
@@ -92,19 +92,19 @@ def equalization_weights(
 def equalization_loss_v2(
     log_odds: Tensor, gt_classes: Tensor, positive_weights: Tensor, negative_weights: Tensor
 ) -> Tensor:
-    """Binary cross-entropy with weights of each class, summed, by the number of proposals.
+    """Return the class-weighted binary cross-entropy, summed over classes, averaged over proposals.
 
     Args:
-        log_odds: shape (N, K), the log-odds of each class's score.
+        log_odds: log-odds of the class scores, shape (N, K).
         gt_classes: shape (N,), K for the background.
-        positive_weights, negative_weights: shape (K,), of the loss of a class for its own
-            proposals, and for others; see :func:`equalization_weights`.
+        positive_weights, negative_weights: weights of a class's loss for its own and for other
+            proposals, shape (K,); see :func:`equalization_weights`.
 
     Returns:
         A scalar; 0 without proposals.
     """
     own, labels = _of_labels(log_odds, gt_classes)
-    # Few are positive: take all for negatives, and correct those that are not.
+    # Positives are few: treat all pairs as negatives, then correct the positives.
     negatives = (F.softplus(log_odds).sum(dim=0) * negative_weights).sum()
     positives = F.softplus(-own) * positive_weights[labels]
     corrections = positives - F.softplus(own) * negative_weights[labels]
@@ -112,16 +112,16 @@ def equalization_loss_v2(
 
 
 def gradients_by_class(log_odds: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The positive and negative gradients of binary cross-entropy, of each class.
+    """Return the positive and negative gradients of binary cross-entropy per class.
 
-    They are those of the log-odds, in absolute value, summed over proposals.
+    They are absolute gradients of the log-odds, summed over proposals.
 
     Args:
         log_odds: shape (N, K).
         gt_classes: shape (N,), K for the background.
 
     Returns:
-        Both of shape (K,): the sums of 1 − p over a class's proposals, and of p over others.
+        Two tensors of shape (K,): the sum of 1 − p over a class's proposals, and of p over others.
     """
     own, labels = _of_labels(log_odds, gt_classes)
     positive = log_odds.new_zeros(log_odds.shape[1])
@@ -131,18 +131,18 @@ def gradients_by_class(log_odds: Tensor, gt_classes: Tensor) -> tuple[Tensor, Te
 
 
 def _of_labels(log_odds: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-odds of foreground proposals' own classes, and these classes."""
+    """Return the labels of foreground proposals, after the log-odds of these classes."""
     rows = (gt_classes < log_odds.shape[1]).nonzero()[:, 0]
     return log_odds[rows, gt_classes[rows]], gt_classes[rows]
 
 
 @BOX_CLASS_LOSS_REGISTRY.register()
 class EqualizationLossV2(BoxClassLoss):
-    """:func:`equalization_loss_v2`, which gathers the gradients of each class as it trains.
+    """:func:`equalization_loss_v2` with gradients accumulated in training.
 
-    The gradients are those of the weighted loss. All processes gather together, and checkpoints
-    hold the sums. The paper's optional objectness branch is left out. Class scores: sigmoid,
-    gumbel, apa.
+    The gradients are those of the weighted loss. They are summed over processes, and the sums are
+    saved in checkpoints. The paper's optional objectness branch is not implemented. Class scores:
+    sigmoid, gumbel, apa.
     """
 
     @configurable
@@ -178,11 +178,11 @@ class EqualizationLossV2(BoxClassLoss):
         )
         weights = [weight.to(x.dtype) for weight in weights]
         if self.training:
-            self._gather(x.detach(), gt_classes, *weights)
+            self._accumulate(x.detach(), gt_classes, *weights)
         return equalization_loss_v2(x, gt_classes, *weights)
 
-    def _gather(self, x: Tensor, gt_classes: Tensor, *weights: Tensor) -> None:
-        found = torch.stack(gradients_by_class(x, gt_classes)) * torch.stack(weights)
-        positive, negative = sum_over_processes(found)
+    def _accumulate(self, x: Tensor, gt_classes: Tensor, *weights: Tensor) -> None:
+        gradients = torch.stack(gradients_by_class(x, gt_classes)) * torch.stack(weights)
+        positive, negative = sum_over_processes(gradients)
         self.positive_gradients += positive
         self.negative_gradients += negative

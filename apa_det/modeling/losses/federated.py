@@ -1,4 +1,4 @@
-"""The federated loss: of a few classes at a time."""
+"""Federated loss: binary cross-entropy of a few sampled classes."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,13 +15,14 @@ __all__ = ["FederatedLoss", "federated_classes"]
 
 
 def federated_classes(gt_classes: Tensor, weights: Tensor, num_classes: int) -> Tensor:
-    """The labels, and classes drawn by their weights until there are ``num_classes``.
+    """Return the labels plus randomly drawn classes, up to ``num_classes`` in total.
 
     Args:
         gt_classes: int64, shape (N,), K for the background, which counts as one of the classes, as
             in detectron2.
-        weights: shape (K,), at least 0: where it is 0, a class is not drawn.
-        num_classes: more if there are more labels, fewer if the weights allow no more.
+        weights: sampling weights, >= 0, shape (K,). Classes of weight 0 are never drawn.
+        num_classes: the result is longer if there are more labels, and shorter if fewer classes
+            can be drawn.
 
     Returns:
         int64: the classes, without the background.
@@ -39,8 +40,8 @@ def federated_classes(gt_classes: Tensor, weights: Tensor, num_classes: int) -> 
 class FederatedLoss(FrequencyLoss):
     """detectron2's federated loss: binary cross-entropy of :func:`federated_classes`.
 
-    "Probabilistic two-stage detection" (Zhou et al., 2021), for datasets that say of a few classes
-    for each picture whether they are there. Class scores: sigmoid, gumbel, apa.
+    "Probabilistic two-stage detection" (Zhou et al., 2021), for federated datasets, where only a
+    few classes are annotated exhaustively per image. Class scores: sigmoid, gumbel, apa.
     """
 
     @configurable
@@ -54,8 +55,8 @@ class FederatedLoss(FrequencyLoss):
         """
         Args:
             num_classes: K, the number of foreground classes.
-            get_fed_loss_cls_weights: gives the weights, of shape (K,), that classes are drawn by.
-                It is called when the training datasets have been read.
+            get_fed_loss_cls_weights: returns the sampling weights, shape (K,). It is called after
+                the training datasets are loaded.
             fed_loss_num_classes: as ``num_classes`` of :func:`federated_classes`.
         """
         super().__init__(num_classes)
@@ -73,13 +74,13 @@ class FederatedLoss(FrequencyLoss):
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
         }
 
-    def from_datasets(self) -> Tensor:
+    def compute_class_values(self) -> Tensor:
         return self.get_fed_loss_cls_weights()
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
-        weights = self.of_classes(logits.device)
+        weights = self.class_values(logits.device)
         classes = federated_classes(gt_classes, weights, self.fed_loss_num_classes)
-        chosen = log_odds(logits.index_select(1, classes), _of(curve, classes))
+        chosen = log_odds(logits.index_select(1, classes), _select(curve, classes))
         targets = (gt_classes[:, None] == classes).to(chosen.dtype)
         loss = F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum")
         return loss / max(len(logits), 1)
@@ -89,7 +90,7 @@ def _frequency_weights(datasets: Sequence[str], power: float) -> Tensor:
     return class_counts(datasets).float() ** power
 
 
-def _of(curve: Curve, classes: Tensor) -> Curve:
-    """The λ and κ of some classes."""
+def _select(curve: Curve, classes: Tensor) -> Curve:
+    """Return λ and κ of the given classes."""
     per_class = isinstance(curve[0], Tensor) and curve[0].numel() > 1
     return tuple(value[:, classes] for value in curve) if per_class else curve

@@ -1,10 +1,11 @@
-"""The focal loss."""
+"""Focal loss."""
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from ...errors import UserError
 from .base import BOX_CLASS_LOSS_REGISTRY, Curve, log_odds
 from .class_weights import WeightedLoss
 
@@ -18,19 +19,19 @@ def focal_loss(
     alpha: float = 0.25,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Binary focal loss, summed over classes, by the number of proposals.
+    """Return the binary focal loss, summed over classes and averaged over proposals.
 
     −α_t (1 − p_t)^γ log p_t ("Focal Loss for Dense Object Detection", Lin et al., ICCV 2017,
-    equation 5), where p_t is a class's score p for the class of a proposal, and 1 − p for others.
-    γ = 0 without α is the binary cross-entropy.
+    equation 5), where p_t is the score p of the proposal's own class, and 1 − p of other classes.
+    γ = 0 without α is binary cross-entropy.
 
     Args:
-        log_odds: shape (N, K), the log-odds of each class's score.
+        log_odds: log-odds of the class scores, shape (N, K).
         gt_classes: shape (N,), K for the background.
-        gamma: γ, at least 0.
-        alpha: α_t is α for the class of a proposal, and 1 − α for others. Below 0: all are 1.
-        weights: shape (N,), of each proposal's loss, as in Cui et al.'s class-balanced focal loss;
-            None: 1.
+        gamma: γ, >= 0.
+        alpha: α_t is α for the proposal's own class, 1 − α for others. Negative: α_t = 1.
+        weights: weight of each proposal's loss, shape (N,), as in Cui et al.'s class-balanced focal
+            loss; None: 1.
 
     Returns:
         A scalar; 0 without proposals.
@@ -38,19 +39,20 @@ def focal_loss(
     positive, negative = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
     rows = (gt_classes < log_odds.shape[1]).nonzero()[:, 0]
     own = log_odds[rows, gt_classes[rows]]
-    # Few are positive: take all for negatives, and correct those that are not.
-    of_rows, of_own = _Negatives.apply(log_odds, gamma), _Negatives.apply(own, gamma)
-    mirrored = _Negatives.apply(-own, gamma)
-    corrections = positive * mirrored - negative * of_own
+    # Positives are few: treat all pairs as negatives, then correct the positives.
+    all_negatives, own_negatives = _Negatives.apply(log_odds, gamma), _Negatives.apply(own, gamma)
+    own_positives = _Negatives.apply(-own, gamma)
+    corrections = positive * own_positives - negative * own_negatives
     if weights is None:
-        loss = negative * of_rows.sum() + corrections.sum()
+        loss = negative * all_negatives.sum() + corrections.sum()
     else:
-        loss = negative * (of_rows.sum(dim=1) * weights).sum() + (corrections * weights[rows]).sum()
+        loss = negative * (all_negatives.sum(dim=1) * weights).sum()
+        loss = loss + (corrections * weights[rows]).sum()
     return loss / max(len(log_odds), 1)
 
 
 class _Negatives(torch.autograd.Function):
-    """−p^γ log(1 − p) of log-odds x, elementwise: softplus(x) σ(x)^γ, with its derivative."""
+    """−p^γ log(1 − p) of log-odds x, elementwise: softplus(x) σ(x)^γ, with its gradient."""
 
     @staticmethod
     def forward(ctx, x: Tensor, gamma: float) -> Tensor:
@@ -78,11 +80,14 @@ class FocalLoss(WeightedLoss):
         Args:
             num_classes: K, the number of foreground classes.
             gamma, alpha: as for :func:`focal_loss`.
-            kwargs: of the class weights, as for :class:`WeightedLoss`.
+            kwargs: those of :class:`WeightedLoss`.
         """
         super().__init__(num_classes, **kwargs)
         if gamma < 0 or alpha > 1:
-            raise ValueError(f"The focal loss takes γ ≥ 0 and α ≤ 1, not {gamma} and {alpha}.")
+            raise UserError(
+                "MODEL.ROI_BOX_HEAD.FOCAL_LOSS_GAMMA must be >= 0 and FOCAL_LOSS_ALPHA <= 1; got "
+                f"{gamma} and {alpha}."
+            )
         self.gamma = gamma
         self.alpha = alpha
 
@@ -96,5 +101,5 @@ class FocalLoss(WeightedLoss):
         }
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
-        weights = self.weights_of(gt_classes)
+        weights = self.proposal_weights(gt_classes)
         return focal_loss(log_odds(logits, curve), gt_classes, self.gamma, self.alpha, weights)

@@ -1,4 +1,4 @@
-"""Seesaw loss: negatives of rarer classes weigh less, and those of false predictions more."""
+"""Seesaw loss: less weight for negatives of rarer classes, more for false positives."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from ...errors import UserError
 from .base import BOX_CLASS_LOSS_REGISTRY, BoxClassLoss, Curve, sum_over_processes
 
 __all__ = ["SeesawLoss", "seesaw_factors", "seesaw_loss"]
@@ -20,16 +21,16 @@ def seesaw_loss(
     q: float = 2.0,
     min_score: float = 0.01,
 ) -> Tensor:
-    """Seesaw loss of a softmax over classes and background, by the number of proposals.
+    """Return the Seesaw loss of a softmax over classes and background, averaged over proposals.
 
     −log of e^{z_i} / (e^{z_i} + Σ_{j≠i} S_ij e^{z_j}) for the class i of a proposal ("Seesaw Loss
     for Long-Tailed Instance Segmentation", Wang et al., CVPR 2021, section 3.1), with the
-    factors S of :func:`seesaw_factors`. p = q = 0 is the cross-entropy of the softmax.
+    factors S of :func:`seesaw_factors`. p = q = 0 is the softmax cross-entropy.
 
     Args:
-        logits: shape (N, K + 1), the background last.
+        logits: shape (N, K + 1), background last.
         gt_classes: shape (N,), K for the background.
-        counts: shape (K,), the samples of each class so far.
+        counts: accumulated samples of each class, shape (K,).
         p, q, min_score: as for :func:`seesaw_factors`.
 
     Returns:
@@ -48,22 +49,21 @@ def seesaw_factors(
     q: float = 2.0,
     min_score: float = 0.01,
 ) -> Tensor:
-    """log S_ij for the class i of each proposal, where S_ij = M_ij C_ij.
+    """Return log S_ij for the class i of each proposal, where S_ij = M_ij C_ij.
 
-    The mitigation factor M_ij is (N_j / N_i)^p where class j has had fewer samples than i, else 1.
-    The compensation factor C_ij is (σ_j / σ_i)^q where its score σ_j, of the plain softmax, is
-    above σ_i, else 1. The paper's factors are between classes; the background, which is no matter
-    of the long tail, keeps the factor 1 against every class, and every class against it.
+    The mitigation factor M_ij is (N_j / N_i)^p if class j has fewer samples than i, else 1. The
+    compensation factor C_ij is (σ_j / σ_i)^q if its score σ_j in the plain softmax exceeds σ_i,
+    else 1. The paper defines both between classes; factors from and to the background are 1.
 
     Args:
-        logits: shape (N, K + 1), the background last.
+        logits: shape (N, K + 1), background last.
         gt_classes: shape (N,), K for the background.
-        counts: shape (K,), the samples N of each class so far. One without any counts as 1.
-        p, q: the exponents, at least 0.
-        min_score: σ_i is taken for at least this, as the authors do.
+        counts: accumulated samples N of each class, shape (K,). Zero counts are treated as 1.
+        p, q: exponents, >= 0.
+        min_score: lower bound of σ_i, as in the authors' code.
 
     Returns:
-        Shape (N, K + 1), at least float32.
+        Shape (N, K + 1), float32 or more.
     """
     num_classes = len(counts)
     dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -71,7 +71,7 @@ def seesaw_factors(
     rows = (gt_classes < num_classes).nonzero()[:, 0]
     labels, z = gt_classes[rows], logits[rows].to(dtype)
     log_n = counts.clamp(min=1).to(dtype).log()
-    # log σ is z less the logsumexp, which the ratio of two scores does not need.
+    # log σ is z minus the logsumexp, which cancels in the ratio of two scores.
     own = torch.maximum(z.gather(1, labels[:, None]), z.logsumexp(1, True) + math.log(min_score))
     compensation = (z[:, :-1] - own).clamp_(min=0).mul_(q)
     mitigation = (log_n[labels][:, None] - log_n).clamp_(min=0)
@@ -81,9 +81,9 @@ def seesaw_factors(
 
 @BOX_CLASS_LOSS_REGISTRY.register()
 class SeesawLoss(BoxClassLoss):
-    """:func:`seesaw_loss`, which counts the foreground proposals of each class as it trains.
+    """:func:`seesaw_loss` with counts of the foreground proposals of each class in training.
 
-    All processes count together, and checkpoints hold the counts. Class scores: softmax.
+    Counts are summed over processes and saved in checkpoints. Class scores: softmax.
     """
 
     class_scores = ("softmax",)
@@ -97,7 +97,9 @@ class SeesawLoss(BoxClassLoss):
         """
         super().__init__(num_classes)
         if p < 0 or q < 0:
-            raise ValueError(f"The exponents of Seesaw loss are at least 0, not {p} and {q}.")
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.SEESAW_LOSS_P and SEESAW_LOSS_Q must be >= 0, got {p} and {q}."
+            )
         self.p = p
         self.q = q
         self.register_buffer("sample_counts", torch.zeros(num_classes, dtype=torch.int64))

@@ -5,12 +5,12 @@ from apa_det.data import build_train_loader
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 dataloader.train.mapper.image_format = "RGB"
 dataloader.train.mapper.augmentations[0].short_edge_length = [800]
-# Another sampler than plain shuffling: sampler="ClassAwareTrainingSampler", say
+# Other samplers than plain shuffling: e.g. sampler="ClassAwareTrainingSampler"
 dataloader.train.update(
     _target_=build_train_loader,
     sampler="TrainingSampler",
     dataset_names="${.dataset.names}",
 )
 
-# Datasets of LVIS format to register: a list of [name, json_file, image_root]
+# Datasets in LVIS format to register: a list of [name, json_file, image_root]
 dataloader.lvis_format = []

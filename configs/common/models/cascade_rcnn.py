@@ -8,7 +8,7 @@ BBOX_REG_WEIGHTS = ((10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15))
 
 
 def make_cascade(model, bbox_reg_weights=BBOX_REG_WEIGHTS):
-    """Give a model of Faster or Mask R-CNN, in place, Cascade R-CNN's box heads and predictors."""
+    """Replace the box head of a Faster or Mask R-CNN by Cascade R-CNN's, in place."""
     heads = model.roi_heads
     head, predictor = heads.pop("box_head"), heads.pop("box_predictor")
     del heads.proposal_matcher

@@ -1,4 +1,4 @@
-# detectron2's Mask R-CNN with an FPN, with the backbone and the heads of apa_det.
+# detectron2's Mask R-CNN with FPN, with apa_det's backbone and heads.
 from detectron2 import model_zoo
 
 from apa_det.modeling import (

@@ -1,4 +1,4 @@
-# detectron2's RetinaNet, with the backbone of apa_det.
+# detectron2's RetinaNet, with apa_det's backbone.
 from detectron2 import model_zoo
 
 from .resnet import bottom_up

@@ -1,4 +1,4 @@
-"""Counts of classes, by hand and against a counted epoch."""
+"""Class counts: hand-worked cases and a counted epoch."""
 
 import itertools
 
@@ -22,20 +22,20 @@ DATASET = [
 
 
 def rows(table):
-    found = {}
+    result = {}
     for line in table.splitlines():
         name, *cells = line.split()
         if name in ("rare", "common", "frequent", "all"):
-            found[name] = [float(cell) for cell in cells]
-    return found
+            result[name] = [float(cell) for cell in cells]
+    return result
 
 
 def test_counts_by_hand():
     counts = count_classes(DATASET, num_classes=6)
-    assert (counts.num_pictures, counts.num_classes) == (4, 6)
+    assert (counts.num_images, counts.num_classes) == (4, 6)
     assert counts.image_count.tolist() == [2, 0, 2, 0, 1, 0]
     assert counts.instance_count.tolist() == [3, 0, 2, 0, 1, 0]
-    assert counts.pictures.tolist() == [0, 0, 1, 3, 3]
+    assert counts.images.tolist() == [0, 0, 1, 3, 3]
     assert counts.classes.tolist() == [0, 2, 2, 0, 4]
     assert count_classes([]).image_count.tolist() == []
 
@@ -44,7 +44,7 @@ def test_table_by_hand():
     groups = ["f", "f", "c", "r", "r"]
     table = epoch_table(count_classes(DATASET), groups, np.array([1, 2, 1, 0.5]))
     assert rows(table) == {
-        # classes, pictures, instances: of the dataset, of an epoch
+        # classes, images, instances: of the dataset, of an epoch
         "rare": [1, 1, 1, 0, 0, 0, 0.5],
         "common": [1, 2, 2, 1, 3, 3, 1.5],
         "frequent": [1, 2, 3, 1, 2, 2, 0.83],
@@ -52,8 +52,8 @@ def test_table_by_hand():
     }
 
 
-def test_table_is_that_of_a_counted_epoch():
-    """Of a sampler that leaves nothing to chance but which pictures it takes."""
+def test_table_matches_a_counted_epoch():
+    """For a sampler whose epochs all contain the same images."""
     generator = np.random.default_rng(0)
     dataset = [
         {"annotations": [{"category_id": int(c)} for c in generator.geometric(0.2, n) - 1]}
@@ -62,30 +62,30 @@ def test_table_is_that_of_a_counted_epoch():
     counts = count_classes(dataset)
     groups = class_groups(counts)
     sampler = RandomSubsetTrainingSampler(dataset, subset_ratio=0.3, seed=0)
-    found = rows(epoch_table(counts, groups, sampler.repeats.double().numpy()))
+    table = rows(epoch_table(counts, groups, sampler.repeats.double().numpy()))
     epoch = [dataset[i] for i in itertools.islice(sampler, 60)]
     for name, group in (("rare", "r"), ("common", "c"), ("frequent", "f")):
         classes = [
-            [a["category_id"] for a in picture["annotations"] if groups[a["category_id"]] == group]
-            for picture in epoch
+            [a["category_id"] for a in record["annotations"] if groups[a["category_id"]] == group]
+            for record in epoch
         ]
-        assert found[name][3] == len({c for present in classes for c in present})
-        assert found[name][4] == sum(map(bool, classes))
-        assert found[name][5] == sum(map(len, classes))
-    assert found["all"][4] == 60
+        assert table[name][3] == len({c for present in classes for c in present})
+        assert table[name][4] == sum(map(bool, classes))
+        assert table[name][5] == sum(map(len, classes))
+    assert table["all"][4] == 60
 
 
 def test_groups():
     counts = count_classes(DATASET * 30)
     assert class_groups(counts) == ["c", "r", "c", "r", "c"]
-    metadata = MetadataCatalog.get("test_groups_of_a_file")
+    metadata = MetadataCatalog.get("test_groups_from_metadata")
     metadata.set(class_frequency=["f"] * 5)
-    assert class_groups(counts, ["test_groups_of_a_file"]) == ["f"] * 5
-    assert class_groups(counts, ["test_groups_of_a_file", "another"])[0] == "c"
-    MetadataCatalog.remove("test_groups_of_a_file")
+    assert class_groups(counts, ["test_groups_from_metadata"]) == ["f"] * 5
+    assert class_groups(counts, ["test_groups_from_metadata", "another"])[0] == "c"
+    MetadataCatalog.remove("test_groups_from_metadata")
 
 
 @pytest.mark.parametrize("repeats", [0, 1, 3])
-def test_table_of_no_instance(repeats):
+def test_table_without_instances(repeats):
     table = epoch_table(count_classes([{}, {}]), [], np.full(2, float(repeats)))
     assert rows(table)["all"] == [0, 2, 0, 0, 2 * repeats, 0]

@@ -1,4 +1,4 @@
-"""The training loader: any sampler, from a config and from plain arguments."""
+"""The training loader with each sampler, from a config and from plain arguments."""
 
 import itertools
 import json
@@ -16,6 +16,7 @@ from detectron2.data import (
 from apa_det import add_apa_config
 from apa_det.data import build_train_loader, generate_dataset, register_lvis_format
 from apa_det.data.sampling import TRAIN_SAMPLER_REGISTRY
+from apa_det.errors import UserError
 
 NAME = "sampling_train"
 
@@ -49,16 +50,16 @@ def config(sampler, seed=3):
     return cfg
 
 
-def identity(picture):
-    return picture
+def identity(record):
+    return record
 
 
 def order(loader, n=80):
-    return [p["image_id"] for batch in itertools.islice(loader, n) for p in batch]
+    return [r["image_id"] for batch in itertools.islice(loader, n) for r in batch]
 
 
 def seeded():
-    np.random.seed(7)  # what seeds that all processes agree on are drawn from
+    np.random.seed(7)  # detectron2 draws shared random seeds from it
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def seeded():
         "WeightedCategoryTrainingSampler",
     ],
 )
-def test_detectron2s_samplers_give_its_order(sampler, fresh_loggers, caplog):
+def test_order_of_detectron2_samplers(sampler, fresh_loggers, caplog):
     cfg = config(sampler)
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = [[NAME, 2.5]]  # the key of the weighted samplers
     seeded()
@@ -79,11 +80,11 @@ def test_detectron2s_samplers_give_its_order(sampler, fresh_loggers, caplog):
     seeded()
     with caplog.at_level("INFO"):
         assert order(build_train_loader(cfg, identity)) == theirs
-    assert "an epoch of" in caplog.text
+    assert "contents of an epoch of" in caplog.text
 
 
 @pytest.mark.parametrize("sampler", [name for name, _ in TRAIN_SAMPLER_REGISTRY])
-def test_from_plain_arguments_as_from_a_config(sampler):
+def test_plain_arguments_match_config(sampler):
     cfg = config(sampler)
     seeded()
     expected = order(build_train_loader(cfg, identity))
@@ -103,8 +104,8 @@ def test_from_plain_arguments_as_from_a_config(sampler):
     assert order(loader) == expected
 
 
-def test_the_log_says_what_an_epoch_sees(caplog):
-    """The groups are the file's own, not those of the counts."""
+def test_log_of_epoch_contents(caplog):
+    """The frequency groups are those of the file, not of the image counts."""
     metadata = MetadataCatalog.get(NAME)
     get_detection_dataset_dicts(NAME)
     counts = [c["image_count"] for c in metadata.class_image_count]
@@ -112,7 +113,7 @@ def test_the_log_says_what_an_epoch_sees(caplog):
     with caplog.at_level("INFO"):
         build_train_loader(cfg, identity)
     (line,) = [r.getMessage() for r in caplog.records if "epoch of" in r.getMessage()]
-    assert line.startswith("What an epoch of TrainingSampler is expected to see:")
+    assert line.startswith("Expected contents of an epoch of TrainingSampler:")
     groups = metadata.class_frequency
     for name, group in (("rare", "r"), ("common", "c"), ("frequent", "f")):
         (row,) = [r.split() for r in line.splitlines() if r.split()[:1] == [name]]
@@ -120,15 +121,16 @@ def test_the_log_says_what_an_epoch_sees(caplog):
         assert row[1:4] == row[4:7]
 
 
-def test_negative_seed_is_another_order_each_time():
+def test_negative_seed_is_random():
     cfg = config("ClassAwareTrainingSampler", seed=-1)
     assert order(build_train_loader(cfg, identity)) != order(build_train_loader(cfg, identity))
 
 
 def test_unknown_sampler():
-    with pytest.raises(ValueError, match="no training sampler Balanced: .*ClassAwareTrainingS"):
+    message = "DATALOADER.SAMPLER_TRAIN must be one of .*ClassAwareTrainingSampler.*got 'Balanced'"
+    with pytest.raises(UserError, match=message):
         build_train_loader(config("Balanced"), identity)
-    with pytest.raises(ValueError, match="no training sampler WeightedTrainingSampler"):
+    with pytest.raises(UserError, match="got 'WeightedTrainingSampler'"):
         build_train_loader(config("WeightedTrainingSampler"), identity)
-    with pytest.raises(ValueError, match="no training sampler WeightedTrainingSampler"):
+    with pytest.raises(UserError, match="sampler must be one of .*got 'WeightedTrainingSampler'"):
         build_train_loader([{}], sampler="WeightedTrainingSampler", mapper=None, total_batch_size=1)

@@ -1,4 +1,4 @@
-"""The generated dataset: sound, the same again, long-tailed, federated, with covered objects."""
+"""The generated dataset: valid, deterministic, long-tailed, federated, with occluded objects."""
 
 import filecmp
 from collections import Counter, defaultdict
@@ -18,6 +18,7 @@ from apa_det.data.synthetic.shapes import (
     choose_appearances,
     render_object,
 )
+from apa_det.errors import UserError
 from apa_det.evaluation import Detections, GroundTruth, evaluate
 from apa_det.utils.json_files import read_json
 
@@ -30,27 +31,27 @@ def splits(synthetic):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_nothing_wrong_with_it(split, synthetic, splits):
+def test_has_no_problems(split, synthetic, splits):
     report = check_dataset(synthetic / f"{split}.json", synthetic)
     assert report.problems == []
     assert report.num_images == {"train": 240, "val": 40}[split]
     assert report.num_empty_images == 0
 
 
-def test_lvis_api_finds_perfect_detections_perfect(synthetic, splits):
+def test_perfect_detections_have_ap_1(synthetic, splits):
     truth = COCO(str(synthetic / "val.json"))
     detections = [
         {"image_id": a["image_id"], "category_id": a["category_id"], "score": 1.0}
         | {"bbox": a["bbox"], "segmentation": truth.annToRLE(a)}
         for a in splits["val"]["annotations"]
     ]
-    truth, found = GroundTruth.from_dataset(splits["val"]), Detections.from_records(detections)
+    truth, detections = GroundTruth.from_dataset(splits["val"]), Detections.from_records(detections)
     for iou_type in ("bbox", "segm"):
-        results = evaluate(truth, found, iou_type, engine="lvis").metrics()
+        results = evaluate(truth, detections, iou_type, engine="lvis").metrics()
         assert results["AP"] == results["APr"] == results["APc"] == results["APf"] == 1
 
 
-def test_same_arguments_same_files(tmp_path):
+def test_is_deterministic(tmp_path):
     for folder in ("a", "b"):
         generate_dataset(tmp_path / folder, **TINY)
     compared = filecmp.dircmp(tmp_path / "a", tmp_path / "b")
@@ -63,24 +64,24 @@ def test_same_arguments_same_files(tmp_path):
     assert same == []
 
 
-def test_masks_are_what_is_visible(synthetic, splits):
+def test_masks_cover_the_visible_pixels(synthetic, splits):
     truth = COCO(str(synthetic / "train.json"))
-    covered = 0
+    occluded = 0
     for image in splits["train"]["images"]:
         annotations = truth.loadAnns(truth.getAnnIds(image["id"]))
         masks = np.array([truth.annToMask(a) for a in annotations])
-        assert masks.sum(0).max() <= 1  # no pixel of two objects
+        assert masks.sum(0).max() <= 1  # no pixel belongs to two objects
         for annotation, mask in zip(annotations, masks, strict=True):
             rows, columns = np.nonzero(mask)
             left, top, width, height = annotation["bbox"]
             assert (left, top) == (columns.min(), rows.min())
             assert (width, height) == (np.ptp(columns) + 1, np.ptp(rows) + 1)
             assert annotation["area"] == mask.sum() >= 20
-            covered += len(annotation["segmentation"]) > 1
-    assert covered > 10
+            occluded += len(annotation["segmentation"]) > 1
+    assert occluded > 10
 
 
-def test_polygons_and_rle_are_the_same_masks(tmp_path):
+def test_polygons_and_rle_are_equal(tmp_path):
     by_format = {}
     for mask_format in ("polygon", "rle"):
         files = generate_dataset(tmp_path / mask_format, **TINY, mask_format=mask_format)
@@ -110,7 +111,7 @@ def test_tail(splits):
     assert ranked[0] == 120 and ranked[len(ranked) // 2] < 40
 
 
-def test_default_has_classes_of_all_frequencies():
+def test_default_has_all_frequency_groups():
     from apa_det.data.synthetic.generate import _tail
 
     counts = _tail(600, 16)
@@ -119,24 +120,24 @@ def test_default_has_classes_of_all_frequencies():
     assert sum(10 < n <= 100 for n in counts) >= 5
 
 
-def test_val_measures_every_class_by_the_frequencies_of_train(splits):
+def test_val_has_all_classes_and_the_frequencies_of_train(splits):
     assert splits["val"]["categories"] == splits["train"]["categories"]
-    pictures = defaultdict(set)
+    images = defaultdict(set)
     for annotation in splits["val"]["annotations"]:
-        pictures[annotation["category_id"]].add(annotation["image_id"])
-    counts = [len(pictures[category["id"]]) for category in splits["val"]["categories"]]
+        images[annotation["category_id"]].add(annotation["image_id"])
+    counts = [len(images[category["id"]]) for category in splits["val"]["categories"]]
     assert min(counts) >= 3 and max(counts) <= 2 * min(counts)
 
 
 def test_rare_classes_look_like_frequent_ones(splits):
-    def look(category):
+    def parts(category):
         return set(category["name"].split("_"))
 
     ranked = sorted(splits["train"]["categories"], key=lambda c: -c["image_count"])
-    frequent = [look(category) for category in ranked if category["image_count"] >= 50]
+    frequent = [parts(category) for category in ranked if category["image_count"] >= 50]
     for category in ranked[-4:]:
         assert category["frequency"] == "r"
-        assert any(len(look(category) & other) == 2 for other in frequent), category["name"]
+        assert any(len(parts(category) & other) == 2 for other in frequent), category["name"]
 
 
 def test_federated_annotations(splits):
@@ -153,12 +154,12 @@ def test_federated_annotations(splits):
     assert not_exhaustive > 10
 
 
-def test_sizes_and_numbers_of_objects(splits):
+def test_object_sizes_and_counts(splits):
     annotations = splits["train"]["annotations"]
     sides = [max(a["bbox"][2:]) for a in annotations]
     assert min(sides) < 14 and max(sides) > 0.5 * 96
-    per_picture = Counter(a["image_id"] for a in annotations)
-    assert max(per_picture.values()) == 6 and len(set(per_picture.values())) >= 5
+    per_image = Counter(a["image_id"] for a in annotations)
+    assert max(per_image.values()) == 6 and len(set(per_image.values())) >= 5
 
 
 @settings(max_examples=8, deadline=None)
@@ -186,7 +187,7 @@ def test_every_class_occurs(num_train, num_val, classes, seed, image_size, tmp_p
     assert check_dataset(files["val"], folder).problems == []
 
 
-def test_classes_depend_on_their_number_and_the_seed_alone(tmp_path):
+def test_classes_depend_only_on_their_number_and_the_seed(tmp_path):
     names = []
     for num_train in (5, 9):
         files = generate_dataset(tmp_path, **TINY | {"num_train": num_train})
@@ -196,20 +197,20 @@ def test_classes_depend_on_their_number_and_the_seed_alone(tmp_path):
 
 @pytest.mark.parametrize("num_classes", [1, 2, 16, 1203, MAX_CLASSES])
 def test_classes_differ(num_classes):
-    looks = choose_appearances(num_classes, max(1, int(0.3 * num_classes)), seed=0)
-    assert len({look.name for look in looks}) == num_classes
+    appearances = choose_appearances(num_classes, max(1, int(0.3 * num_classes)), seed=0)
+    assert len({a.name for a in appearances}) == num_classes
 
 
 def test_first_classes_differ_in_shape():
-    looks = choose_appearances(16, 4, seed=0)
-    assert len({look.shape for look in looks[:10]}) == 10
+    appearances = choose_appearances(16, 4, seed=0)
+    assert len({a.shape for a in appearances[:10]}) == 10
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_fill_their_box(shape):
-    look = Appearance("red", "plain", shape)
+    appearance = Appearance("red", "plain", shape)
     for size in (11, 60):
-        _, coverage = render_object(look, size, np.random.default_rng(0))
+        _, coverage = render_object(appearance, size, np.random.default_rng(0))
         assert 0.5 * size < max(coverage.shape) < 1.5 * size
         assert (coverage >= 0.5).sum() > 0.15 * size**2
 
@@ -217,15 +218,21 @@ def test_shapes_fill_their_box(shape):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"num_train": 0}, "must be 1 or more, not 0, 3 and 5"),
-        ({"num_classes": 31}, "num_classes must be at most 5 a train picture"),
-        ({"num_classes": 2000, "num_train": 9000}, "num_classes must be at most 1536, not 2000"),
-        ({"image_size": 63}, "image_size must be at least 64, not 63"),
-        ({"mask_format": "bitmask"}, 'mask_format must be "polygon" or "rle", not "bitmask"'),
-        ({"seed": -1}, "seed must be 0 or more, not -1"),
+        ({"num_train": 0}, "must be >= 1, got 0, 3 and 5"),
+        ({"num_classes": 31}, r"num_classes must be <= 5 \* num_train"),
+        ({"num_classes": 2000, "num_train": 9000}, "num_classes must be <= 1536, got 2000"),
+        ({"image_size": 63}, "image_size must be >= 64, got 63"),
+        ({"mask_format": "bitmask"}, "mask_format must be one of polygon, rle; got 'bitmask'"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
     ],
 )
 def test_arguments_out_of_range(arguments, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         generate_dataset(tmp_path / "x", **TINY | arguments)
     assert not (tmp_path / "x").exists()
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Cannot write .*file/x: Not a directory"):
+        generate_dataset(tmp_path / "file" / "x", **TINY)

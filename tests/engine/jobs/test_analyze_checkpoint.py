@@ -47,10 +47,10 @@ def test_yaml(arguments, tool, tmp_path, capsys):
     block = found["backbone.bottom_up.res4.1.act2"]
     parameter = model.backbone.bottom_up.res4[1].act2.lambda_param
     assert float(block["lambda"]) == pytest.approx(parameter.item())
-    assert int(block["numbers"]) == 2 * 256 * 4 * 4
+    assert int(block["num_values"]) == 2 * 256 * 4 * 4
     assert found["backbone.bottom_up.res5.0.gate.activation"]["kind"] == "gate"
     scores = [row for row in rows(out) if row["kind"] == "class score"]
-    assert {row["classes"] for row in scores} == {"own", "other"}
+    assert {row["classes"] for row in scores} == {"ground truth", "other"}
     assert {row["group"] for row in scores} <= {"rare", "common", "frequent"}
     assert {(row["lambda"], row["kappa"]) for row in scores} == {("0.0", "1.0")}
 
@@ -71,7 +71,7 @@ def test_lazy(data, tool, tmp_path, monkeypatch):
     flags = ["--config-file", str(config), "--num-images", "1", "--output", str(tmp_path / "out")]
     assert tool.main([*flags, *small, f"train.init_checkpoint={tmp_path / 'model.pth'}"]) == 0
     analysis, folder = analyses[0]
-    assert folder == str(tmp_path / "out") and analysis.num_pictures == 1
+    assert folder == str(tmp_path / "out") and analysis.num_images == 1
     kinds = {kind: len(analysis.of_kind(kind)) for kind in (GATE, ACTIVATION, CLASS_SCORE)}
     assert kinds[GATE] == 8 and kinds[ACTIVATION] > 17 and kinds[CLASS_SCORE] > 0
 

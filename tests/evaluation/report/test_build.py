@@ -10,12 +10,13 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from apa_det.errors import UserError
 from apa_det.evaluation import FrequencyGroups, compare, write_report
-from apa_det.evaluation.report.pictures import draw_misses
+from apa_det.evaluation.report.miss_figures import draw_misses
 from apa_det.evaluation.side_by_side import format_number
 from apa_det.utils.json_files import read_json, write_json
 
-FIGURES = ("ap_by_image_count", "best_and_worst", "calibration", "precision_recall")
+FIGURES = ("ap_by_image_count", "best_and_worst", "precision_recall", "reliability")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def report(detections_on_synthetic, tmp_path_factory):
     """The comparison of two files, and the folder of its report."""
     paths = detections_on_synthetic
     comparison = compare(
-        paths.gt, paths.results, details=True, image_root=paths.image_root, num_pictures=2
+        paths.gt, paths.results, details=True, image_root=paths.image_root, num_images=2
     )
     folder = tmp_path_factory.mktemp("report") / "new"
     assert write_report(comparison, folder) == folder / "report.html"
@@ -67,11 +68,11 @@ def test_files(report):
     wanted |= {"misses_1.png", "misses_2.png", "report.html", "per_category.csv", "summary.json"}
     assert {path.name for path in folder.iterdir()} == wanted
     for path in folder.glob("*.png"):
-        with Image.open(path) as picture:
-            assert picture.format == "PNG" and picture.width > 600 and picture.height > 200
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.width > 600 and image.height > 200
 
 
-def test_page_needs_nothing_else(report):
+def test_page_is_self_contained(report):
     _, folder = report
     text = (folder / "report.html").read_text(encoding="utf-8")
     without_data = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", text)
@@ -82,8 +83,8 @@ def test_page_needs_nothing_else(report):
     assert not names & {"script", "link", "iframe", "object", "a"}
     assert not any(key.startswith("on") or key == "href" for _, a in page.tags for key in a)
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    pictures = {base64.b64decode(source.split(",")[1]) for source in sources}
-    assert pictures == {path.read_bytes() for path in folder.glob("*.png")}
+    images = {base64.b64decode(source.split(",")[1]) for source in sources}
+    assert images == {path.read_bytes() for path in folder.glob("*.png")}
 
 
 def test_page_shows_the_metrics(report):
@@ -95,31 +96,37 @@ def test_page_shows_the_metrics(report):
     for row, file in zip(rows, comparison.files, strict=True):
         assert row[0] == file.name
         for name, text in zip(heads[1:], row[1:], strict=True):
-            assert text == format_number(file.tasks["segm"].metrics[name])
+            assert text == format_number(file.by_iou_type["segm"].metrics[name])
     assert "–" in rows[0]  # no object is large
-    assert "24 pictures" in page.text and "nan" not in page.text
+    assert "24 images" in page.text and "nan" not in page.text
 
 
 def test_per_category(report):
     comparison, folder = report
     with open(folder / "per_category.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    categories = comparison.files[0].tasks["bbox"].categories
+    categories = comparison.files[0].by_iou_type["bbox"].categories
     assert [int(row["id"]) for row in rows] == [category["id"] for category in categories]
     for row, category in zip(rows, categories, strict=True):
         assert row["category"] == category["name"] and row["group"] == category["group"]
         assert int(row["image_count"]) == category["image_count"]
         assert int(row["instances"]) == category["annotations"]
     for result in comparison.files:
-        for iou_type, task in result.tasks.items():
+        for iou_type, of_type in result.by_iou_type.items():
             for metric in ("AP", "AP50", "AR"):
                 values = [row[f"{iou_type}/{metric} {result.name}"] for row in rows]
-                expected = [category[metric] for category in task.categories]
+                expected = [category[metric] for category in of_type.categories]
                 assert [float(v) if v else -1 for v in values] == [
                     -1 if math.isnan(v) else v for v in expected
                 ]
             aps = [float(v) for row in rows if (v := row[f"{iou_type}/AP {result.name}"])]
-            assert sum(aps) / len(aps) == pytest.approx(task.metrics["AP"])
+            assert sum(aps) / len(aps) == pytest.approx(of_type.metrics["AP"])
+
+
+def test_folder_that_is_a_file(report, tmp_path):
+    (tmp_path / "report").write_text("")
+    with pytest.raises(UserError, match="Cannot write .*report: File exists"):
+        write_report(report[0], tmp_path / "report")
 
 
 def test_summary(report):
@@ -129,42 +136,42 @@ def test_summary(report):
 
 def test_worst_misses_come_first(report):
     comparison, _ = report
-    for pictures in zip(*(file.pictures for file in comparison.files), strict=True):
-        assert len({picture.image["id"] for picture in pictures}) == 1
-        assert len(pictures[0].annotations) == len(pictures[1].annotations)
-    missed = [int((~picture.found).sum()) for picture in comparison.files[0].pictures]
+    for results in zip(*(file.worst_images for file in comparison.files), strict=True):
+        assert len({result.record["id"] for result in results}) == 1
+        assert len(results[0].annotations) == len(results[1].annotations)
+    missed = [int((~result.matched).sum()) for result in comparison.files[0].worst_images]
     assert missed == sorted(missed, reverse=True) and missed[-1] > 0
-    for picture in comparison.files[0].pictures:
-        found = picture.detections
-        assert (found.image_ids == picture.image["id"]).all()
-        assert (found.scores[:-1] >= found.scores[1:]).all()
+    for result in comparison.files[0].worst_images:
+        detections = result.detections
+        assert (detections.image_ids == result.record["id"]).all()
+        assert (detections.scores[:-1] >= detections.scores[1:]).all()
 
 
-def test_one_file_without_pictures(detections_on_synthetic, tmp_path):
+def test_one_file_without_images(detections_on_synthetic, tmp_path):
     paths = detections_on_synthetic
     comparison = compare(paths.gt, paths.results[:1], ["bbox"], details=True)
     write_report(comparison, tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {
         f"bbox_{name}.png" for name in FIGURES
     }
-    assert "misses" not in page_of(tmp_path).text
+    assert "missed" not in page_of(tmp_path).text
     with open(tmp_path / "per_category.csv", newline="") as file:
         assert next(csv.reader(file))[5:] == ["bbox/AP", "bbox/AP50", "bbox/AR"]
 
 
-def test_missing_pictures_are_left_out(detections_on_synthetic, tmp_path, caplog):
+def test_unreadable_images_are_skipped(detections_on_synthetic, tmp_path, caplog):
     paths = detections_on_synthetic
     first = read_json(paths.gt)["images"][0]["file_name"]
     (tmp_path / first).parent.mkdir()
     shutil.copy(paths.image_root / first, tmp_path / first)
     comparison = compare(paths.gt, paths.results, ["bbox"], details=True, image_root=tmp_path)
     drawn = [caption for caption, _ in draw_misses(comparison)]
-    chosen = [picture.image["file_name"] for picture in comparison.files[0].pictures]
+    chosen = [result.record["file_name"] for result in comparison.files[0].worst_images]
     assert len(drawn) == chosen.count(first)
-    assert caplog.text.count("is left out of the report") == len(chosen) - len(drawn)
+    assert caplog.text.count("is missing from the report") == len(chosen) - len(drawn)
 
 
-def test_names_that_html_and_matplotlib_would_read_otherwise(detections_on_synthetic, tmp_path):
+def test_names_with_html_and_matplotlib_markup(detections_on_synthetic, tmp_path):
     paths = detections_on_synthetic
     dataset = read_json(paths.gt)
     for category in dataset["categories"]:
@@ -179,7 +186,7 @@ def test_names_that_html_and_matplotlib_would_read_otherwise(detections_on_synth
         groups=groups,
         details=True,
         image_root=paths.image_root,
-        num_pictures=1,
+        num_images=1,
     )
     write_report(comparison, tmp_path / "out")
     page = page_of(tmp_path / "out")
@@ -187,23 +194,23 @@ def test_names_that_html_and_matplotlib_would_read_otherwise(detections_on_synth
     assert "i" not in {tag for tag, _ in page.tags}
 
 
-@pytest.mark.parametrize("scores", ["none", "beyond 1"])
-def test_no_detections_or_odd_scores(detections_on_synthetic, tmp_path, scores):
-    records = read_json(detections_on_synthetic.results[0]) if scores == "beyond 1" else []
+@pytest.mark.parametrize("scores", ["none", "above 1"])
+def test_no_detections_or_invalid_scores(detections_on_synthetic, tmp_path, scores):
+    records = read_json(detections_on_synthetic.results[0]) if scores == "above 1" else []
     write_json([{**r, "score": 10 * r["score"] - 3} for r in records], tmp_path / "x.json")
     comparison = compare(
         detections_on_synthetic.gt,
         [tmp_path / "x.json"],
         details=True,
         image_root=detections_on_synthetic.image_root,
-        num_pictures=1,
+        num_images=1,
     )
     write_report(comparison, tmp_path / "out")
-    assert not (tmp_path / "out/bbox_calibration.png").exists()
+    assert not (tmp_path / "out/bbox_reliability.png").exists()
     assert (tmp_path / "out/bbox_precision_recall.png").exists()
 
 
-def test_a_single_category_with_one_object(tmp_path):
+def test_single_category_with_one_object(tmp_path):
     image = {"id": 1, "file_name": "a.png", "height": 50, "width": 50}
     box = {"image_id": 1, "category_id": 3, "bbox": [5, 5, 20, 20]}
     dataset = {

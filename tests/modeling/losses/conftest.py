@@ -4,7 +4,7 @@ from detectron2.data import MetadataCatalog
 
 @pytest.fixture
 def dataset():
-    """A function that registers the class counts of a dataset, and gives its name."""
+    """Return a function that registers the class counts of a dataset and returns its name."""
     names = []
 
     def register(counts, num_images=100, **metadata):

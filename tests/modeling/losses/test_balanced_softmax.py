@@ -1,4 +1,4 @@
-"""Balanced softmax: its optimum, limits and hand-worked priors."""
+"""Balanced softmax: optimum, limits and hand-worked priors."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ from apa_det.modeling.losses import (
 
 
 def test_hand_worked():
-    """Shares of 1/8, 5/8 and 2/8 against 1/3; a class without pictures as one with 1."""
+    """Shares of 1/8, 5/8 and 2/8 relative to 1/3; zero counts are treated as 1."""
     for counts in ([1, 5, 2], [0, 5, 2]):
         ratios = log_prior_ratios(torch.tensor(counts)).exp()
         torch.testing.assert_close(ratios, torch.tensor([3 / 8, 15 / 8, 6 / 8]))
 
 
 def test_softmax(dataset):
-    """K n_j / Σ n multiplies the odds of the classes, and nothing those of the background."""
+    """K n_j / Σ n multiplies the odds of the classes, but not of the background."""
     z, gt_classes = torch.randn(4, 4), torch.tensor([0, 1, 2, 3])
     loss = BalancedSoftmax(3, datasets=dataset([1, 5, 2]))(z, gt_classes, None)
     odds = z.double().exp() * torch.tensor([3 / 8, 15 / 8, 6 / 8, 1])
@@ -30,10 +30,11 @@ def test_softmax(dataset):
 
 
 def test_optimum(dataset):
-    """Labels that are as frequent as the counts say teach a classifier without features nothing
-    but that all classes are as likely."""
+    """With labels as frequent as the counts, equal logits are optimal without features."""
     gt_classes = torch.tensor([0] * 1 + [1] * 5 + [2] * 2 + [3] * 24)
-    z = torch.tensor([0.0, 0.0, 0.0, (24 / 8 * 3)]).log1p()  # 3 classes of odds 1, 9 for the rest
+    z = torch.tensor(
+        [0.0, 0.0, 0.0, (24 / 8 * 3)]
+    ).log1p()  # 3 classes of odds 1, background of odds 9
     z[:3] = 0
     z[3] = torch.tensor(9.0).log()
     z.requires_grad_()

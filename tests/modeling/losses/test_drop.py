@@ -1,4 +1,4 @@
-"""DropLoss against a slow re-statement and hand-worked cases, and GOL where it is hardest."""
+"""Compare DropLoss with a slow reimplementation and hand-worked cases; GOL at its limits."""
 
 import math
 
@@ -13,7 +13,7 @@ def fix_draws(monkeypatch, draws):
     monkeypatch.setattr(torch, "rand", lambda *size, **_: draws.clone().view(size))
 
 
-def restated_weights(gt_classes, scarce, draws):
+def reference_weights(gt_classes, scarce, draws):
     n, k = draws.shape
     labels = [c for c in gt_classes if c < k]
     weights = [[1.0] * k for _ in range(n)]
@@ -30,8 +30,8 @@ def restated_weights(gt_classes, scarce, draws):
     return torch.tensor(weights)
 
 
-def restated_loss(logits, gt_classes, weights, clamp):
-    """−log η for the label, −log(1 − η) for the others, η = e^(−e^(−z)), in Python's floats."""
+def reference_loss(logits, gt_classes, weights, clamp):
+    """−log η for the label, −log(1 − η) for others, with η = e^(−e^(−z)), in Python floats."""
     total = 0.0
     for row, label, weight in zip(logits.tolist(), gt_classes, weights.tolist(), strict=True):
         for c, (z, w) in enumerate(zip(row, weight, strict=True)):
@@ -42,10 +42,10 @@ def restated_loss(logits, gt_classes, weights, clamp):
 
 
 def test_hand_worked(monkeypatch):
-    """4 classes, 0 and 1 scarce; of the 4 foreground labels 1 is: a share of 1/4."""
+    """Classes 0 and 1 of 4 are scarce, as is 1 of the 4 foreground labels: a share of 1/4."""
     gt_classes = torch.tensor([0, 2, 3, 2, 4, 4])
     draws = torch.full((6, 4), 0.9)
-    draws[4] = torch.tensor([0.25, 0.26, 0.9, 0.9])  # what equals the share is kept
+    draws[4] = torch.tensor([0.25, 0.26, 0.9, 0.9])  # draws equal to the share are kept
     draws[5] = torch.tensor([0.1, 0.0, 0.9, 0.9])
     fix_draws(monkeypatch, draws)
     weights = drop_loss_weights(gt_classes, torch.tensor([True, True, False, False]))
@@ -65,7 +65,7 @@ def test_no_foreground():
 
 
 def test_all_scarce():
-    """Every label is scarce: foreground proposals keep their own class, background ones all."""
+    """Foreground proposals keep only their own class, background proposals all classes."""
     weights = drop_loss_weights(torch.tensor([1, 0, 3, 3]), torch.tensor([True] * 3))
     assert weights.tolist() == [[0, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]
 
@@ -75,7 +75,7 @@ def test_none_scarce():
     assert torch.equal(weights, torch.ones(2, 3))
 
 
-def test_draws_are_fresh_and_as_often_as_the_share():
+def test_draws_are_independent_and_match_the_share():
     gt_classes = torch.tensor([0] * 3 + [9] * 7 + [10] * 4000)
     scarce = torch.arange(10) < 5
     torch.manual_seed(0)
@@ -83,11 +83,11 @@ def test_draws_are_fresh_and_as_often_as_the_share():
     assert first.mean().item() == pytest.approx(0.3, abs=0.01)
     assert (first != second).float().mean().item() == pytest.approx(2 * 0.3 * 0.7, abs=0.01)
     per_proposal = first.mean(dim=1)
-    assert 0 < per_proposal.std() < 0.25  # 0.46 if a draw held for all classes of a proposal
+    assert 0 < per_proposal.std() < 0.25  # 0.46 if all classes of a proposal shared a draw
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_against_restatement(monkeypatch, seed):
+def test_against_reference(monkeypatch, seed):
     generator = torch.Generator().manual_seed(seed)
     n, k, clamp = 40, 12, 10.0
     gt_classes = torch.randint(k + 1, (n,), generator=generator)
@@ -98,14 +98,14 @@ def test_against_restatement(monkeypatch, seed):
     logits[0, :3] = torch.tensor([-30.0, 30.0, 10.0])
     fix_draws(monkeypatch, draws)
     log_odds = logit_apa(logits.clamp(-clamp, clamp), 0.0, 1.0)
-    weights = restated_weights(gt_classes.tolist(), scarce, draws)
+    weights = reference_weights(gt_classes.tolist(), scarce, draws)
     assert torch.equal(drop_loss_weights(gt_classes, scarce), weights)
-    expected = restated_loss(logits, gt_classes.tolist(), weights, clamp)
+    expected = reference_loss(logits, gt_classes.tolist(), weights, clamp)
     assert drop_loss(log_odds, gt_classes, scarce).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_gumbel_is_the_limit_of_apa():
-    """Loss and gradient of APA tend to those of the Gumbel score as λ → 0."""
+    """Loss and gradient of APA converge to those of Gumbel scores as λ → 0."""
     z = torch.linspace(-3, 8, 50, dtype=torch.float64)[:, None].requires_grad_()
     gt_classes, scarce = torch.arange(50) % 2, torch.tensor([False])
     results = []
@@ -121,7 +121,7 @@ def test_gumbel_is_the_limit_of_apa():
 @pytest.mark.parametrize("lambda_", [0.0, 1e-4, 0.5])
 @pytest.mark.parametrize("value", [-200.0, 200.0])
 def test_any_logit(lambda_, value):
-    """No clamp is needed for a finite loss and finite gradients."""
+    """Loss and gradients are finite without a clamp."""
     z = torch.full((6, 4), value, requires_grad=True)
     gt_classes = torch.tensor([0, 1, 4, 4, 2, 3])
     scarce = torch.tensor([True, False, True, False])

@@ -1,4 +1,4 @@
-"""Equalization losses against hand-worked cases, autograd and their limits."""
+"""Compare equalization losses with hand-worked cases, autograd and their limits."""
 
 import math
 
@@ -23,8 +23,8 @@ CURVES = [SIGMOID, (0.0, 1.0), (0.5, 1.3)]
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_rare_classes_get_no_negatives_of_other_classes(dataset, curve):
-    """Classes 0 and 1 are in less than a tenth of the pictures; the background teaches all."""
+def test_rare_classes_get_no_foreground_negatives(dataset, curve):
+    """Classes 0 and 1 are in less than a tenth of the images; background losses are kept."""
     loss = EqualizationLoss(3, datasets=dataset([1, 9, 10]), threshold=0.1)
     z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     gt_classes = torch.tensor([0, 2, 3, 1])
@@ -39,14 +39,14 @@ def test_rare_classes_get_no_negatives_of_other_classes(dataset, curve):
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_with_nobody_rare_it_is_the_cross_entropy(dataset, curve):
+def test_without_rare_classes_it_is_the_cross_entropy(dataset, curve):
     z = torch.randn(6, 3)
     loss = EqualizationLoss(3, datasets=dataset([10, 20, 30]), threshold=0.1)(z, GT, curve)
     torch.testing.assert_close(loss, binary_cross_entropy(log_odds(z, curve), GT))
 
 
 def test_weights_of_v2():
-    """g = μ is f = 1/2; without gradients nothing is weighted; g = 0 is f(0)."""
+    """g = μ gives f = 1/2; without gradients all weights are 1; g = 0 gives f(0)."""
     positive, negative = torch.tensor([0.8, 0.0, 0.0, 9.0]), torch.tensor([1.0, 0.0, 1.0, 1.0])
     q, r = equalization_weights(positive, negative)
     f0 = 1 / (1 + math.exp(12 * 0.8))
@@ -68,7 +68,7 @@ def test_loss_of_v2():
 
 
 def test_gradients_of_v2():
-    """They are autograd's of the binary cross-entropy."""
+    """They equal autograd's of the binary cross-entropy."""
     x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(6 * binary_cross_entropy(x, GT), x)
     targets = F.one_hot(GT, 4)[:, :3]
@@ -78,9 +78,9 @@ def test_gradients_of_v2():
 
 
 @pytest.mark.parametrize("curve", CURVES)
-def test_v2_as_it_trains(curve):
-    """The first step is the cross-entropy; the second goes by the weighted gradients of the first,
-    and theirs add to them."""
+def test_v2_in_training(curve):
+    """The first step is cross-entropy. The second uses the gradients of the first and adds its
+    own weighted ones."""
     loss, z = EqualizationLossV2(3), torch.randn(6, 3)
     x = log_odds(z, curve)
     torch.testing.assert_close(loss(z, GT, curve), binary_cross_entropy(x, GT))

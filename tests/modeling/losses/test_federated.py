@@ -1,4 +1,4 @@
-"""The federated loss against detectron2's own."""
+"""Compare the federated loss with detectron2's."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def make(num_classes=4):
 @pytest.mark.parametrize("num_classes", [1, 3, 6])
 @pytest.mark.parametrize("seed", range(3))
 def test_against_detectron2(seed, num_classes):
-    """The same draws, loss and gradient."""
+    """Draws, loss and gradient are equal."""
     theirs = FastRCNNOutputLayers(
         ShapeSpec(channels=1),
         box2box_transform=Box2BoxTransform((10.0, 10.0, 5.0, 5.0)),
@@ -42,19 +42,19 @@ def test_against_detectron2(seed, num_classes):
         torch.testing.assert_close(ours, expected)
 
 
-def test_drawn_classes():
+def test_sampled_classes():
     gt_classes = torch.tensor([3, 8, 3])
     for _ in range(20):
         classes = federated_classes(gt_classes, WEIGHTS, 4).tolist()
         assert len(set(classes)) == 3 and 3 in classes and 1 not in classes
-    # detectron2 would fail: no more than 7 can be drawn
+    # detectron2 fails here: only 7 can be drawn
     assert sorted(federated_classes(gt_classes, WEIGHTS, 50).tolist()) == [0, 2, 3, 4, 5, 6, 7]
     assert federated_classes(gt_classes, WEIGHTS, 1).tolist() == [3]
 
 
 @pytest.mark.parametrize("per_class", [False, True])
 def test_class_scores(per_class):
-    """Of all classes, it is the cross-entropy."""
+    """With all classes sampled, it is cross-entropy."""
     z, gt_classes = torch.randn(5, 8), torch.tensor([1, 0, 8, 7, 8])
     lambda_ = torch.rand(1, 8) + 0.1 if per_class else torch.rand(1)
     curve = lambda_, lambda_ + 0.5

@@ -1,10 +1,11 @@
-"""The focal loss against fvcore's, and its limit."""
+"""Compare the focal loss with fvcore's and with its limit."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from fvcore.nn import sigmoid_focal_loss
 
+from apa_det.errors import UserError
 from apa_det.modeling.losses import SIGMOID, FocalLoss, binary_cross_entropy, focal_loss
 
 GT = torch.tensor([0, 2, 3, 1, 3, 0])
@@ -32,7 +33,7 @@ def test_against_fvcore(gamma, alpha):
         )
 
 
-def test_without_focus_it_is_the_cross_entropy():
+def test_zero_gamma_is_the_cross_entropy():
     x = logits()
     torch.testing.assert_close(focal_loss(x, GT, 0.0, -1), binary_cross_entropy(x, GT))
 
@@ -43,7 +44,7 @@ def test_gradients(gamma):
 
 
 def test_hand_worked():
-    """p = 1/2 everywhere: (1/2)² log 2, times 1/4 for the label and 3/4 for 5 others."""
+    """p = 1/2: (1/2)² log 2, times 1/4 for the label and 3/4 for each of 5 negatives."""
     loss = FocalLoss(3)(torch.zeros(2, 3), torch.tensor([1, 3]), SIGMOID)
     assert loss.item() == pytest.approx((0.25 + 5 * 0.75) * 0.25 * 0.6931472 / 2)
 
@@ -58,10 +59,10 @@ def test_any_logit(value, gamma):
 
 
 def test_class_balanced(dataset):
-    """Cui et al.'s: the weight of a proposal's class."""
+    """Cui et al.: each proposal has the weight of its class."""
     loss = FocalLoss(2, gamma=1.0, class_weights="inverse", datasets=dataset([1, 4]))
     x, gt = torch.randn(3, 2), torch.tensor([0, 1, 2])
     expected = focal_loss(x, gt, 1.0, 0.25, torch.tensor([1.6, 0.4, 1.0]))
     torch.testing.assert_close(loss(x, gt, SIGMOID), expected)
-    with pytest.raises(ValueError, match="γ ≥ 0 and α ≤ 1, not -1"):
+    with pytest.raises(UserError, match="GAMMA must be >= 0 and FOCAL_LOSS_ALPHA <= 1; got -1 and"):
         FocalLoss(2, gamma=-1)

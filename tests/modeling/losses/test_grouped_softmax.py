@@ -1,29 +1,30 @@
-"""Balanced group softmax against slow restatements and its limit of one group."""
+"""Compare balanced group softmax with slow reimplementations and the one-group limit."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from apa_det.errors import UserError
 from apa_det.modeling.losses import (
     BalancedGroupSoftmax,
     group_softmax_loss,
     group_softmax_probabilities,
 )
 
-GROUPS = torch.tensor([0, 2, 0, 1, 2])  # of 3; the outputs are 5 classes, 3 others, and 2
+GROUPS = torch.tensor([0, 2, 0, 1, 2])  # outputs: 5 classes, 3 others, foreground, background
 
 
 def parts(row):
-    """The outputs of each group, "others" last, and foreground and background."""
+    """Members and outputs of each group, "others" last; outputs of foreground and background."""
     members = [(GROUPS == g).nonzero()[:, 0].tolist() for g in range(3)]
     return members, [row[[*m, 5 + g]] for g, m in enumerate(members)], row[8:]
 
 
 @pytest.mark.parametrize("others_ratio", [100.0, 0.0])
 def test_loss(others_ratio):
-    """All others, or none."""
+    """With all others, or none."""
     z = torch.randn(12, 10, dtype=torch.float64, requires_grad=True)
-    gt_classes = torch.tensor([0, 5, 5, 3, 2, 5, 0, 5, 3, 5, 5, 5])  # none of group 2
+    gt_classes = torch.tensor([0, 5, 5, 3, 2, 5, 0, 5, 3, 5, 5, 5])  # no label of group 2
     losses = [[], [], [], []]
     for row, label in zip(z, gt_classes.tolist(), strict=True):
         members, outputs, foreground = parts(row)
@@ -42,8 +43,8 @@ def test_loss(others_ratio):
     )
 
 
-def test_others_are_drawn():
-    """2 for each of the 3 proposals of the group, out of 12, and other ones each time."""
+def test_others_are_sampled():
+    """6 of 12 others are sampled for 3 proposals, differently each time."""
     gt_classes = torch.tensor([3] * 3 + [5] * 12)
     seen = []
     for _ in range(20):
@@ -59,19 +60,18 @@ def test_others_are_drawn():
 def test_probabilities():
     z = torch.randn(7, 10)
     scores = group_softmax_probabilities(z, GROUPS)
-    for row, found in zip(z, scores, strict=True):
+    for row, actual in zip(z, scores, strict=True):
         members, outputs, foreground = parts(row)
         share, background = foreground.softmax(0)
         expected = torch.empty(6)
         for group, values in zip(members, outputs, strict=True):
             expected[group] = values.softmax(0)[:-1] * share
         expected[5] = background
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(actual, expected)
 
 
 def test_one_group():
-    """With all classes in one group and nothing for "others", it is foreground or background, then
-    the softmax over classes."""
+    """With one group and negligible "others", it is foreground or background times a softmax."""
     z = torch.randn(6, 7)
     z[:, 4] = -1e4
     one = torch.zeros(4, dtype=torch.int64)
@@ -94,7 +94,7 @@ def test_no_proposals_and_no_foreground():
 
 @pytest.mark.parametrize("count,groups", [("image_count", [0, 0, 1, 1, 2]), ("instance_count", 0)])
 def test_groups(dataset, count, groups):
-    """By boundaries of 10 and 100; twice as many instances as pictures."""
+    """Boundaries of 10 and 100; there are twice as many instances as images."""
     loss = BalancedGroupSoftmax(
         5, datasets=dataset([0, 9, 10, 99, 100]), boundaries=[10, 100], count=count
     )
@@ -102,5 +102,5 @@ def test_groups(dataset, count, groups):
     loss(torch.zeros(2, 10), torch.tensor([0, 5]))
     assert loss.groups.tolist() == (groups or [0, 1, 1, 2, 2])
     assert loss.state_dict()["groups"].tolist() == loss.groups.tolist()
-    with pytest.raises(ValueError, match=r"ascend, unlike \[100, 10\]"):
+    with pytest.raises(UserError, match=r"must be strictly increasing, got \[100, 10\]"):
         BalancedGroupSoftmax(5, datasets=(), boundaries=[100, 10])

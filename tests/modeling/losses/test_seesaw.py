@@ -1,4 +1,4 @@
-"""Seesaw loss against a slow restatement, hand-worked factors and its limits."""
+"""Compare Seesaw loss with a slow reimplementation, hand-worked factors and its limits."""
 
 import math
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from apa_det.errors import UserError
 from apa_det.modeling.losses import SeesawLoss, seesaw_factors, seesaw_loss
 
 
-def restated(z, gt_classes, counts, p, q):
-    """In Python's floats, with σ_i from 0.01 on."""
+def reference(z, gt_classes, counts, p, q):
+    """In Python floats, with σ_i >= 0.01."""
     total = 0.0
     for row, i in zip(z.double().tolist(), gt_classes.tolist(), strict=True):
         sigma = [math.exp(value) / sum(map(math.exp, row)) for value in row]
@@ -29,15 +30,15 @@ def restated(z, gt_classes, counts, p, q):
 
 
 @pytest.mark.parametrize("p,q", [(0.8, 2.0), (0.0, 2.0), (0.8, 0.0), (1.0, 0.5)])
-def test_against_restatement(p, q):
+def test_against_reference(p, q):
     z = torch.randn(20, 5) * 4
     gt_classes, counts = torch.randint(5, (20,)), torch.tensor([0, 3, 100, 7])
-    expected = restated(z, gt_classes, counts.tolist(), p, q)
+    expected = reference(z, gt_classes, counts.tolist(), p, q)
     assert seesaw_loss(z, gt_classes, counts, p, q).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_hand_worked_factors():
-    """σ = 0.2, 0.4, 0.3, 0.1 with the background's last; 8 and 2 samples of the first two."""
+    """σ = 0.2, 0.4, 0.3, and 0.1 for the background; 8 and 2 samples of the first two classes."""
     z = torch.tensor([0.2, 0.4, 0.3, 0.1]).log().expand(3, 4)
     counts, gt_classes = torch.tensor([8, 2, 8]), torch.tensor([0, 1, 3])
     factors = seesaw_factors(z, gt_classes, counts, p=0.5, q=2.0).exp()
@@ -61,7 +62,7 @@ def test_without_factors_it_is_the_cross_entropy():
 
 
 def test_gradients():
-    """The factors are constants: S_ij σ̂_j for the others; numerically where they are."""
+    """Factors are constants; gradcheck where they do not depend on the logits (q = 0)."""
     z = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     gt_classes, counts = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([9, 1, 4])
     assert torch.autograd.gradcheck(lambda z: seesaw_loss(z, gt_classes, counts, 0.8, 0.0), z)
@@ -80,7 +81,7 @@ def test_any_logit(value):
     assert loss.isfinite() and z.grad.isfinite().all()
 
 
-def test_counts_as_it_trains():
+def test_counts_in_training():
     loss = SeesawLoss(3)
     gt_classes = torch.tensor([0, 3, 0, 2, 3])
     for n in (1, 2):
@@ -91,5 +92,5 @@ def test_counts_as_it_trains():
     assert loss.train()(torch.ones(0, 4), gt_classes[:0]) == 0
     assert loss.sample_counts.tolist() == [4, 0, 2]
     assert loss.state_dict()["sample_counts"].dtype == torch.int64
-    with pytest.raises(ValueError, match="at least 0, not -1"):
+    with pytest.raises(UserError, match="must be >= 0, got -1 and 2"):
         SeesawLoss(3, p=-1)

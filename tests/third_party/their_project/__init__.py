@@ -1,6 +1,6 @@
-"""A project of somebody else that uses detectron2, and of apa_det what it imports."""
+"""A third-party detectron2 project that uses parts of apa_det."""
 
-from . import backbone, box_head  # registers them
+from . import backbone, box_head  # registers the modules
 from .config import add_their_config
 from .trainer import TheirTrainer
 

@@ -1,4 +1,4 @@
-"""Their own backbone, with AGLU and an APA gate in it."""
+"""A custom backbone with AGLU and an APA gate."""
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone

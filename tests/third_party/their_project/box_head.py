@@ -1,4 +1,4 @@
-"""Their own box head, whose activation is named as in apa_det."""
+"""A custom box head with an activation of apa_det, selected by name."""
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY

@@ -1,4 +1,4 @@
-"""Their own train_net.py: python -m their_project.train DATA OUTPUT [--loop]"""
+"""A custom train_net.py: python -m their_project.train DATA OUTPUT [--loop]"""
 
 import itertools
 import sys
@@ -28,13 +28,13 @@ def make_cfg(data, output):
 
 
 def plain_loop(cfg):
-    """As detectron2's plain_train_net.py: no trainer at all."""
+    """Train without a trainer, as detectron2's plain_train_net.py does."""
     model = build_model(cfg).train()
     optimizer = TheirTrainer.build_optimizer(cfg, model)
     checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, optimizer=optimizer)
     with EventStorage():
-        for pictures in itertools.islice(build_detection_train_loader(cfg), cfg.SOLVER.MAX_ITER):
-            loss = sum(model(pictures).values())
+        for inputs in itertools.islice(build_detection_train_loader(cfg), cfg.SOLVER.MAX_ITER):
+            loss = sum(model(inputs).values())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

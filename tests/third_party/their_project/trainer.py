@@ -1,4 +1,4 @@
-"""Their own trainer: detectron2's DefaultTrainer, with the evaluation and the hook of apa_det."""
+"""A custom trainer: detectron2's DefaultTrainer with the evaluator and a hook of apa_det."""
 
 import torch
 from detectron2.engine import DefaultTrainer

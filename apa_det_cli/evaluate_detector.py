@@ -1,0 +1,14 @@
+"""Evaluate a detector: the same as train --eval-only."""
+
+import argparse
+
+from . import train_detector
+from .train_detector import run
+
+__all__ = ["parser", "run"]
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    result = train_detector.parser(prog, __doc__)
+    result.set_defaults(eval_only=True)
+    return result

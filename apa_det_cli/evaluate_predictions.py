@@ -1,0 +1,98 @@
+"""Evaluate result files of any detector by LVIS's metrics, side by side.
+
+Result files are LVIS's or COCO's result JSON, also gzipped, or detectron2's
+instances_predictions.pth. The ground truth is in LVIS or COCO format.
+"""
+
+import argparse
+import logging
+
+from .flags import (
+    add_count_from,
+    add_ground_truth,
+    add_import,
+    add_max_dets,
+    add_results,
+    command_parser,
+)
+from .output_paths import require_output_file, require_output_folder
+
+__all__ = ["parser", "run"]
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    result = command_parser(prog, __doc__)
+    add_ground_truth(result, required=True)
+    add_results(result, required=True)
+    result.add_argument(
+        "--iou-type",
+        nargs="+",
+        choices=("bbox", "segm", "boundary"),
+        help="default: bbox, and segm if there are masks",
+    )
+    add_max_dets(result)
+    result.add_argument(
+        "--engine",
+        choices=("fast", "lvis"),
+        default="fast",
+        help="ultrafast-pycocotools or lvis-api (default fast)",
+    )
+    result.add_argument(
+        "--groups",
+        metavar="GROUPS",
+        help="frequency groups by their largest image count, e.g. r:10,c:100,f, or a JSON file "
+        "{category: group} (default: the frequencies of the ground truth)",
+    )
+    add_count_from(result)
+    result.add_argument(
+        "--ap-fixed",
+        action="store_true",
+        help="also AP-fixed: the best 10,000 detections of each category, without a limit per "
+        "image",
+    )
+    result.add_argument(
+        "--ap-pool",
+        action="store_true",
+        help="also AP-pool: the detections of all categories ranked together",
+    )
+    result.add_argument("--json", metavar="FILE", help="write all metrics to this .json file")
+    result.add_argument("--report", metavar="DIR", help="write a report into this folder")
+    result.add_argument(
+        "--image-root", metavar="DIR", help="show the worst misses on the images of this folder"
+    )
+    add_import(result)
+    return result
+
+
+def run(args: argparse.Namespace) -> None:
+    from apa_det.errors import UserError
+    from apa_det.evaluation import FrequencyGroups, compare, write_report
+    from apa_det.utils.json_files import write_json
+
+    if args.image_root and not args.report:
+        raise UserError("--image-root is for the report: give --report too.")
+    if args.json:
+        require_output_file(args.json, ".json", "--json")
+    if args.report:
+        require_output_folder(args.report, "--report")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    comparison = compare(
+        args.gt,
+        args.results,
+        args.iou_type,
+        groups=FrequencyGroups.parse(args.groups) if args.groups else None,
+        count_from=args.count_from,
+        engine=args.engine,
+        max_dets=None if args.max_dets < 0 else args.max_dets,
+        fixed=args.ap_fixed,
+        pooled=args.ap_pool,
+        details=args.report is not None,
+        image_root=args.image_root,
+    )
+    for iou_type in comparison.iou_types:
+        print(f"\n{comparison.table(iou_type)}")
+    print(f"\n{comparison.describe()}")
+    if args.json:
+        write_json(comparison.summary(), args.json)
+    if args.report:
+        print(f"Report: {write_report(comparison, args.report)}")

@@ -1,0 +1,1 @@
+"""Benchmarks of apa_det against alternatives: ``python -m benchmarks`` or ``make benchmark``."""
