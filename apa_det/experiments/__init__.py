@@ -6,7 +6,7 @@ from .replay import ReproducibleLoader
 from .results import Difference, Results, gather
 from .running import run_all
 from .table import write_tables
-from .train_run import train_run
+from .training import train_run
 
 __all__ = [
     "Difference",

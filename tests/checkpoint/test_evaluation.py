@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import default_argument_parser
-from detectron2.modeling import build_model
 from PIL import Image
 
 from apa_det.checkpoint import load_checkpoint
 from apa_det.data import generate_dataset
-from apa_det.engine import Trainer, load_for_evaluation, setup
+from apa_det.engine import Trainer, load_model, setup_job
 
 ROOT = Path(__file__).parents[2]
 LVIS = ROOT / "configs/LVISv1-InstanceSegmentation/mask_rcnn_SE_R_50_FPN_AGLU_GOL_2x.yaml"
@@ -119,11 +118,10 @@ def test_convert_and_evaluate(detector, folder, tmp_path, capsys):
 
 def test_published_file_as_weights(folder, detector, tmp_path, caplog):
     """The tools take it unconverted too."""
-    cfg = setup(arguments(folder, tmp_path / "output", folder / "published.pth"))
-    model = build_model(cfg)
+    job = setup_job(arguments(folder, tmp_path / "output", folder / "published.pth"))
     for name in ("apa_det", "fvcore"):
         logging.getLogger(name).addHandler(caplog.handler)
-    load_for_evaluation(cfg, model)
+    model = load_model(job)
     weight = model.roi_heads.mask_head.predictor.weight
     assert torch.equal(weight, detector.roi_head.mask_head.conv_logits.weight)
     assert "published detector" in caplog.text and "argparse.Namespace" in caplog.text
@@ -155,7 +153,7 @@ def test_fine_tuning_from_a_converted_backbone(published, tmp_path):
         "SOLVER.AMP.ENABLED": "False",
     }
     args.opts = [part for pair in opts.items() for part in pair]
-    cfg = setup(args)
+    cfg = setup_job(args).config
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     bottom_up = trainer.model.backbone.bottom_up

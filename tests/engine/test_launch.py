@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from apa_det.config import add_apa_config
-from apa_det.engine import run, setup
+from apa_det.engine import run, setup_job
 
 
 def test_an_error_of_the_user_is_one_line(arguments):
     with pytest.raises(SystemExit) as exit_:
-        run(setup, arguments("DATASETS.TRAIN", ("nowhere",)))
+        run(setup_job, arguments("DATASETS.TRAIN", ("nowhere",)))
     assert exit_.value.code.startswith('error: No dataset named "nowhere" is registered.')
 
 
@@ -29,7 +29,7 @@ def test_several_processes_say_it_once(arguments, monkeypatch, capfd):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as exit_:
-        run(setup, arguments("MODEL.ROI_HEADS.NUM_CLASSES", 5, num_gpus=2))
+        run(setup_job, arguments("MODEL.ROI_HEADS.NUM_CLASSES", 5, num_gpus=2))
     assert exit_.value.code == 1
     out, err = capfd.readouterr()
     assert err.count("error: The dataset engine_val has 4 classes") == 1
@@ -55,4 +55,4 @@ def test_torchrun_that_cannot_work(arguments, monkeypatch, variables, num_gpus, 
         if value is not None:
             monkeypatch.setenv(name, str(value))
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
-        run(setup, arguments(num_gpus=num_gpus))
+        run(setup_job, arguments(num_gpus=num_gpus))
