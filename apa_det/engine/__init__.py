@@ -1,34 +1,40 @@
-from .checkpointer import StrictCheckpointer, load_for_evaluation
+"""Training and evaluation of jobs, from yaml configs and LazyConfigs."""
+
+from .checkpointer import StrictCheckpointer
 from .decoupled import last_stage, train
 from .freezing import train_only
 from .hooks import BestCheckpointer, LambdaKappaPlotter, LambdaKappaWriter
-from .jobs.analyze_checkpoint import analyze_checkpoint, analyze_lazy_checkpoint
+from .job import Job
 from .launch import run
-from .lazy import evaluate_lazy, train_lazy
 from .optimizer import build_optimizer
-from .setup.checks import check_config
-from .setup.lazy import setup_lazy
-from .setup.yaml import read_config, setup
-from .trainer import Trainer
+from .setup.checks import check_job
+from .setup.lazy import LazyJob, read_lazy_config
+from .setup.start import overrides, read_job, setup_job
+from .setup.yaml import YamlJob, read_config
+from .testing import evaluate, load_model
+from .trainer import JobTrainer, Trainer
 
 __all__ = [
     "BestCheckpointer",
+    "Job",
+    "JobTrainer",
     "LambdaKappaPlotter",
     "LambdaKappaWriter",
+    "LazyJob",
     "StrictCheckpointer",
     "Trainer",
-    "analyze_checkpoint",
-    "analyze_lazy_checkpoint",
+    "YamlJob",
     "build_optimizer",
-    "check_config",
-    "evaluate_lazy",
+    "check_job",
+    "evaluate",
     "last_stage",
-    "load_for_evaluation",
+    "load_model",
+    "overrides",
     "read_config",
+    "read_job",
+    "read_lazy_config",
     "run",
-    "setup",
-    "setup_lazy",
+    "setup_job",
     "train",
-    "train_lazy",
     "train_only",
 ]

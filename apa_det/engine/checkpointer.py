@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from urllib.parse import parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
@@ -14,8 +13,9 @@ from ..checkpoint import ClassTransfer, adapt, load_checkpoint
 from ..checkpoint.conversion import OPTIONAL_BUFFERS
 from .ema import averaged_state
 from .freezing import matches, require_matches
+from .parallel import full_state
 
-__all__ = ["StrictCheckpointer", "class_arguments", "load_for_evaluation"]
+__all__ = ["ShardedCheckpointer", "StrictCheckpointer", "class_arguments"]
 
 logger = logging.getLogger(__name__)
 
@@ -166,19 +166,16 @@ class StrictCheckpointer(DetectionCheckpointer):
         ]
 
 
-def load_for_evaluation(cfg: CfgNode, model: nn.Module, *, resume: bool = False) -> None:
-    """Fill the whole model from ``MODEL.WEIGHTS``, or from the last checkpoint of ``OUTPUT_DIR``.
+class ShardedCheckpointer(StrictCheckpointer):
+    """Saves and loads the files of an unsharded model. Every process must call ``save``."""
 
-    Args:
-        cfg: the config. With ``SOLVER.EMA.ENABLED``, the averaged weights are taken if there are.
-        model: the model, changed in place.
-        resume: take the last checkpoint of ``OUTPUT_DIR`` if there is one.
+    def save(self, name: str, **kwargs) -> None:
+        objects = {"model": self.model, **self.checkpointables}
+        states = {key: full_state(obj.state_dict()) for key, obj in objects.items()}
+        super().save(name, **states, **kwargs)
 
-    Raises:
-        ValueError: the file lacks a parameter of the model, or has it in another shape.
-    """
-    checkpointer = StrictCheckpointer(model, cfg.OUTPUT_DIR, averaged=cfg.SOLVER.EMA.ENABLED)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    def _model_state(self) -> dict:
+        return full_state(self.model.state_dict())
 
 
 def class_arguments(dataset_names: Sequence[str], transfer_from: str) -> dict:

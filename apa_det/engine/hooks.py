@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..activation import APA
-from ..analysis import plot_parameter_history, layer_kinds, read_parameter_history
+from ..analysis import layer_kinds, plot_parameter_history, read_parameter_history
+from ..checkpoint import load_checkpoint
+from ..errors import UserError
 
 __all__ = ["BestCheckpointer", "LambdaKappaPlotter", "LambdaKappaWriter"]
 
@@ -135,11 +136,10 @@ class BestCheckpointer(hooks.BestCheckpointer):
     def before_train(self) -> None:
         if self.trainer.start_iter == 0 or not PathManager.isfile(self._path):
             return
-        path = PathManager.get_local_path(self._path)
         try:
-            best = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except (EOFError, RuntimeError, pickle.UnpicklingError):
-            logger.warning("%s cannot be read: the next evaluation replaces it.", self._path)
+            best = load_checkpoint(PathManager.get_local_path(self._path))
+        except UserError as error:
+            logger.warning("The next evaluation replaces model_best.pth. %s", error)
             return
         if best.get("metric") == self._metric:
             self.best_metric, self.best_iter = best["value"], best["iteration"]

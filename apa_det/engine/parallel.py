@@ -8,10 +8,7 @@ from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .checkpointer import StrictCheckpointer
-
 __all__ = [
-    "ShardedCheckpointer",
     "broadcast",
     "full_state",
     "replicate",
@@ -20,14 +17,15 @@ __all__ = [
 ]
 
 
-def replicate(model: nn.Module, *, find_unused_parameters: bool = False) -> nn.Module:
-    """The model in DistributedDataParallel, on a GPU or the CPU; itself in a single process."""
+def replicate(model: nn.Module, *, broadcast_buffers: bool = False, **kwargs) -> nn.Module:
+    """Wrap a model in DistributedDataParallel, on a GPU or the CPU, if there are several processes.
+
+    ``kwargs`` are those of :func:`detectron2.engine.create_ddp_model`.
+    """
     on_gpu = next(model.parameters()).is_cuda
+    device_ids = [comm.get_local_rank()] if on_gpu else None
     return create_ddp_model(
-        model,
-        broadcast_buffers=False,
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
-        find_unused_parameters=find_unused_parameters,
+        model, broadcast_buffers=broadcast_buffers, device_ids=device_ids, **kwargs
     )
 
 
@@ -129,15 +127,3 @@ def full_state(state):
     if isinstance(state, Tensor) and hasattr(state, "full_tensor"):
         return state.full_tensor().cpu()
     return state
-
-
-class ShardedCheckpointer(StrictCheckpointer):
-    """Saves and loads the files of an unsharded model. Every process must call ``save``."""
-
-    def save(self, name: str, **kwargs) -> None:
-        objects = {"model": self.model, **self.checkpointables}
-        states = {key: full_state(obj.state_dict()) for key, obj in objects.items()}
-        super().save(name, **states, **kwargs)
-
-    def _model_state(self) -> dict:
-        return full_state(self.model.state_dict())

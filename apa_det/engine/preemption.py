@@ -14,7 +14,7 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from .parallel import ShardedCheckpointer
+from .checkpointer import ShardedCheckpointer
 
 __all__ = ["PreemptionHook"]
 

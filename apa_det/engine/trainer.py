@@ -1,11 +1,11 @@
-"""The trainer: detectron2's, with the long-tail evaluation and APA's hooks."""
+"""The trainers: detectron2's loop and hooks, with the long-tail evaluation, on any job."""
 
 import copy
 import logging
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -21,133 +21,234 @@ from detectron2.evaluation import (
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..data import build_train_loader
+from ..errors import UserError
 from ..evaluation import V3DetEvaluator
 from ..modeling.losses import look_up_frequencies
-from .checkpointer import StrictCheckpointer, class_arguments
+from .checkpointer import ShardedCheckpointer, StrictCheckpointer, class_arguments
 from .ema import build_ema
-from .evaluation import SubsetTest, build_long_tail_evaluator, is_long_tail, without_nan
 from .freezing import train_only
 from .hooks import BestCheckpointer, LambdaKappaPlotter, LambdaKappaWriter
+from .job import Job
 from .optimizer import build_optimizer
-from .parallel import (
-    ShardedCheckpointer,
-    broadcast,
-    full_state,
-    replicate,
-    shard,
-    take_full_states,
-)
+from .parallel import broadcast, full_state, replicate, shard, take_full_states
 from .preemption import PreemptionHook
-from .setup.checks import (
-    check_num_classes,
-    require_class_counts,
-    require_class_loss,
-    warn_of_other_classes,
-)
+from .setup.checks import check_training_sets
+from .setup.yaml import YamlJob
 from .step import StepTrainer
+from .testing import SubsetTest, without_nan
 
-__all__ = ["Trainer"]
+__all__ = ["JobTrainer", "Trainer"]
 
 logger = logging.getLogger(__name__)
 
 
-class Trainer(DefaultTrainer):
-    """detectron2's DefaultTrainer for long-tailed detection.
+def _of_step(name: str) -> property:
+    return property(
+        lambda trainer: getattr(trainer._trainer, name),
+        lambda trainer, value: setattr(trainer._trainer, name, value),
+    )
 
-    It evaluates datasets of LVIS format by :class:`LongTailEvaluator`, a few of their pictures
-    while it trains if ``TEST.SUBSET`` says so, writes λ and κ every ``MODEL.APA.LOG_PERIOD``
-    iterations, builds the optimizer by :func:`build_optimizer`, keeps the best model by
-    ``TEST.BEST_METRIC``, and trains in several processes and in mixed precision without CUDA too.
-    A step's pictures may go through the model in parts (``SOLVER.ACCUMULATE``), and on SIGTERM it
-    saves a checkpoint before it exits.
+
+class JobTrainer(TrainerBase):
+    """Trains and evaluates what a job describes.
+
+    As detectron2's DefaultTrainer, with these differences: it evaluates only ``job.subset`` images
+    during training, logs λ and κ, keeps the best model by a metric, averages the weights, splits
+    the images of a step into parts, trains in several processes and in mixed precision without
+    CUDA too, and saves a checkpoint before it exits on SIGTERM.
 
     Attributes:
-        ema: with ``SOLVER.EMA``, the averaged model, which is evaluated; else None.
+        job: the job, scaled to the number of processes.
+        ema: the averaged model, which is evaluated; None without ``job.ema_decay``.
+        checkpointer: loads and saves the state of the training.
     """
 
-    def __init__(self, cfg: CfgNode):
-        # DefaultTrainer's own steps, in its order. It cannot be called: it hands every model to
-        # DistributedDataParallel as one on a GPU, and loads checkpoints that fit in part.
-        TrainerBase.__init__(self)
+    def __init__(self, job: Job):
+        TrainerBase.__init__(self)  # not DefaultTrainer's, which builds everything itself
         for name in ("detectron2", "apa_det"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
-        require_class_loss(cfg, model)
-        if cfg.SOLVER.TRAINED:
-            train_only(model, cfg.SOLVER.TRAINED, "SOLVER.TRAINED")
+        self.job = job = job.scaled(comm.get_world_size())
+        model = job.build_model()
+        job.check_model(model)
+        if job.trained:
+            train_only(model, job.trained, job.KEYS["trained"])
         self._device = next(model.parameters()).device
-        self.ema = build_ema(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
-        self._sharded = cfg.SOLVER.FSDP and comm.get_world_size() > 1
+        self.ema = None if job.ema_decay is None else build_ema(model, job.ema_decay)
+        self._sharded = job.fsdp and comm.get_world_size() > 1
         if self._sharded:
             self._tested = copy.deepcopy(model).cpu()
             shard(model)
             if self.ema is not None:
                 shard(self.ema.module)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        look_up_frequencies(model)  # says so if they are unknown
+        optimizer = job.build_optimizer(model)
+        data_loader = self.build_job_loader()
+        look_up_frequencies(model)  # an error if they are unknown
         if self._sharded:
             take_full_states(optimizer)
         else:
-            model = replicate(model, find_unused_parameters=cfg.SOLVER.FIND_UNUSED_PARAMETERS)
+            model = replicate(model, **job.ddp)
             self._tested = model if self.ema is None else self.ema.module
         amp_dtype = torch.float16 if self._device.type == "cuda" else torch.bfloat16
         self._trainer = StepTrainer(
             *(model, data_loader, optimizer),
-            num_parts=cfg.SOLVER.ACCUMULATE,
-            precision=amp_dtype if cfg.SOLVER.AMP.ENABLED else None,
+            num_parts=job.num_parts,
+            precision=amp_dtype if job.mixed_precision else None,
         )
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.scheduler = job.build_lr_scheduler(optimizer)
         checkpointer = ShardedCheckpointer if self._sharded else StrictCheckpointer
         self.checkpointer = checkpointer(
             model,
-            cfg.OUTPUT_DIR,
+            job.output_dir,
             trainer=weakref.proxy(self),
-            reinitialized=cfg.MODEL.REINITIALIZE,
-            **class_arguments(cfg.DATASETS.TRAIN, cfg.MODEL.TRANSFER_FROM),
+            reinitialized=job.reinitialized,
+            **class_arguments(job.train_datasets, job.transfer_from),
         )
         if self.ema is not None:
             self.checkpointer.add_checkpointable("ema", self.ema)
         self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
-        self._subset_test: SubsetTest | None = None  # made when it is first needed
+        self.max_iter = job.max_iter
+        self._subset_test: SubsetTest | None = None  # built when it is first needed
+        self._last_eval_results = OrderedDict()
         self.register_hooks(self.build_hooks())
 
+    model, optimizer, data_loader = map(_of_step, ("model", "optimizer", "data_loader"))
+
+    def build_job_loader(self) -> Iterable[list[dict]]:
+        """Build the training loader, and check the datasets that it has read."""
+        loader = self.job.build_train_loader()
+        check_training_sets(self.job)
+        return loader
+
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's.
+        """Load the last checkpoint of the output folder if ``resume``, else the job's weights.
 
         Raises:
-            ValueError: the checkpoint to resume from fits in part, or not all processes see it.
+            UserError: the checkpoint to resume from lacks parameters, or not all processes see it.
         """
         last = self.checkpointer.get_checkpoint_file()
         if resume and len(set(comm.all_gather(last))) > 1:
-            raise ValueError(
-                f"Not all machines see the same last checkpoint in {self.cfg.OUTPUT_DIR}: --resume "
-                "on several machines needs an OUTPUT_DIR that all of them share."
+            raise UserError(
+                f"Not all machines see the same last checkpoint in {self.job.output_dir}: --resume "
+                f"on several machines needs an {self.job.KEYS['output_dir']} that they share."
             )
         self.checkpointer.strict = resume and bool(last)
-        super().resume_or_load(resume=resume)
+        self.checkpointer.resume_or_load(self.job.weights, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1
         if self.ema is not None and self.start_iter > 0 and self.ema.n_averaged == 0:
-            logger.info("%s holds no average of the weights: it starts from here.", last)
+            logger.info("%s has no average of the weights: it starts from here.", last)
+
+    def train(self) -> OrderedDict:
+        """Train to ``max_iter``; return the last results, empty but in the main process."""
+        TrainerBase.train(self, self.start_iter, self.max_iter)
+        self.job.verify(self._last_eval_results)
+        return self._last_eval_results
 
     def run_step(self) -> None:
-        super().run_step()
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
         if self.ema is not None:
             self.ema.update_parameters(self.model)
 
+    def state_dict(self) -> dict:
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def build_writers(self) -> list[EventWriter]:
+        """Build the writers of training scalars."""
+        return self.job.build_writers()
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Build the hooks, in the order in which they run after each step."""
+        job, is_main = self.job, comm.is_main_process()
+        self._preemption = PreemptionHook(self.checkpointer, self._device)
+        built = [hooks.IterationTimer(), hooks.LRScheduler(), self._preemption]
+        if job.precise_bn_iters and get_bn_modules(self.model):
+            loader = job.build_train_loader(num_workers=0)
+            precise = (job.eval_period, self.model, loader, job.precise_bn_iters)
+            built.append(hooks.PreciseBN(*precise))
+        if is_main or self._sharded:  # all processes save their parts
+            period, kept = job.checkpoint_period, job.checkpoints_kept
+            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period, max_to_keep=kept))
+        built.append(hooks.EvalHook(job.eval_period, self._evaluate))
+        if job.test_time_augmentation:
+            built.append(hooks.EvalHook(0, self._evaluate_with_augmentation))
+        if job.best_metric and is_main:
+            best = (job.eval_period, self._tested, job.output_dir, job.best_metric)
+            names = self.checkpointer.class_names
+            built.append(BestCheckpointer(*best, class_names=names))
+        if job.parameter_log_period > 0 and (is_main or self._sharded):
+            built.append(LambdaKappaWriter(self.model, job.parameter_log_period))
+        if is_main:
+            built.append(hooks.PeriodicWriter(self.build_writers(), period=job.log_period))
+        if job.parameter_log_period > 0 and is_main:
+            period = job.eval_period or job.checkpoint_period
+            built.append(LambdaKappaPlotter(self.model, job.output_dir, period))
+        return built
+
+    @contextmanager
+    def _model_to_test(self) -> Iterator[nn.Module]:
+        """The same model in every process: averaged if there is an average, never sharded."""
+        if self._sharded:
+            source = self.model if self.ema is None else self.ema.module
+            self._tested.load_state_dict(full_state(source.state_dict()))
+            self._tested.to(self._device)
+        # Each process has batch norm statistics of its own; checkpoints hold the main process's.
+        broadcast(self._tested.buffers())
+        with self._preemption.saving_at_once():
+            yield self._tested
+        if self._sharded:
+            self._tested.cpu()
+
+    def _evaluate(self) -> dict[str, float]:
+        with self._model_to_test() as model:
+            if self.job.subset and self.iter + 1 < self.max_iter:
+                return self._evaluate_subset(model)
+            self._last_eval_results = self.job.test(model)
+            return without_nan(self._last_eval_results)
+
+    def _evaluate_with_augmentation(self) -> dict[str, float]:
+        with self._model_to_test() as model:
+            return without_nan(self.job.test_with_augmentation(model))
+
+    def _evaluate_subset(self, model: nn.Module) -> dict[str, float]:
+        if self._subset_test is None:
+            self._subset_test = SubsetTest(self.job)
+        results = self._subset_test(model)
+        if comm.is_main_process():
+            print_csv_format(results)
+        return without_nan(results)
+
+
+class Trainer(JobTrainer, DefaultTrainer):
+    """detectron2's DefaultTrainer for long-tailed detection, on a yaml config.
+
+    Its class methods build the parts of the job; override them as those of DefaultTrainer.
+
+    Attributes:
+        cfg: the config, scaled to the number of processes.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        super().__init__(YamlJob(self.cfg, type(self)))
+
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """DefaultTrainer's, which scales the other keys that count iterations too.
+        """Scale a config as DefaultTrainer does, ``MODEL.APA.LOG_PERIOD`` and the EMA included.
 
-        ``MODEL.APA.LOG_PERIOD`` is divided as its periods are. The decay of the averaged weights is
-        taken to the power of the batch's growth ("How to Scale Your EMA", Busbridge et al., 2023).
+        The decay of the averaged weights is taken to the power of the batch's growth ("How to Scale
+        Your EMA", Busbridge et al., 2023).
         """
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if scaled is cfg:
@@ -168,27 +269,24 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode):
-        """See :func:`apa_det.data.build_train_loader`; of as many classes as the model's."""
-        loader = build_train_loader(cfg)
-        check_num_classes(cfg, cfg.DATASETS.TRAIN)  # the loader has read them by now
-        require_class_counts(cfg)
-        warn_of_other_classes(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-        return loader
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
+        """See :func:`apa_det.data.build_train_loader`."""
+        return build_train_loader(cfg)
 
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
-        """The evaluator of a dataset, by its metadata's ``evaluator_type``.
+        """Build the evaluator of a dataset, by its metadata's ``evaluator_type``.
 
         Raises:
-            NotImplementedError: a type that has none here.
+            NotImplementedError: there is no evaluator for this type.
         """
         output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if is_long_tail(cfg, dataset_name):
-            return build_long_tail_evaluator(cfg, dataset_name, output_folder)
+        job = YamlJob(cfg, cls)
+        if job.is_long_tail(dataset_name):
+            return job.build_long_tail_evaluator(dataset_name, output_dir=output_folder)
         if kind == "coco":
             return COCOEvaluator(dataset_name, output_dir=output_folder)
         if kind == "v3det":
@@ -198,7 +296,7 @@ class Trainer(DefaultTrainer):
         if kind == "cityscapes_instance":
             return CityscapesInstanceEvaluator(dataset_name)
         raise NotImplementedError(
-            f"No evaluator for the dataset {dataset_name} of evaluator_type {kind}."
+            f"There is no evaluator for the dataset {dataset_name} of evaluator_type {kind}."
         )
 
     @classmethod
@@ -209,73 +307,3 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{key}_TTA", value) for key, value in results.items())
-
-    def build_hooks(self) -> list[hooks.HookBase]:
-        """DefaultTrainer's hooks, and those of this trainer: before the writers, but for the one
-        that draws what was written."""
-        cfg = self.cfg
-        built = []
-        for hook in super().build_hooks():
-            if isinstance(hook, hooks.LRScheduler):
-                self._preemption = PreemptionHook(self.checkpointer, self._device)
-                built += [hook, self._preemption]
-            elif isinstance(hook, hooks.EvalHook):
-                if self._sharded and not comm.is_main_process():  # all give their parts
-                    period = cfg.SOLVER.CHECKPOINT_PERIOD
-                    built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
-                built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
-                built += self._hooks_after_evaluation()
-            else:
-                built.append(hook)
-        if cfg.MODEL.APA.LOG_PERIOD > 0 and comm.is_main_process():
-            period = cfg.TEST.EVAL_PERIOD or cfg.SOLVER.CHECKPOINT_PERIOD
-            built.append(LambdaKappaPlotter(self.model, cfg.OUTPUT_DIR, period))
-        return built
-
-    def _hooks_after_evaluation(self) -> list[hooks.HookBase]:
-        cfg, added = self.cfg, []
-        if cfg.TEST.AUG.ENABLED:
-            added.append(hooks.EvalHook(0, self._evaluate_with_TTA))
-        if cfg.TEST.BEST_METRIC and comm.is_main_process():
-            added.append(
-                BestCheckpointer(
-                    *(cfg.TEST.EVAL_PERIOD, self._tested, cfg.OUTPUT_DIR, cfg.TEST.BEST_METRIC),
-                    class_names=self.checkpointer.class_names,
-                )
-            )
-        if cfg.MODEL.APA.LOG_PERIOD > 0 and (self._sharded or comm.is_main_process()):
-            added.append(LambdaKappaWriter(self.model, cfg.MODEL.APA.LOG_PERIOD))
-        return added
-
-    @contextmanager
-    def _model_to_test(self) -> Iterator[nn.Module]:
-        """The same model in every process: the averaged one if there is one, and never sharded."""
-        if self._sharded:
-            source = self.model if self.ema is None else self.ema.module
-            self._tested.load_state_dict(full_state(source.state_dict()))
-            self._tested.to(self._device)
-        # Processes train with batch norm statistics of their own. Checkpoints hold the main one's.
-        broadcast(self._tested.buffers())
-        with self._preemption.saving_at_once():
-            yield self._tested
-        if self._sharded:
-            self._tested.cpu()
-
-    def _evaluate(self) -> dict[str, float]:
-        with self._model_to_test() as model:
-            if self.cfg.TEST.SUBSET and self.iter + 1 < self.max_iter:
-                return self._evaluate_subset(model)
-            self._last_eval_results = self.test(self.cfg, model)
-            return without_nan(self._last_eval_results)
-
-    def _evaluate_with_TTA(self) -> dict[str, float]:
-        with self._model_to_test() as model:
-            return without_nan(self.test_with_TTA(self.cfg, model))
-
-    def _evaluate_subset(self, model: nn.Module) -> dict[str, float]:
-        if self._subset_test is None:
-            self._subset_test = SubsetTest(self.cfg, os.path.join(self.cfg.OUTPUT_DIR, "inference"))
-        results = self._subset_test(model)
-        if comm.is_main_process():
-            print_csv_format(results)
-        return without_nan(results)

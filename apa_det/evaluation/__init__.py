@@ -14,10 +14,8 @@ from .subset import choose_subset
 from .v3det_evaluator import V3DetEvaluator
 
 # The built-in extra metrics.
-EXTRA_METRICS = (*(name for name, _ in METRIC_REGISTRY), "boundary")
 
 __all__ = [
-    "EXTRA_METRICS",
     "METRICS",
     "METRIC_REGISTRY",
     "Comparison",

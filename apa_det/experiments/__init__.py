@@ -7,7 +7,7 @@ from .results import Difference, Results, gather
 from .run_list import list_runs
 from .running import run_all
 from .table import write_tables
-from .train_run import train_run
+from .training import train_run
 
 __all__ = [
     "Difference",

@@ -1,8 +1,8 @@
-"""``python -m apa_det.experiments FOLDER`` trains one run, see :func:`train_run`."""
+"""``python -m apa_det.experiments FOLDER [MODULE ...]`` trains one run, see :func:`train_run`."""
 
 import sys
 
-from .train_run import train_run
+from .training import train_run
 
 if __name__ == "__main__":
-    train_run(sys.argv[1])
+    train_run(sys.argv[1], sys.argv[2:])

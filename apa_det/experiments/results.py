@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from ..engine.evaluation import frequency_groups
 from ..evaluation import evaluate, read_results
 from ..evaluation.evaluator import read_ground_truth
 from ..evaluation.resampling import draw_image_weights, resampled_ap
@@ -138,9 +137,9 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
         raise ValueError(f"No run of the comparison in {plan.output_dir} is done yet.")
     for run in done:
         results[run.row][run.seed] = read_json(run.result_file)
-    cfg = plan.rows[0].cfg
-    name = cfg.DATASETS.TEST[0]
-    truth = read_ground_truth(name, frequency_groups(cfg), cfg.TEST.COUNT_FROM or None)
+    job = plan.rows[0].job
+    name = job.test_datasets[0]
+    truth = read_ground_truth(name, job.groups, job.count_from)
     metrics = ("AP", *(f"AP{name}" for name in truth.groups.names))
     named = {name for run in done for name in results[run.row][run.seed]["metrics"]}
     tasks = tuple(task for task in ("bbox", "segm") if f"{task}/AP" in named)
@@ -152,7 +151,7 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
         for task in tasks:
             if f"{task}/AP" not in results[run.row][run.seed]["metrics"]:
                 continue
-            evaluation = evaluate(truth, detections, task, engine=cfg.TEST.ENGINE, matches=True)
+            evaluation = evaluate(truth, detections, task, engine=job.engine, matches=True)
             aps = resampled_ap(evaluation, weights)
             _require_same(run, task, results[run.row][run.seed]["metrics"], aps)
             resampled[run.row, run.seed, task] = {

@@ -9,7 +9,6 @@ import sys
 import time
 
 import torch
-from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from .plan import Plan, Run
@@ -40,7 +39,7 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
     failed: list[Run] = []
     previous = signal.signal(signal.SIGTERM, _interrupt)
     period = 1 if sys.stderr.isatty() else 60  # seconds between two lines of progress
-    iterations = sum(run.cfg.SOLVER.MAX_ITER for run in waiting)
+    iterations = sum(run.job.max_iter for run in waiting)
     try:
         with tqdm(total=iterations, mininterval=period, miniters=0, disable=not waiting) as bar:
             while waiting or running:
@@ -82,10 +81,10 @@ class _Process:
         self._seen = 0
         os.makedirs(run.folder, exist_ok=True)
         if not os.path.isfile(run.config_file):
-            _write_config(run.cfg, run.config_file)
+            run.job.save_config()
         with open(self._output, "ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "apa_det.experiments", run.folder],
+                [sys.executable, "-m", "apa_det.experiments", run.folder, *run.job.imports],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_environment(slot, jobs),
@@ -94,7 +93,7 @@ class _Process:
 
     def advance(self, bar: tqdm, ended: bool) -> None:
         """Show how far it is; it says so every 20 iterations."""
-        total = self.run.cfg.SOLVER.MAX_ITER
+        total = self.run.job.max_iter
         now = total if ended else min(_last_iteration(self.run.folder), total)
         bar.update(max(0, now - self._seen))
         self._seen = max(self._seen, now)
@@ -111,12 +110,6 @@ class _Process:
             file=sys.stderr,
         )
         return [self.run]
-
-
-def _write_config(cfg: CfgNode, path: str) -> None:
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        file.write(cfg.dump())
-    os.replace(f"{path}.partial", path)
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from PIL import Image
 
 from apa_det.checkpoint import load_checkpoint
 from apa_det.data import generate_dataset
-from apa_det.engine import Trainer, load_for_evaluation, setup
+from apa_det.engine import Trainer, load_model, setup_job
 from apa_det_cli import train_detector
 
 ROOT = Path(__file__).parents[2]
@@ -111,11 +110,10 @@ def test_convert_and_evaluate(detector, folder, tool, tmp_path, capsys):
 
 def test_published_file_as_weights(folder, detector, tmp_path, caplog):
     """The tools also accept it unconverted."""
-    cfg = setup(arguments(folder, tmp_path / "output", folder / "published.pth"))
-    model = build_model(cfg)
+    job = setup_job(arguments(folder, tmp_path / "output", folder / "published.pth"))
     for name in ("apa_det", "fvcore"):
         logging.getLogger(name).addHandler(caplog.handler)
-    load_for_evaluation(cfg, model)
+    model = load_model(job)
     weight = model.roi_heads.mask_head.predictor.weight
     assert torch.equal(weight, detector.roi_head.mask_head.conv_logits.weight)
     assert "published detector" in caplog.text and "argparse.Namespace" in caplog.text
@@ -147,7 +145,7 @@ def test_fine_tuning_from_a_converted_backbone(published, tool, tmp_path):
         "SOLVER.AMP.ENABLED": "False",
     }
     args.opts = [part for pair in opts.items() for part in pair]
-    cfg = setup(args)
+    cfg = setup_job(args).config
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     bottom_up = trainer.model.backbone.bottom_up

@@ -1,4 +1,3 @@
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +25,7 @@ class Detector:
     lazy: str = f"{QUICKSTART}.py"
 
     def config(self, *opts) -> CfgNode:
-        return read_config(Namespace(config_file=self.yaml, opts=[*self.opts, *opts]))
+        return read_config(self.yaml, [*self.opts, *opts])
 
 
 @pytest.fixture(scope="session")

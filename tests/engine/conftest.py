@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from apa_det.data import generate_dataset
+from apa_det.engine import evaluate, setup_job, train
 
 QUICKSTART = Path(__file__).parents[2] / "configs/Quickstart/mask_rcnn_R_18_FPN_APA"
 CONFIG = """
@@ -127,3 +128,13 @@ def lazy_arguments(overrides):
         )
 
     return make
+
+
+@pytest.fixture
+def train_net():
+    """Trains or evaluates, as tools/train_net.py does in each process."""
+
+    def main(args):
+        return (evaluate if args.eval_only else train)(setup_job(args), resume=args.resume)
+
+    return main

@@ -36,7 +36,8 @@ def make(arguments):
             options += ["MODEL.ROI_BOX_HEAD.CALIBRATION", calibration]
             options += ["MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH", 0.7]
         torch.manual_seed(0)
-        cfg = read_config(arguments(*options))
+        args = arguments(*options)
+        cfg = read_config(args.config_file, args.opts)
         model = build_model(cfg).eval()
         for name, parameter in model.named_parameters():
             if "cls_score.weight" in name or "predictor.weight" in name:

@@ -1,7 +1,6 @@
 """Decoupled training, in this process and as users start it; and the freezing under it."""
 
 import copy
-import importlib.util
 import os
 import re
 import subprocess
@@ -16,14 +15,11 @@ from torch import nn
 
 from apa_det.engine import (
     Trainer,
-    evaluate_lazy,
-    setup,
-    setup_lazy,
+    evaluate,
+    setup_job,
     train,
-    train_lazy,
     train_only,
 )
-from apa_det.engine.decoupled import lazy_stages, stages
 from apa_det.engine.ema import averaged_state
 
 ROOT = Path(__file__).parents[2]
@@ -36,14 +32,6 @@ DECOUPLED = (
 )
 
 
-def train_net(args):
-    """tools/train_net.py in this process."""
-    spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main(args)
-
-
 def saved(path, key="model"):
     return torch.load(path, weights_only=True)[key]
 
@@ -54,7 +42,7 @@ def assert_classifier_alone_differs(first, second):
         assert changed == bool(re.match(SCORES, name)), name
 
 
-def test_both_stages_resumed_and_evaluated(arguments, output):
+def test_both_stages_resumed_and_evaluated(arguments, output, train_net):
     """The second stage changes the classifier alone; --resume and --eval-only find it."""
     options = (*DECOUPLED, "SOLVER.EMA.ENABLED", True, "TEST.BEST_METRIC", "bbox/AP50")
     train_net(arguments(*options))
@@ -90,13 +78,13 @@ def test_another_training_in_the_same_folder(arguments, output):
     """--resume does not take its second stage for this one's."""
     (output / "classifier").mkdir(parents=True)
     (output / "classifier/last_checkpoint").write_text("model_final.pth")
-    cfg = setup(arguments(*DECOUPLED, "SOLVER.DECOUPLED.TRAINED", ["*typo*"]))
+    job = setup_job(arguments(*DECOUPLED, "SOLVER.DECOUPLED.TRAINED", ["*typo*"]))
     with pytest.raises(ValueError, match="DECOUPLED.TRAINED has the pattern .*typo"):
-        train(cfg)
+        train(job)
     assert not (output / "classifier/last_checkpoint").exists()
 
 
-def test_classifier_may_go_on(arguments, output):
+def test_classifier_may_go_on(arguments, output, train_net):
     """Without re-initialisation, and at a learning rate of 0, nothing changes."""
     options = (*DECOUPLED, "SOLVER.DECOUPLED.BASE_LR", 0.0, "SOLVER.DECOUPLED.REINITIALIZE", False)
     train_net(arguments(*options, "DATASETS.TEST", ()))
@@ -119,18 +107,19 @@ def test_two_processes(arguments, output):
 
 
 def test_config_of_the_second_stage(arguments):
-    cfg = setup(arguments(*DECOUPLED, "SOLVER.DECOUPLED.STEPS", (1,)))
-    first, second = stages(cfg)
-    assert first is cfg
-    assert second.OUTPUT_DIR == f"{cfg.OUTPUT_DIR}/classifier"
-    assert second.MODEL.WEIGHTS == f"{cfg.OUTPUT_DIR}/model_final.pth"
+    job = setup_job(arguments(*DECOUPLED, "SOLVER.DECOUPLED.STEPS", (1,)))
+    first, stage = job.stages()
+    assert first is job
+    second = stage.config
+    assert second.OUTPUT_DIR == f"{job.output_dir}/classifier"
+    assert second.MODEL.WEIGHTS == f"{job.output_dir}/model_final.pth"
     assert second.DATALOADER.SAMPLER_TRAIN == "ClassAwareTrainingSampler"
     solver = second.SOLVER
     assert (solver.MAX_ITER, solver.BASE_LR, tuple(solver.STEPS)) == (2, 0.05, (1,))
     assert (solver.TRAINED, second.MODEL.REINITIALIZE) == (["*score.*"], ["*score.*"])
-    assert stages(second) == [second]
+    assert stage.stages() == [stage]
     with pytest.raises(ValueError, match="SAMPLER_TRAIN must be one of .*got 'Balanced'"):
-        stages(setup(arguments(*DECOUPLED, "SOLVER.DECOUPLED.SAMPLER_TRAIN", "Balanced")))
+        setup_job(arguments(*DECOUPLED, "SOLVER.DECOUPLED.SAMPLER_TRAIN", "Balanced")).stages()
 
 
 class Parts(nn.Module):
@@ -177,11 +166,11 @@ def test_trained_alone(arguments):
     """Of a whole detector: the gradients of the trained layers are those of the whole."""
     options = ("MODEL.ROI_HEADS.NAME", "APAROIHeads")
     models = [
-        Trainer(setup(arguments(*options, *trained))).model
+        Trainer(setup_job(arguments(*options, *trained)).config).model
         for trained in ((), ("SOLVER.TRAINED", ["*score.*", "*.box_head.*"]))
     ]
     models[1].load_state_dict(models[0].state_dict())
-    data = next(iter(Trainer.build_train_loader(setup(arguments()))))
+    data = next(iter(Trainer.build_train_loader(setup_job(arguments()).config)))
     for model in models:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -200,17 +189,17 @@ def test_trained_alone(arguments):
 def test_lazy_config(lazy_arguments, output):
     options = ("train.decoupled.max_iter=2", "train.ema.enabled=True")
     without = (*options, "dataloader.evaluator=null")
-    train_lazy(setup_lazy(lazy_arguments(*without)))
+    train(setup_job(lazy_arguments(*without)))
     first = averaged_state(saved(output / "model_final.pth", "ema"))
     assert_classifier_alone_differs(first, saved(output / "classifier/model_final.pth"))
     longer = lazy_arguments(*without, "train.decoupled.max_iter=3", resume=True)
-    train_lazy(setup_lazy(longer), resume=True)
+    train(setup_job(longer), resume=True)
     assert saved(output / "classifier/model_final.pth", "iteration") == 2
-    evaluate_lazy(setup_lazy(lazy_arguments(*options, resume=True)), resume=True)
+    evaluate(setup_job(lazy_arguments(*options, resume=True)), resume=True)
     assert re.search(r"Loading from \S+classifier/model_final", (output / "log.txt").read_text())
     for option, message in (
-        ("train.decoupled.sampler=Balanced", "choose one of"),
+        ("train.decoupled.sampler=Balanced", "must be one of"),
         ("train.decoupled.trained=[]", "is empty"),
     ):
         with pytest.raises(ValueError, match=message):
-            lazy_stages(setup_lazy(lazy_arguments(*options, option)))
+            setup_job(lazy_arguments(*options, option)).stages()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from apa_det.engine import Trainer, load_for_evaluation, setup
-from apa_det.engine.evaluation import without_nan
+from apa_det.engine import Trainer, evaluate, load_model, setup_job
+from apa_det.engine.testing import without_nan
 
 ROOT = Path(__file__).parents[2]
 TRAIN_NET = ROOT / "tools/train_net.py"
@@ -121,15 +121,14 @@ def test_preempted_and_resumed_on_two_machines(start, arguments, output):
     # one process reads its files: those of a model that was not sharded
     averaged = ("SOLVER.EMA.ENABLED", True, "TEST.DETECTIONS_PER_IMAGE", 100)
     weights = ("MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output / "one")
-    cfg = setup(arguments(*averaged, *weights, eval_only=True))
-    model = Trainer.build_model(cfg)
-    load_for_evaluation(cfg, model)
-    results = without_nan(Trainer.test(cfg, model))
+    job = setup_job(arguments(*averaged, *weights, eval_only=True))
+    model = load_model(job)
+    results = without_nan(job.test(model))
     assert results == pytest.approx(final_metrics(output), abs=1e-6)
     best = torch.load(output / "model_best.pth", weights_only=True)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, best["model"][name]), name
-    trainer = Trainer(setup(arguments("SOLVER.EMA.ENABLED", True, resume=True)))
+    trainer = Trainer(setup_job(arguments("SOLVER.EMA.ENABLED", True, resume=True)).config)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == done + 3
 
@@ -142,7 +141,7 @@ def test_preempted_under_torchrun(start, arguments, output):
     )
     _, checkpoint, _ = preempt(launched, output)  # torchrun has an exit status of its own
     assert "World size: 2" in (output / "log.txt").read_text()
-    trainer = Trainer(setup(arguments(resume=True)))
+    trainer = Trainer(setup_job(arguments(resume=True)).config)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == int(checkpoint.stem.removeprefix("model_")) + 1
 
@@ -162,10 +161,8 @@ def test_two_machines_by_detectron2s_flags_evaluate_as_one(start, arguments, out
         assert code == 0, text
     assert "World size: 2" in (output / "log.txt").read_text()
     weights = ("MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output / "one")
-    cfg = setup(arguments(*weights, *save, eval_only=True))
-    model = Trainer.build_model(cfg)
-    load_for_evaluation(cfg, model)
-    assert without_nan(Trainer.test(cfg, model)) == final_metrics(output)
+    results = evaluate(setup_job(arguments(*weights, *save, eval_only=True)))
+    assert without_nan(results) == final_metrics(output)
     assert any(value > 0 for value in final_metrics(output).values())
     assert detections(output / "one") == detections(output)
     assert (output / "model_best.pth").exists()

@@ -7,9 +7,9 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from apa_det import AGLU
-from apa_det.engine import Trainer, load_for_evaluation, setup
+from apa_det.engine import Trainer, load_model, setup_job
 from apa_det.engine.ema import averaged_state, build_ema
-from apa_det.engine.evaluation import without_nan
+from apa_det.engine.testing import without_nan
 
 
 def test_average():
@@ -61,7 +61,7 @@ def test_is_evaluated_saved_and_resumed(arguments, output):
         *("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.BASE_LR", 0.05),
         *("TEST.SUBSET", 3, "TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "subset/bbox/AP50"),
     ]
-    trainer = Trainer(setup(arguments(*options, *ema)))
+    trainer = Trainer(setup_job(arguments(*options, *ema)).config)
     recorder = Recorder()
     trainer.register_hooks([recorder])
     trainer.resume_or_load(resume=False)
@@ -78,22 +78,20 @@ def test_is_evaluated_saved_and_resumed(arguments, output):
 
     # --eval-only: the averaged weights, and the numbers that training ended with
     weights = ("MODEL.WEIGHTS", output / "model_final.pth")
-    cfg = setup(arguments(*options, *ema, *weights, eval_only=True))
-    model = Trainer.build_model(cfg)
-    load_for_evaluation(cfg, model)
+    job = setup_job(arguments(*options, *ema, *weights, eval_only=True))
+    model = load_model(job)
     assert equal(model.state_dict(), averaged)
-    assert without_nan(Trainer.test(cfg, model)) == without_nan(trainer._last_eval_results)
-    cfg = setup(arguments(*options, *weights, eval_only=True))
-    load_for_evaluation(cfg, model)
+    assert without_nan(job.test(model)) == without_nan(trainer._last_eval_results)
+    model = load_model(setup_job(arguments(*options, *weights, eval_only=True)))
     assert equal(model.state_dict(), trained)
     best = ("MODEL.WEIGHTS", output / "model_best.pth")
-    load_for_evaluation(setup(arguments(*options, *ema, *best, eval_only=True)), model)
+    model = load_model(setup_job(arguments(*options, *ema, *best, eval_only=True)))
     assert equal(model.state_dict(), recorder.averaged[torch.load(best[1])["iteration"]])
     log = (output / "log.txt").read_text()
     assert log.count("model_final.pth: its averaged weights (SOLVER.EMA)") == 1
     assert log.count("model_best.pth: no averaged weights: taking its own (SOLVER.EMA)") == 1
 
-    resumed = Trainer(setup(arguments(*options, *ema, resume=True)))
+    resumed = Trainer(setup_job(arguments(*options, *ema, resume=True)).config)
     resumed.resume_or_load(resume=True)
     assert resumed.ema.n_averaged == 4
     assert equal(averaged_state(resumed.ema.state_dict()), averaged)
@@ -101,11 +99,11 @@ def test_is_evaluated_saved_and_resumed(arguments, output):
 
 def test_resumed_from_a_checkpoint_without(arguments, output):
     no_test = ("DATASETS.TEST", ())
-    trainer = Trainer(setup(arguments("SOLVER.MAX_ITER", 1, *no_test)))
+    trainer = Trainer(setup_job(arguments("SOLVER.MAX_ITER", 1, *no_test)).config)
     trainer.train()
     options = ("SOLVER.MAX_ITER", 2, "SOLVER.EMA.ENABLED", True, *no_test)
-    trainer = Trainer(setup(arguments(*options, resume=True)))
+    trainer = Trainer(setup_job(arguments(*options, resume=True)).config)
     trainer.resume_or_load(resume=True)
-    assert "model_final.pth holds no average" in (output / "log.txt").read_text()
+    assert "model_final.pth has no average" in (output / "log.txt").read_text()
     trainer.train()
     assert equal(averaged_state(trainer.ema.state_dict()), trainer.model.state_dict())

@@ -40,7 +40,7 @@ def test_blocks_that_are_gathered_one_after_the_other(arguments):
         return [all_names[block] for block in _blocks(model)]
 
     model = nn.Module()
-    model.backbone = build_backbone(read_config(arguments()))
+    model.backbone = build_backbone(read_config(arguments().config_file))
     blocks = [f"backbone.bottom_up.res{stage}.{i}" for stage in (2, 3, 4, 5) for i in (0, 1)]
     assert names() == blocks
     first, last = (model.get_submodule(name) for name in (blocks[0], blocks[-1]))

@@ -9,7 +9,7 @@ import pytest
 from detectron2.engine import HookBase
 from torch.utils.data import DataLoader
 
-from apa_det.engine import StrictCheckpointer, Trainer, setup
+from apa_det.engine import StrictCheckpointer, Trainer, setup_job
 
 
 class Killer(HookBase):
@@ -26,7 +26,7 @@ class Killer(HookBase):
 @pytest.fixture
 def train(arguments):
     def run(*opts, kill_in=None, resume=False, hooks=()):
-        trainer = Trainer(setup(arguments("SOLVER.MAX_ITER", 4, *opts, resume=resume)))
+        trainer = Trainer(setup_job(arguments("SOLVER.MAX_ITER", 4, *opts, resume=resume)).config)
         trainer.register_hooks([Killer(kill_in), *hooks])
         trainer.resume_or_load(resume=resume)
         trainer.train()

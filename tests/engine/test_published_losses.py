@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from apa_det.engine import Trainer, setup
+from apa_det.engine import Trainer, setup_job
 
 # All that the published LVIS detector has, for the fixture's small one.
 GOL = (
@@ -25,7 +25,7 @@ GOL = (
 @pytest.mark.parametrize("amp", [False, True])
 def test_published_losses_train(arguments, amp):
     options = ("SOLVER.AMP.ENABLED", amp, "SOLVER.MAX_ITER", 20, "DATASETS.TEST", ())
-    trainer = Trainer(setup(arguments(*GOL, *options)))
+    trainer = Trainer(setup_job(arguments(*GOL, *options)).config)
     assert trainer._trainer.precision == (torch.bfloat16 if amp else None)
     trainer.train()
     losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
@@ -37,10 +37,10 @@ def test_published_losses_train(arguments, amp):
 
 def test_image_counts_unknown(arguments):
     """Said when the trainer is built, not in the first iteration."""
-    setup(arguments())  # registers engine_train
+    setup_job(arguments())  # registers engine_train
     DatasetCatalog.register("no_counts", lambda: DatasetCatalog.get("engine_train"))
     MetadataCatalog.get("no_counts").set(thing_classes=list("abcd"))
-    cfg = setup(arguments(*GOL, "DATASETS.TRAIN", ("no_counts",)))
+    cfg = setup_job(arguments(*GOL, "DATASETS.TRAIN", ("no_counts",))).config
     with pytest.raises(ValueError, match="no_counts does not give"):
         Trainer(cfg)
     DatasetCatalog.remove("no_counts")
@@ -52,7 +52,7 @@ def test_image_counts_unknown(arguments):
 )
 def test_loss_without_effect(arguments, key, value):
     """detectron2's own heads know none of it."""
-    cfg = setup(arguments(f"MODEL.ROI_BOX_HEAD.{key}", value))
+    cfg = setup_job(arguments(f"MODEL.ROI_BOX_HEAD.{key}", value)).config
     assert cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads"
     with pytest.raises(ValueError, match=f"BOX_HEAD.{key} has no effect .*NAME to APAROIHeads"):
         Trainer(cfg)

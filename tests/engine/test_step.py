@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from apa_det import AGLU, APA, add_apa_config
-from apa_det.engine import Trainer, build_optimizer, setup
+from apa_det.engine import Trainer, build_optimizer, setup_job
 from apa_det.engine.step import StepTrainer
 
 
@@ -166,7 +166,7 @@ def detector(arguments, monkeypatch):
         *("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.ROI_BOX_HEAD.CLASS_SCORE", "apa"),
         *("INPUT.RANDOM_FLIP", "none"),
     ]
-    cfg = setup(arguments(*options))
+    cfg = setup_job(arguments(*options)).config
     seed_all_rng(0)
     model = Trainer.build_model(cfg).double()
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)

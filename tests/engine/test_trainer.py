@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,20 +10,12 @@ from detectron2.utils import comm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apa_det.data import generate_dataset
-from apa_det.engine import Trainer, setup
-from apa_det.engine.evaluation import SubsetTest
+from apa_det.engine import Trainer, load_model, setup_job
+from apa_det.engine.testing import SubsetTest
 from apa_det.evaluation import METRICS, LongTailEvaluator
 
 ROOT = Path(__file__).parents[2]
 TRAIN_NET = ROOT / "tools/train_net.py"
-
-
-def train_net(args):
-    """tools/train_net.py in this process."""
-    spec = importlib.util.spec_from_file_location("train_net", TRAIN_NET)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main(args)
 
 
 def metrics(output):
@@ -46,7 +37,7 @@ def flat(results):
     }
 
 
-def test_train_then_evaluate_then_resume(arguments, output):
+def test_train_then_evaluate_then_resume(arguments, output, train_net):
     evaluation = ("TEST.EVAL_PERIOD", 2, "TEST.BEST_METRIC", "bbox/AP50")
     train_net(arguments("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *evaluation))
     trained = final_metrics(output)
@@ -72,7 +63,7 @@ def test_train_then_evaluate_then_resume(arguments, output):
 
     # --resume goes on where training ended
     saved = torch.load(output / "model_final.pth", weights_only=True)
-    trainer = Trainer(setup(arguments("SOLVER.MAX_ITER", 6, resume=True)))
+    trainer = Trainer(setup_job(arguments("SOLVER.MAX_ITER", 6, resume=True)).config)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 4
     resumed, ended = trainer.optimizer.state_dict(), saved["trainer"]["_trainer"]["optimizer"]
@@ -85,8 +76,8 @@ def test_train_then_evaluate_then_resume(arguments, output):
     assert iterations == [3, 5]
 
 
-def test_checkpoint_of_another_class_count(arguments, output, tmp_path):
-    Trainer(setup(arguments())).checkpointer.save("model_final")
+def test_checkpoint_of_another_class_count(arguments, output, tmp_path, train_net):
+    Trainer(setup_job(arguments()).config).checkpointer.save("model_final")
     generate_dataset(tmp_path, num_train=5, num_val=2, num_classes=5, image_size=64)
     options = [
         *("DATASETS.LVIS_FORMAT", [["engine_five", f"{tmp_path}/train.json", f"{tmp_path}"]]),
@@ -101,47 +92,44 @@ def test_checkpoint_of_another_class_count(arguments, output, tmp_path):
         train_net(arguments(*options, *weights, eval_only=True))
 
 
-def test_subset_while_training(arguments, output):
+def test_subset_while_training(arguments, output, train_net):
     options = ("TEST.SUBSET", 3, "TEST.EVAL_PERIOD", 1, "TEST.BEST_METRIC", "subset/bbox/AP50")
     train_net(arguments("SOLVER.MAX_ITER", 3, *options))
     looks = [m for m in metrics(output) if "subset/bbox/AP" in m]
     assert [("bbox/AP" in m) for m in looks] == [False, True]  # the first look is not written
     log = (output / "log.txt").read_text()
-    assert log.count("A look at 3 pictures of engine_val") == 2
+    assert log.count("Evaluating 3 images of engine_val") == 2
     assert "processed only" not in log
     best = torch.load(output / "model_best.pth", weights_only=True)
     assert best["value"] >= max(m["subset/bbox/AP50"] for m in looks)
     assert not (output / "inference/lvis_instances_results.json").exists()
 
     # the numbers of the end are those of a look at the same pictures
-    trainer = Trainer(
-        setup(arguments("TEST.SUBSET", 3, "MODEL.WEIGHTS", output / "model_final.pth"))
-    )
-    trainer.resume_or_load(resume=False)
-    look = SubsetTest(trainer.cfg, str(output))(trainer.model)
+    job = setup_job(arguments("TEST.SUBSET", 3, "MODEL.WEIGHTS", output / "model_final.pth"))
+    look = SubsetTest(job)(load_model(job))
     assert flat(look) == {k: v for k, v in looks[-1].items() if k.startswith("subset/")}
 
 
-def test_files_and_extra_metrics(arguments, output):
+def test_files_and_extra_metrics(arguments, output, train_net):
     options = ("TEST.PER_CATEGORY", True, "TEST.EXTRA_METRICS", "['AR','pool']")
     train_net(arguments("SOLVER.MAX_ITER", 1, "TEST.FREQUENCY_GROUPS", "few:3,many", *options))
     assert {"bbox/APfew", "segm/ARmany@300", "bbox/AP_pool"} <= set(final_metrics(output))
     assert (output / "inference/segm_per_category.csv").exists()
 
 
-def test_test_time_augmentation(arguments, output):
+def test_test_time_augmentation(arguments, output, train_net):
     augmentation = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64, 96))
     train_net(arguments("SOLVER.MAX_ITER", 1, *augmentation))
     assert {"bbox/AP", "bbox_TTA/AP", "segm_TTA/APr"} <= set(metrics(output)[-1])
 
 
 def test_another_head_starts_at_random(arguments, output):
-    cfg = setup(arguments())
+    cfg = setup_job(arguments()).config
     model = Trainer.build_model(cfg)
     state = model.state_dict()
     state["roi_heads.box_predictor.cls_score.weight"] = torch.zeros(81, 16)
     torch.save({"model": state}, output / "coco.pth")
-    trainer = Trainer(setup(arguments("MODEL.WEIGHTS", output / "coco.pth")))
+    trainer = Trainer(setup_job(arguments("MODEL.WEIGHTS", output / "coco.pth")).config)
     trainer.resume_or_load(resume=False)
     log = (output / "log.txt").read_text()
     assert "box_predictor.cls_score.weight ((81, 16) in the file, (5, 16) in the model)" in log
@@ -153,20 +141,20 @@ def test_another_head_starts_at_random(arguments, output):
 
 def test_class_count_of_the_training_set(arguments):
     with pytest.raises(ValueError, match="engine_train has 4 classes"):
-        Trainer(setup(arguments("DATASETS.TEST", (), "MODEL.ROI_HEADS.NUM_CLASSES", 5)))
+        Trainer(setup_job(arguments("DATASETS.TEST", (), "MODEL.ROI_HEADS.NUM_CLASSES", 5)).config)
 
 
 def test_warns_of_classes_in_another_order(arguments, output, data, tmp_path):
     dataset = json.loads((data / "val.json").read_text())
     dataset["categories"][0]["id"], dataset["categories"][1]["id"] = 2, 1
     (tmp_path / "swapped.json").write_text(json.dumps(dataset))
-    Trainer(setup(arguments()))
-    assert "take them for the same" not in (output / "log.txt").read_text()
+    Trainer(setup_job(arguments()).config)
+    assert "treat them as the same" not in (output / "log.txt").read_text()
     swapped = [["engine_swapped", f"{tmp_path}/swapped.json", str(data)]]
-    registered = setup(arguments()).DATASETS.LVIS_FORMAT + swapped
+    registered = setup_job(arguments()).config.DATASETS.LVIS_FORMAT + swapped
     options = ("DATASETS.LVIS_FORMAT", registered, "DATASETS.TEST", ("engine_swapped",))
-    Trainer(setup(arguments(*options)))
-    assert "engine_swapped: the metrics take them" in (output / "log.txt").read_text()
+    Trainer(setup_job(arguments(*options)).config)
+    assert "engine_swapped: the metrics treat them" in (output / "log.txt").read_text()
 
 
 def groups_by_name(cfg):
@@ -185,14 +173,16 @@ def groups_by_name(cfg):
 
 def test_weight_decay_of_lambda_and_kappa(arguments):
     decay = ("SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.01)
-    cfg = setup(arguments(*decay))
+    cfg = setup_job(arguments(*decay)).config
     plain, optimizer = groups_by_name(cfg)
     assert {v for k, v in plain.items() if k.endswith(("lambda_param", "kappa_param"))} == {0.1}
     default = DefaultTrainer.build_optimizer(cfg, Trainer.build_model(cfg))
     sizes = [[len(g["params"]) for g in o.param_groups] for o in (optimizer, default)]
     assert sizes[0] == sizes[1]
 
-    ours, optimizer = groups_by_name(setup(arguments(*decay, "MODEL.APA.WEIGHT_DECAY", 0.0)))
+    ours, optimizer = groups_by_name(
+        setup_job(arguments(*decay, "MODEL.APA.WEIGHT_DECAY", 0.0)).config
+    )
     for name, value in ours.items():
         chosen = name.endswith(("lambda_param", "kappa_param"))
         assert value == (0.0 if chosen else plain[name]), name
@@ -201,13 +191,13 @@ def test_weight_decay_of_lambda_and_kappa(arguments):
 
 
 def test_evaluators(arguments, data):
-    cfg = setup(arguments())
+    cfg = setup_job(arguments()).config
     assert isinstance(Trainer.build_evaluator(cfg, "engine_val"), LongTailEvaluator)
     metadata = MetadataCatalog.get("engine_coco")
     metadata.set(json_file=f"{data}/val.json", evaluator_type="coco", thing_classes=list("abcd"))
     assert isinstance(Trainer.build_evaluator(cfg, "engine_coco"), COCOEvaluator)
     DatasetCatalog.register("engine_coco", list)
-    long_tail = setup(arguments("TEST.LONG_TAIL", True))
+    long_tail = setup_job(arguments("TEST.LONG_TAIL", True)).config
     assert isinstance(Trainer.build_evaluator(long_tail, "engine_coco"), LongTailEvaluator)
     DatasetCatalog.pop("engine_coco"), MetadataCatalog.pop("engine_coco")
     MetadataCatalog.get("engine_other").evaluator_type = "other"
@@ -215,7 +205,7 @@ def test_evaluators(arguments, data):
         Trainer.build_evaluator(cfg, "engine_other")
 
 
-def test_retinanet_has_boxes_only(arguments, output):
+def test_retinanet_has_boxes_only(arguments, output, train_net):
     options = [
         *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 4),
         *("MODEL.BACKBONE.NAME", "build_apa_retinanet_resnet_fpn_backbone"),
@@ -234,7 +224,7 @@ def test_scaled_to_another_number_of_processes(arguments):
         *("SOLVER.STEPS", (200, 300), "SOLVER.WARMUP_ITERS", 100, "SOLVER.ACCUMULATE", 2),
         *("SOLVER.CHECKPOINT_PERIOD", 200, "TEST.EVAL_PERIOD", 100, "SOLVER.EMA.DECAY", 0.99),
     ]
-    cfg = setup(arguments(*options))
+    cfg = setup_job(arguments(*options)).config
     for processes, growth in ((8, 2), (2, 0.5), (1, 0.25)):
         scaled = Trainer.auto_scale_workers(cfg, processes)
         assert scaled.is_frozen()
@@ -253,8 +243,8 @@ def test_scaled_to_another_number_of_processes(arguments):
 
 
 def test_machines_that_do_not_share_the_folder(arguments, output, monkeypatch):
-    Trainer(setup(arguments())).checkpointer.save("model_final")
-    trainer = Trainer(setup(arguments(resume=True)))
+    Trainer(setup_job(arguments()).config).checkpointer.save("model_final")
+    trainer = Trainer(setup_job(arguments(resume=True)).config)
     monkeypatch.setattr(comm, "all_gather", lambda seen: [seen, ""])
     with pytest.raises(ValueError, match="Not all machines see the same last checkpoint in "):
         trainer.resume_or_load(resume=True)

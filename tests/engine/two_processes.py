@@ -16,10 +16,10 @@ from test_step import Square, assert_same_gradients, detector, run_step
 from torch import nn
 
 from apa_det import AGLU, add_apa_config
-from apa_det.engine import StrictCheckpointer, build_optimizer, run, setup
+from apa_det.engine import StrictCheckpointer, build_optimizer, run, setup_job
+from apa_det.engine.checkpointer import ShardedCheckpointer
 from apa_det.engine.ema import build_ema
 from apa_det.engine.parallel import (
-    ShardedCheckpointer,
     full_state,
     replicate,
     shard,
@@ -113,7 +113,7 @@ def check_unused_is_an_error(arguments):
 
 
 def check_gathers_once(arguments):
-    cfg = setup(arguments())
+    cfg = setup_job(arguments()).config
     calls = []
     gather, all_gather = comm.gather, comm.all_gather
     comm.gather = lambda *args, **kwargs: calls.append("gather") or gather(*args, **kwargs)

@@ -7,17 +7,16 @@ import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
 
-from apa_det.engine import Trainer
-from apa_det.engine.setup.yaml import register_datasets
-from apa_det.experiments import read_plan
-from apa_det.experiments.train_run import ReproducibleTrainer
+from apa_det.experiments import ReproducibleLoader, read_plan
 
 
 @pytest.fixture
-def cfg(config_file, tmp_path):
-    cfg = read_plan(tmp_path, configs=[config_file], seeds=[3]).runs[0].cfg
-    register_datasets(cfg.DATASETS.LVIS_FORMAT, "DATASETS.LVIS_FORMAT")
-    return cfg
+def job(config_file, tmp_path):
+    return read_plan(tmp_path, configs=[config_file], seeds=[3]).runs[0].job
+
+
+def reproducible(job, num_workers=0):
+    return ReproducibleLoader(lambda: job.build_train_loader(num_workers), job.seed)
 
 
 def draw(amount):
@@ -39,15 +38,12 @@ def seen(loader, steps, amount):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_pictures_and_flips_do_not_depend_on_what_the_model_draws(cfg, num_workers):
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATALOADER.NUM_WORKERS = num_workers
+def test_pictures_and_flips_do_not_depend_on_what_the_model_draws(job, num_workers):
     runs = []
     for amount in (0, 5):
-        seed_all_rng(cfg.SEED)
+        seed_all_rng(job.seed)
         draw(amount)
-        runs.append(seen(ReproducibleTrainer.build_train_loader(cfg), 12, amount))
+        runs.append(seen(reproducible(job, num_workers), 12, amount))
     assert runs[0] == runs[1]
     by_picture = {}
     for image_id, columns in runs[0]:
@@ -55,26 +51,26 @@ def test_pictures_and_flips_do_not_depend_on_what_the_model_draws(cfg, num_worke
     assert max(map(len, by_picture.values())) == 2  # some were flipped, some not
 
 
-def test_detectron2s_own_loader_depends_on_it(cfg):
+def test_detectron2s_own_loader_depends_on_it(job):
     runs = []
     for amount in (0, 5):
-        seed_all_rng(cfg.SEED)
+        seed_all_rng(job.seed)
         draw(amount)
-        runs.append(seen(Trainer.build_train_loader(cfg), 4, amount))
+        runs.append(seen(job.build_train_loader(), 4, amount))
     assert runs[0] != runs[1]
 
 
-def test_a_resumed_run_goes_on_with_the_pictures_that_it_has_not_seen(cfg):
-    whole = seen(ReproducibleTrainer.build_train_loader(cfg), 10, 1)
-    loader = ReproducibleTrainer.build_train_loader(cfg)
+def test_a_resumed_run_goes_on_with_the_pictures_that_it_has_not_seen(job):
+    whole = seen(reproducible(job), 10, 1)
+    loader = reproducible(job)
     loader.skip = 6
-    assert seen(loader, 4, 1) == whole[6 * cfg.SOLVER.IMS_PER_BATCH :]
+    assert seen(loader, 4, 1) == whole[6 * job.batch_size :]
 
 
-def test_outside_random_numbers_go_on_as_if_nothing_was_loaded(cfg):
+def test_outside_random_numbers_go_on_as_if_nothing_was_loaded(job):
     seed_all_rng(1)
     expected = np.random.rand(), torch.rand(1).item(), random.random()
-    loader = ReproducibleTrainer.build_train_loader(cfg)
+    loader = reproducible(job)
     seed_all_rng(1)
     batches = iter(loader)
     next(batches)

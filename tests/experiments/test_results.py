@@ -20,7 +20,7 @@ METRICS = ("AP", "APr", "APc", "APf")
 
 def make_up(run, share, digest="same", **result):
     """A run that finds this share of the objects, and as many things that are not there."""
-    (_, (_, json_file, _)) = run.cfg.DATASETS.LVIS_FORMAT
+    (_, (_, json_file, _)) = run.job.config.DATASETS.LVIS_FORMAT
     dataset = read_json(json_file)
     rng = np.random.default_rng(run.seed)
     records = [

@@ -1,6 +1,5 @@
 """Small detectors that find something: two feature levels, few proposals, drawn weights."""
 
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -48,7 +47,7 @@ KINDS = {
 def build(kind):
     """A model of this kind; its norms have statistics as after training."""
     opts = [*SMALL, *KINDS[kind].split()]
-    cfg = read_config(Namespace(config_file=QUICKSTART, opts=opts))
+    cfg = read_config(QUICKSTART, opts)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     for name, module in model.named_modules():

@@ -1,0 +1,1 @@
+"""From config files and the command line to a checked job."""

@@ -1,178 +1,51 @@
-"""From command-line arguments to a checked LazyConfig, with loggers and datasets in place."""
+"""Jobs of detectron2's LazyConfigs."""
 
-import argparse
+import copy
 import logging
-from collections.abc import Sequence
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from detectron2.config import LazyConfig
-from detectron2.data import MetadataCatalog
-from detectron2.engine import default_setup
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import default_writers
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import setup_logger
 from detectron2.utils.registry import locate
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
-from ...data import ensure_metadata, require_dataset_files
+from ...data import build_train_loader, ensure_metadata
+from ...data.sampling import TRAIN_SAMPLER_REGISTRY
+from ...errors import MissingFileError, UserError
 from ...evaluation import LongTailEvaluator, evaluator_metric_names
-from .checks import (
-    require_classes_of_weights,
-    require_equal_parts,
-    require_no_nccl_for_cpu,
-    require_num_classes,
-    require_weights,
-)
-from .yaml import available_device, register_datasets
+from ...modeling import APAFastRCNNOutputLayers
+from ..job import Job
+from ..optimizer import clip_gradients
+from ..trainer import JobTrainer
+from .reading import available_device, register_datasets
 
-__all__ = [
-    "check_num_classes",
-    "is_lazy_config",
-    "read_calibration_datasets",
-    "read_lazy_config",
-    "setup_lazy",
-]
+__all__ = ["LazyJob", "is_lazy_config", "read_lazy_config"]
 
 logger = logging.getLogger(__name__)
 
 _PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
 _MODELS = ("model", "model.model")  # the second within L(apa_det.modeling.injected)
-_NUM_CLASSES_KEYS = [f"{m}.{key}num_classes" for m in _MODELS for key in ("roi_heads.", "")]
-
-
-def setup_lazy(args: argparse.Namespace) -> DictConfig:
-    """Read a LazyConfig, register the datasets it brings, check it, and set up the job.
-
-    Args:
-        args: as detectron2's ``default_argument_parser`` gives them; ``config_file``, ``opts``,
-            ``eval_only`` and ``resume`` are read.
-
-    Returns:
-        The config. ``train.device`` is cpu where it asks for CUDA and there is none.
-
-    Raises:
-        FileNotFoundError, ValueError: something in the config does not hold. Nothing but the log is
-            in ``train.output_dir`` by then.
-    """
-    cfg = read_lazy_config(args)
-    train = cfg.train
-    setup_logger(train.output_dir, distributed_rank=comm.get_rank(), name="apa_det")
-    register_datasets(cfg.dataloader.get("lvis_format", ()), "dataloader.lvis_format")
-    train.device = available_device(train.device, "train.device")
-    require_no_nccl_for_cpu(train.device, "train.device")
-    require_weights(
-        *(train.init_checkpoint, train.output_dir, "train.init_checkpoint"),
-        eval_only=args.eval_only,
-        resume=args.resume,
-    )
-    if args.eval_only and cfg.dataloader.get("evaluator") is None:
-        raise ValueError("--eval-only needs a dataloader.evaluator, and the config has none.")
-    _check_datasets(cfg, args.eval_only)
-    if not args.eval_only:
-        _check_training(cfg)
-        require_classes_of_weights(
-            *(train.get("transfer_from", ""), train.init_checkpoint, "train.init_checkpoint")
-        )
-    default_setup(cfg, args)
-    return cfg
-
-
-def read_lazy_config(args: argparse.Namespace) -> DictConfig:
-    """The config of ``args.config_file`` with the overrides of ``args.opts``, ``key=value``.
-
-    An override changes a key that is there, or gives one more argument to a call. Any other new
-    key is written ``+key=value``.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, it is no config for training, or an
-            override is not right.
-    """
-    if not PathManager.isfile(args.config_file):
-        raise FileNotFoundError(
-            f"There is no config file {args.config_file}."
-            if args.config_file
-            else "A LazyConfig is needed: --config-file FILE.py."
-        )
-    if not is_lazy_config(args.config_file):
-        raise ValueError(
-            f"{args.config_file} is a yaml config: tools/train_net.py trains it. LazyConfig's own "
-            "are .py files."
-        )
-    cfg = LazyConfig.load(args.config_file)
-    missing = [part for part in _PARTS if part not in cfg]
-    if missing:
-        raise ValueError(f"{args.config_file} is no config for training: it lacks {missing[0]}.")
-    for option in args.opts:
-        _require_key(cfg, option)
-    try:
-        return LazyConfig.apply_overrides(cfg, args.opts)
-    except Exception as error:  # those of Hydra, OmegaConf and detectron2
-        message = " ".join(str(error).partition("\nSee ")[0].split())
-        raise ValueError(f"The options of the command line: {message}") from error
-
-
-def check_num_classes(cfg: DictConfig, names: Sequence[str]) -> None:
-    """:func:`require_num_classes` with the number of classes of the model, if it has one key."""
-    for key in _NUM_CLASSES_KEYS:
-        num_classes = OmegaConf.select(cfg, key)
-        if num_classes is not None:
-            require_num_classes(num_classes, key, names)
-
-
-def dataset_names(cfg: DictConfig, split: str) -> list[str]:
-    """The registered datasets of ``dataloader.train`` or ``dataloader.test``, as far as named."""
-    names = OmegaConf.select(cfg, f"dataloader.{split}.dataset.names")
-    return [names] if isinstance(names, str) else list(names or ())
-
-
-def box_predictors(cfg: DictConfig) -> list[str]:
-    """The keys of the box predictors: one, those of a cascade, or none."""
-    keys = []
-    for model in _MODELS:
-        heads = f"{model}.roi_heads"
-        number = len(OmegaConf.select(cfg, f"{heads}.box_predictors") or ())
-        keys += [f"{heads}.box_predictors.{i}" for i in range(number)]
-        if OmegaConf.select(cfg, f"{heads}.box_predictor") is not None:
-            keys.append(f"{heads}.box_predictor")
-    return keys
-
-
-def read_calibration_datasets(cfg: DictConfig) -> None:
-    """Read the datasets whose ``class_image_count`` a calibration needs in the first inference.
-
-    Raises:
-        FileNotFoundError, ValueError: one is missing or broken.
-    """
-    for key in box_predictors(cfg):
-        names = OmegaConf.select(cfg, f"{key}.calibration_datasets") or ()
-        for name in [names] if isinstance(names, str) else names:
-            ensure_metadata(name)
-
-
-def _require_key(cfg: DictConfig, option: str) -> None:
-    """Raise a ValueError for an override of what is not there: a slip that would do nothing."""
-    key, node = option.partition("=")[0], cfg
-    if key.startswith(("+", "~")):
-        return
-    for name in key.split("."):
-        if not isinstance(node, DictConfig) or "_target_" in node:
-            return
-        if name not in node:
-            raise ValueError(
-                f"The config has no key {key}, as there are {', '.join(node)} in the place of "
-                f"{name}. To add it write +{option}"
-            )
-        node = node[name]
-
-
-def _is_long_tail(evaluator: DictConfig) -> bool:
-    target = evaluator._target_
-    return (locate(target) if isinstance(target, str) else target) is LongTailEvaluator
 
 
 def is_lazy_config(path: str) -> bool:
-    """Whether a config file that exists is a LazyConfig: no yaml, or one that holds calls.
+    """Return whether a config file is a LazyConfig: not a yaml, or a yaml that contains calls.
 
-    Such a yaml is the config.yaml of a training.
+    The ``config.yaml`` that a LazyConfig's training keeps is such a yaml.
     """
     if not path.endswith((".yaml", ".yml")):
         return True
@@ -180,33 +53,390 @@ def is_lazy_config(path: str) -> bool:
         return "_target_" in f.read()
 
 
-def _check_datasets(cfg: DictConfig, eval_only: bool) -> None:
-    test = dataset_names(cfg, "test")
-    train = [] if eval_only else dataset_names(cfg, "train")
-    for name in train + test:
-        require_dataset_files(name)
-    check_num_classes(cfg, test)
-    check_num_classes(cfg, [n for n in train if MetadataCatalog.get(n).get("thing_classes")])
-    if train and OmegaConf.select(cfg, "model.roi_heads.box_predictor.use_fed_loss"):
-        ensure_metadata(train[0])  # building the model needs its class_image_count
-    read_calibration_datasets(cfg)
+def read_lazy_config(config_file: str, opts: Sequence[str] = ()) -> DictConfig:
+    """Read a LazyConfig of a training.
+
+    Args:
+        config_file: the file.
+        opts: overrides ``key=value`` of existing keys or of a call's arguments; any other new key
+            is written ``+key=value``.
+
+    Raises:
+        UserError: the file is missing or is not a training config, or an override is not valid.
+    """
+    if not PathManager.isfile(config_file):
+        raise MissingFileError(f"There is no config file {config_file}.")
+    cfg = LazyConfig.load(config_file)
+    missing = [part for part in _PARTS if part not in cfg]
+    if missing:
+        raise UserError(f"{config_file} is not a training config: missing key {missing[0]!r}.")
+    for option in opts:
+        _require_key(cfg, option)
+    try:
+        return LazyConfig.apply_overrides(cfg, list(opts))
+    except Exception as error:  # those of Hydra, OmegaConf and detectron2
+        message = " ".join(str(error).partition("\nSee ")[0].split())
+        raise UserError(f"The overrides on the command line: {message}") from error
 
 
-def _check_training(cfg: DictConfig) -> None:
-    batch_key = "dataloader.train.total_batch_size"
-    require_equal_parts(
-        *(OmegaConf.select(cfg, batch_key), batch_key),
-        *(cfg.train.get("accumulate", 1), "train.accumulate"),
-        comm.get_world_size(),
-    )
-    metric, evaluator = cfg.train.get("best_metric", ""), cfg.dataloader.get("evaluator")
-    if metric and evaluator is None:
-        raise ValueError(f"train.best_metric is {metric}, and there is no dataloader.evaluator.")
-    if metric and _is_long_tail(evaluator) and "groups" not in evaluator:
-        names = evaluator_metric_names(extra=evaluator.get("extra_metrics", ()))
-        task, _, name = metric.rpartition("/")
-        if name not in names or not task.endswith(("bbox", "segm", "boundary")):
-            raise ValueError(
-                f"train.best_metric {metric} is no metric of this evaluation: choose bbox/ or "
-                f"segm/, and one of {', '.join(names)}."
+def _require_key(cfg: DictConfig, option: str) -> None:
+    """Raise a UserError for an override of a key that does not exist, which would do nothing."""
+    key, node = option.partition("=")[0], cfg
+    if key.startswith(("+", "~")):
+        return
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or "_target_" in node:
+            return
+        if name not in node:
+            raise UserError(
+                f"The config has no key {key}: instead of {name}, there are {', '.join(node)}. To "
+                f"add it, write +{option}"
             )
+        node = node[name]
+
+
+class LazyJob(Job):
+    """The job of a LazyConfig."""
+
+    KEYS = {
+        "weights": "train.init_checkpoint",
+        "output_dir": "train.output_dir",
+        "seed": "train.seed",
+        "save_predictions": "dataloader.evaluator.save_predictions",
+        "device": "train.device",
+        "train_datasets": "dataloader.train.dataset.names",
+        "test_datasets": "dataloader.test.dataset.names",
+        "lvis_format": "dataloader.lvis_format",
+        "batch_size": "dataloader.train.total_batch_size",
+        "num_parts": "train.accumulate",
+        "reference_world_size": "train.reference_world_size",
+        "ema": "train.ema.enabled",
+        "ema_decay": "train.ema.decay",
+        "precise_bn": "train.precise_bn.enabled",
+        "fsdp": "train.fsdp",
+        "find_unused_parameters": "train.ddp.find_unused_parameters",
+        "trained": "train.trained",
+        "decoupled_trained": "train.decoupled.trained",
+        "transfer_from": "train.transfer_from",
+        "best_metric": "train.best_metric",
+        "subset": "train.eval_subset",
+        "long_tail": "set dataloader.evaluator to L(apa_det.evaluation.LongTailEvaluator)(...)",
+        "imports": "train.imports",
+    }
+
+    def __init__(self, cfg: DictConfig):
+        """Args: cfg: the config; its datasets are registered."""
+        train, get = cfg.train, cfg.train.get
+        self.config = cfg
+        self.seed = get("seed", -1)
+        self.output_dir = train.output_dir
+        self.weights = train.init_checkpoint
+        self.device = train.device
+        self.train_datasets = self._dataset_names("train")
+        self.test_datasets = self._dataset_names("test")
+        self.batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+        self.num_parts = get("accumulate", 1)
+        self.reference_world_size = get("reference_world_size", 0)
+        self.max_iter = train.max_iter
+        self.eval_period = train.eval_period
+        self.checkpoint_period = train.checkpointer.period
+        self.checkpoints_kept = train.checkpointer.get("max_to_keep")
+        self.log_period = train.log_period
+        self.parameter_log_period = get("apa_log_period", 0)
+        self.mixed_precision = train.amp.enabled
+        self.ema_decay = train.ema.decay if get("ema") and train.ema.enabled else None
+        self.fsdp = get("fsdp", False)
+        self.ddp = dict(train.ddp)
+        self.trained = get("trained", ())
+        self.reinitialized = get("reinitialize", ())
+        self.transfer_from = get("transfer_from", "")
+        self.best_metric = get("best_metric", "")
+        self.subset = get("eval_subset", 0)
+        self.test_time_augmentation = self._enabled("test_augmentation")
+        self.precise_bn_iters = train.precise_bn.num_iter if self._enabled("precise_bn") else 0
+        evaluator = cfg.dataloader.get("evaluator") or {}
+        self.groups = instantiate(evaluator.get("groups"))
+        self.count_from = evaluator.get("count_from")
+        self.extra_metrics = tuple(evaluator.get("extra_metrics", ()))
+        self.engine = evaluator.get("engine", "fast")
+        self.imports = get("imports", ())
+        self._evaluator: DatasetEvaluator | None = None  # built for the first test
+
+    @classmethod
+    def prepare(cls, cfg: DictConfig) -> "LazyJob":
+        """Register the config's datasets, choose an available device, and return the job."""
+        register_datasets(cfg.dataloader.get("lvis_format", ()), cls.KEYS["lvis_format"])
+        cfg.train.device = available_device(cfg.train.device, cls.KEYS["device"])
+        return cls(cfg)
+
+    def _enabled(self, key: str) -> bool:
+        node = self.config.train.get(key)
+        return bool(node and node.enabled)
+
+    def _dataset_names(self, split: str) -> list[str]:
+        names = OmegaConf.select(self.config, f"dataloader.{split}.dataset.names")
+        return [names] if isinstance(names, str) else list(names or ())
+
+    def _select(self, name: str) -> tuple[object, str] | None:
+        """Return the value and the key of a part of the model, injected or not."""
+        for model in _MODELS:
+            value = OmegaConf.select(self.config, f"{model}.{name}")
+            if value is not None:
+                return value, f"{model}.{name}"
+        return None
+
+    def build_model(self) -> nn.Module:
+        model = instantiate(self.config.model).to(self.device)
+        logger.info("Model:\n%s", model)
+        return model
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        cfg = self.config
+        cfg.optimizer.params.model = model
+        optimizer = instantiate(cfg.optimizer)
+        cfg.optimizer.params.model = None  # the config may outlive the model
+        clip = cfg.train.get("clip_gradients")
+        if clip and clip.clip_type:
+            clip_gradients(optimizer, **clip)
+        return optimizer
+
+    def build_lr_scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return LRMultiplier(optimizer, instantiate(self.config.lr_multiplier), self.max_iter)
+
+    def build_train_loader(self, num_workers: int | None = None) -> Iterable[list[dict]]:
+        loader = copy.copy(self.config.dataloader.train)
+        if num_workers is not None:
+            loader.num_workers = num_workers
+        if _located(loader._target_) is build_train_loader and self.seed >= 0:
+            loader.setdefault("seed", self.seed)
+        return instantiate(loader)
+
+    def build_test_mapper(self) -> Callable[[dict], dict]:
+        return instantiate(self.config.dataloader.test.mapper)
+
+    def build_test_loader(self, records: list[dict], mapper: Callable | None = None) -> DataLoader:
+        return build_detection_test_loader(
+            records,
+            mapper=mapper or self.build_test_mapper(),
+            num_workers=self.config.dataloader.test.get("num_workers", 0),
+        )
+
+    def build_long_tail_evaluator(self, dataset_name: str, **kwargs) -> LongTailEvaluator:
+        arguments = {
+            "output_dir": os.path.join(self.output_dir, "inference"),
+            "subset": self.subset,
+        }
+        if self._has_long_tail_evaluator():
+            evaluator = self.config.dataloader.evaluator.items()
+            arguments |= {k: instantiate(v) for k, v in evaluator if k != "_target_"}
+        return LongTailEvaluator(**{**arguments, "dataset_name": dataset_name, **kwargs})
+
+    def build_writers(self) -> list[EventWriter]:
+        return default_writers(self.output_dir, self.max_iter)
+
+    def build_trainer(self):
+        self._build_evaluator()  # now, because it may find broken files
+        return JobTrainer(self)
+
+    def test(self, model: nn.Module) -> OrderedDict:
+        evaluator = self._build_evaluator()
+        if evaluator is None:
+            return OrderedDict()
+        loader = instantiate(self.config.dataloader.test)
+        results = inference_on_dataset(model, loader, evaluator)
+        if comm.is_main_process():
+            print_csv_format(results)
+        return results
+
+    def _build_evaluator(self) -> DatasetEvaluator | None:
+        config = self.config.dataloader.get("evaluator")
+        if self._evaluator is None and config is not None:
+            if self._has_long_tail_evaluator():
+                self._evaluator = self.build_long_tail_evaluator(config.dataset_name)
+            else:
+                self._evaluator = instantiate(config)
+        return self._evaluator
+
+    def augmented(self, model: nn.Module) -> nn.Module:
+        settings = self.config.train.test_augmentation
+        mapper = DatasetMapperTTA(list(settings.min_sizes), settings.max_size, settings.flip)
+        return GeneralizedRCNNWithTTA(_tta_config(model), model, mapper)
+
+    def test_with_augmentation(self, model: nn.Module) -> OrderedDict:
+        logger.info("Running inference with test-time augmentation ...")
+        results = self.test(self.augmented(model))
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+    def scaled(self, world_size: int) -> "LazyJob":
+        reference = self.reference_world_size
+        if reference in (0, world_size):
+            return self
+        growth = world_size / reference
+        cfg = copy.deepcopy(self.config)
+        train = cfg.train
+        cfg.dataloader.train.total_batch_size = round(self.batch_size * growth)
+        cfg.optimizer.lr *= growth
+        train.reference_world_size = world_size
+        train.max_iter = round(self.max_iter / growth)  # lr_multiplier goes by shares of it
+        train.eval_period = round(self.eval_period / growth)
+        train.checkpointer.period = round(self.checkpoint_period / growth)
+        if self.parameter_log_period > 0:
+            train.apa_log_period = max(1, round(self.parameter_log_period / growth))
+        if self.ema_decay is not None:
+            train.ema.decay = self.ema_decay**growth
+        logger.info(
+            "Scaled from %d to %d processes: batch size %d, learning rate %g, %d iterations.",
+            *(reference, world_size, cfg.dataloader.train.total_batch_size),
+            *(cfg.optimizer.lr, train.max_iter),
+        )
+        return LazyJob(cfg)
+
+    def stages(self) -> list[Job]:
+        second = self.config.train.get("decoupled")
+        if not second or not second.max_iter:
+            return [self]
+        if not second.trained:
+            raise UserError("train.decoupled.trained is empty: name the classifier's parameters.")
+        if _located(self.config.dataloader.train._target_) is not build_train_loader:
+            raise UserError(
+                "train.decoupled sets dataloader.train.sampler: dataloader.train must be "
+                "L(apa_det.data.build_train_loader)(...)."
+            )
+        if second.sampler not in TRAIN_SAMPLER_REGISTRY:
+            names = ", ".join(name for name, _ in TRAIN_SAMPLER_REGISTRY)
+            raise UserError(
+                f"train.decoupled.sampler must be one of {names}; got {second.sampler}."
+            )
+        stage = copy.deepcopy(self.config)
+        stage.train.update(
+            decoupled=None,
+            output_dir=os.path.join(self.output_dir, "classifier"),
+            init_checkpoint=os.path.join(self.output_dir, "model_final.pth"),
+            transfer_from="",
+            trained=second.trained,
+            reinitialize=second.trained if second.reinitialize else [],
+            max_iter=second.max_iter,
+        )
+        stage.dataloader.train.sampler = second.sampler
+        if second.lr is not None:
+            stage.optimizer.lr = second.lr
+        stage.lr_multiplier = L(WarmupParamScheduler)(
+            scheduler=L(MultiStepParamScheduler)(
+                values=[0.1**k for k in range(len(second.steps) + 1)],
+                milestones=list(second.steps),
+                num_updates=second.max_iter,
+            ),
+            warmup_length=0.0,
+            warmup_factor=1.0,
+        )
+        return [self, LazyJob(stage)]
+
+    def changed(self, values: Mapping[str, object]) -> "LazyJob":
+        cfg = copy.deepcopy(self.config)
+        for name, value in values.items():
+            OmegaConf.update(cfg, self.KEYS[name], value, force_add=True)
+        return LazyJob(cfg)
+
+    def for_inference(self) -> "LazyJob":
+        cfg = copy.deepcopy(self.config)
+        for key in self.box_predictors():
+            predictor = OmegaConf.select(cfg, key)
+            if predictor.get("use_fed_loss"):
+                predictor.update(use_fed_loss=False, get_fed_loss_cls_weights=None)
+        return LazyJob(cfg)
+
+    def with_calibration(self, method: str, strength: float) -> "LazyJob":
+        cfg = copy.deepcopy(self.config)
+        for key in self.box_predictors():
+            predictor = OmegaConf.select(cfg, key)
+            if issubclass(_located(predictor._target_), APAFastRCNNOutputLayers):
+                predictor.update(
+                    calibration=method,
+                    calibration_strength=float(strength),
+                    calibration_datasets=list(self.train_datasets),
+                )
+        return LazyJob(cfg)
+
+    def calibration_overrides(self, method: str, strength: float) -> list[str]:
+        names = ",".join(self.train_datasets)
+        return [
+            f"{key}.calibration={method} {key}.calibration_strength={strength:g} "
+            f"{key}.calibration_datasets=[{names}]"
+            for key in self.box_predictors()
+        ]
+
+    def box_predictors(self) -> list[str]:
+        """Return the config keys of the box predictors: one, one per cascade stage, or none."""
+        keys = []
+        for model in _MODELS:
+            heads = f"{model}.roi_heads"
+            number = len(OmegaConf.select(self.config, f"{heads}.box_predictors") or ())
+            keys += [f"{heads}.box_predictors.{i}" for i in range(number)]
+            if OmegaConf.select(self.config, f"{heads}.box_predictor") is not None:
+                keys.append(f"{heads}.box_predictor")
+        return keys
+
+    def save_config(self) -> None:
+        LazyConfig.save(self.config, os.path.join(self.output_dir, "config.yaml"))
+
+    def _has_long_tail_evaluator(self) -> bool:
+        evaluator = self.config.dataloader.get("evaluator")
+        return evaluator is not None and _located(evaluator._target_) is LongTailEvaluator
+
+    def is_long_tail(self, dataset_name: str) -> bool:
+        return self._has_long_tail_evaluator()
+
+    def num_classes(self) -> tuple[int, str] | None:
+        return self._select("roi_heads.num_classes") or self._select("num_classes")
+
+    def metric_names(self) -> list[str] | None:
+        if self.config.dataloader.get("evaluator") is None:
+            return []
+        if not self._has_long_tail_evaluator():
+            return None
+        has_boxes_only = self._select("roi_heads") and not self._select("roi_heads.mask_head")
+        iou_types = ["bbox"] if has_boxes_only else ["bbox", "segm"]
+        if "boundary" in self.extra_metrics and not has_boxes_only:
+            iou_types.append("boundary")
+        groups = self.groups.names if self.groups else ("r", "c", "f")
+        prefix = "subset/" if self.subset else ""
+        metrics = evaluator_metric_names(groups, self.extra_metrics)
+        return [f"{prefix}{t}/{name}" for t in iou_types for name in metrics]
+
+    def read_class_counts(self) -> None:
+        for key in self.box_predictors():
+            names = OmegaConf.select(self.config, f"{key}.calibration_datasets") or ()
+            for name in [names] if isinstance(names, str) else names:
+                ensure_metadata(name)
+
+    def check(self, *, eval_only: bool) -> None:
+        if eval_only and self.config.dataloader.get("evaluator") is None:
+            raise UserError("--eval-only needs a dataloader.evaluator, but the config has none.")
+        federated = self._select("roi_heads.box_predictor.use_fed_loss")
+        if not eval_only and self.train_datasets and federated and federated[0]:
+            ensure_metadata(self.train_datasets[0])  # the model needs its class_image_count
+        self.read_class_counts()
+        target = _located(self.config.model.get("_target_"))
+        if self.test_time_augmentation and target is not GeneralizedRCNN:
+            raise UserError(
+                "train.test_augmentation works with a model of L(GeneralizedRCNN) only: set "
+                "train.test_augmentation.enabled=False."
+            )
+
+
+def _located(target: str | Callable) -> Callable:
+    return locate(target) if isinstance(target, str) else target
+
+
+def _tta_config(model: nn.Module):
+    """Return what ``GeneralizedRCNNWithTTA`` reads from a yaml config, taken from the model."""
+    heads = getattr(model, "module", model).roi_heads
+    predictor = getattr(heads, "box_predictor", None)
+    predictor = predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
+    cfg = get_cfg()
+    cfg.MODEL.MASK_ON = heads.mask_on
+    cfg.MODEL.KEYPOINT_ON = heads.keypoint_on
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads.num_classes
+    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = predictor.test_nms_thresh
+    cfg.TEST.DETECTIONS_PER_IMAGE = predictor.test_topk_per_image
+    return cfg

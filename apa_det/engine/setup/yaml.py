@@ -1,94 +1,385 @@
-"""From command-line arguments to a checked config, with loggers and datasets in place."""
+"""Jobs of detectron2's yaml configs."""
 
-import argparse
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_setup
+from detectron2.data import (
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import DefaultTrainer, default_writers
+from detectron2.evaluation import verify_results
+from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import setup_logger
-from yaml import YAMLError
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
 from ...config import add_apa_config
-from ...data import register_lvis_format
-from .checks import check_config
+from ...data import ensure_metadata
+from ...data.class_counts import class_counts
+from ...data.frequency import FrequencyGroups
+from ...data.sampling import require_train_sampler
+from ...errors import MissingFileError, UserError
+from ...evaluation import (
+    LongTailEvaluator,
+    evaluator_metric_names,
+    require_extra_metrics,
+)
+from ...modeling import APAInjected, meta_architecture
+from ...modeling.calibration import CALIBRATION_REGISTRY
+from ...modeling.losses import BoxClassLoss
+from ..job import Job
+from .checks import check_num_classes
+from .reading import available_device, config_errors, register_datasets
 
-__all__ = ["available_device", "errors_name", "read_config", "register_datasets", "setup"]
+__all__ = ["YamlJob", "read_config"]
 
-logger = logging.getLogger(__name__)
+# Where detectron2's architectures keep their number of classes.
+_NUM_CLASSES_NODES = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+}
+_COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config, register the datasets it brings, check it, and set up the job.
+def read_config(config_file: str, opts: Sequence = ()) -> CfgNode:
+    """Read a yaml config with every key of detectron2 and apa_det.
 
     Args:
-        args: as detectron2's ``default_argument_parser`` gives them; ``config_file`` (may be
-            empty), ``opts``, ``eval_only`` and ``resume`` are read.
-
-    Returns:
-        The frozen config. ``MODEL.DEVICE`` is cpu where it asks for CUDA and there is none.
+        config_file: the file; "" for the defaults.
+        opts: overrides, ``[KEY, VALUE, ...]``.
 
     Raises:
-        FileNotFoundError, ValueError: something in the config does not hold, see
-            :func:`check_config`. Nothing but the log is in ``OUTPUT_DIR`` by then.
-    """
-    cfg = read_config(args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="apa_det")
-    register_datasets(cfg.DATASETS.LVIS_FORMAT, "DATASETS.LVIS_FORMAT")
-    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, "MODEL.DEVICE")
-    check_config(cfg, eval_only=args.eval_only, resume=args.resume)
-    cfg.freeze()
-    default_setup(cfg, args)
-    return cfg
-
-
-def read_config(args: argparse.Namespace) -> CfgNode:
-    """The config of ``args.config_file``, which may be empty, and ``args.opts``.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file, or something in it is no config.
+        UserError: the file is missing, or it or an override is not valid.
     """
     cfg = get_cfg()
     add_apa_config(cfg)
-    if args.config_file:
-        if not PathManager.isfile(args.config_file):
-            raise FileNotFoundError(f"There is no config file {args.config_file}.")
-        with errors_name(args.config_file):
-            cfg.merge_from_file(args.config_file)
-    with errors_name("The options of the command line"):
-        cfg.merge_from_list(args.opts)
+    if config_file:
+        if not PathManager.isfile(config_file):
+            raise MissingFileError(f"There is no config file {config_file}.")
+        with config_errors(config_file):
+            cfg.merge_from_file(config_file)
+    with config_errors("The overrides on the command line"):
+        cfg.merge_from_list(list(opts))
     return cfg
 
 
-def available_device(device: str, key: str) -> str:
-    """The device of the config's key; cpu, with a warning, where it is CUDA and there is none."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("%s is %s, but there is no CUDA: using cpu.", key, device)
-        return "cpu"
-    return device
+class YamlJob(Job):
+    """The job of a yaml config; the class methods of a trainer build its parts."""
 
+    KEYS = {
+        "weights": "MODEL.WEIGHTS",
+        "output_dir": "OUTPUT_DIR",
+        "seed": "SEED",
+        "save_predictions": "TEST.SAVE_PREDICTIONS",
+        "device": "MODEL.DEVICE",
+        "train_datasets": "DATASETS.TRAIN",
+        "test_datasets": "DATASETS.TEST",
+        "lvis_format": "DATASETS.LVIS_FORMAT",
+        "batch_size": "SOLVER.IMS_PER_BATCH",
+        "num_parts": "SOLVER.ACCUMULATE",
+        "reference_world_size": "SOLVER.REFERENCE_WORLD_SIZE",
+        "ema": "SOLVER.EMA.ENABLED",
+        "ema_decay": "SOLVER.EMA.DECAY",
+        "precise_bn": "TEST.PRECISE_BN.ENABLED",
+        "fsdp": "SOLVER.FSDP",
+        "find_unused_parameters": "SOLVER.FIND_UNUSED_PARAMETERS",
+        "trained": "SOLVER.TRAINED",
+        "decoupled_trained": "SOLVER.DECOUPLED.TRAINED",
+        "transfer_from": "MODEL.TRANSFER_FROM",
+        "best_metric": "TEST.BEST_METRIC",
+        "subset": "TEST.SUBSET",
+        "long_tail": "for a dataset in COCO format add TEST.LONG_TAIL True",
+        "imports": "IMPORTS",
+    }
 
-def register_datasets(entries: Sequence[Sequence[str]], key: str) -> None:
-    """Register the datasets of LVIS format that the config names under a key.
+    def __init__(self, cfg: CfgNode, trainer: type[DefaultTrainer]):
+        """
+        Args:
+            cfg: the config; its datasets are registered.
+            trainer: :class:`~apa_det.engine.Trainer`, or a subclass that builds parts otherwise.
+        """
+        solver, test = cfg.SOLVER, cfg.TEST
+        self.config = cfg
+        self._trainer = trainer
+        self.seed = cfg.SEED
+        self.output_dir = cfg.OUTPUT_DIR
+        self.weights = cfg.MODEL.WEIGHTS
+        self.device = cfg.MODEL.DEVICE
+        self.train_datasets = cfg.DATASETS.TRAIN
+        self.test_datasets = cfg.DATASETS.TEST
+        self.batch_size = solver.IMS_PER_BATCH
+        self.num_parts = solver.ACCUMULATE
+        self.reference_world_size = solver.REFERENCE_WORLD_SIZE
+        self.max_iter = solver.MAX_ITER
+        self.eval_period = test.EVAL_PERIOD
+        self.checkpoint_period = solver.CHECKPOINT_PERIOD
+        self.checkpoints_kept = None
+        self.log_period = 20  # as DefaultTrainer's
+        self.parameter_log_period = cfg.MODEL.APA.LOG_PERIOD
+        self.mixed_precision = solver.AMP.ENABLED
+        self.ema_decay = solver.EMA.DECAY if solver.EMA.ENABLED else None
+        self.fsdp = solver.FSDP
+        self.ddp = {
+            "broadcast_buffers": False,
+            "find_unused_parameters": solver.FIND_UNUSED_PARAMETERS,
+        }
+        self.trained = solver.TRAINED
+        self.reinitialized = cfg.MODEL.REINITIALIZE
+        self.transfer_from = cfg.MODEL.TRANSFER_FROM
+        self.best_metric = test.BEST_METRIC
+        self.subset = test.SUBSET
+        self.test_time_augmentation = test.AUG.ENABLED
+        self.precise_bn_iters = test.PRECISE_BN.NUM_ITER if test.PRECISE_BN.ENABLED else 0
+        groups = test.FREQUENCY_GROUPS
+        self.groups = FrequencyGroups.parse(groups) if groups else None
+        self.count_from = test.COUNT_FROM or None
+        self.extra_metrics = test.EXTRA_METRICS
+        self.engine = test.ENGINE
+        self.imports = cfg.IMPORTS
 
-    Raises:
-        ValueError: an entry is not a name, a file and a folder, or the name is taken.
-    """
-    for entry in entries:
-        if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
-            raise ValueError(f"{key} takes entries [name, json_file, image_root], not {entry}.")
-        register_lvis_format(*entry)
+    @classmethod
+    def prepare(cls, cfg: CfgNode, trainer: type[DefaultTrainer]) -> "YamlJob":
+        """Register the config's datasets, choose an available device, and return the job."""
+        register_datasets(cfg.DATASETS.LVIS_FORMAT, cls.KEYS["lvis_format"])
+        cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, cls.KEYS["device"])
+        cfg.freeze()
+        return cls(cfg, trainer)
 
+    def _changed(self, values: Mapping[str, object]) -> "YamlJob":
+        cfg = self.config.clone()
+        cfg.defrost()
+        for key, value in values.items():
+            *nodes, name = key.split(".")
+            reduce(getitem, nodes, cfg)[name] = value
+        cfg.freeze()
+        return YamlJob(cfg, self._trainer)
 
-@contextmanager
-def errors_name(source: str) -> Iterator[None]:
-    """Within, an error in reading a config becomes a ValueError that names where it was read."""
-    try:
-        yield
-    except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
-        raise ValueError(f"{source}: {message}") from error
+    def build_model(self) -> nn.Module:
+        return self._trainer.build_model(self.config)
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return self._trainer.build_optimizer(self.config, model)
+
+    def build_lr_scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return self._trainer.build_lr_scheduler(self.config, optimizer)
+
+    def build_train_loader(self, num_workers: int | None = None) -> Iterable[list[dict]]:
+        job = self
+        if num_workers is not None:
+            job = self._changed({"DATALOADER.NUM_WORKERS": num_workers})
+        return self._trainer.build_train_loader(job.config)
+
+    def build_test_mapper(self) -> Callable[[dict], dict]:
+        return DatasetMapper(self.config, is_train=False)
+
+    def build_test_loader(self, records: list[dict], mapper: Callable | None = None) -> DataLoader:
+        return build_detection_test_loader(
+            records,
+            mapper=mapper or self.build_test_mapper(),
+            num_workers=self.config.DATALOADER.NUM_WORKERS,
+        )
+
+    def read_test_records(self, dataset_name: str) -> list[dict]:
+        proposals = None
+        if self.config.MODEL.LOAD_PROPOSALS:
+            if dataset_name not in self.test_datasets:
+                raise UserError(
+                    f"{dataset_name} needs the proposals of an RPN: set MODEL.LOAD_PROPOSALS to "
+                    "False."
+                )
+            index = list(self.test_datasets).index(dataset_name)
+            proposals = [self.config.DATASETS.PROPOSAL_FILES_TEST[index]]
+        return get_detection_dataset_dicts(
+            [dataset_name], filter_empty=False, proposal_files=proposals
+        )
+
+    def build_long_tail_evaluator(self, dataset_name: str, **kwargs) -> LongTailEvaluator:
+        arguments = {
+            "output_dir": os.path.join(self.output_dir, "inference"),
+            "engine": self.engine,
+            "groups": self.groups,
+            "count_from": self.count_from,
+            "extra_metrics": self.extra_metrics,
+            "save_predictions": self.config.TEST.SAVE_PREDICTIONS,
+            "per_category": self.config.TEST.PER_CATEGORY,
+            "subset": self.subset,
+        }
+        return LongTailEvaluator(dataset_name, **{**arguments, **kwargs})
+
+    def build_writers(self) -> list[EventWriter]:
+        return default_writers(self.output_dir, self.max_iter)
+
+    def build_trainer(self):
+        return self._trainer(self.config)
+
+    def test(self, model: nn.Module) -> OrderedDict:
+        return self._trainer.test(self.config, model)
+
+    def augmented(self, model: nn.Module) -> nn.Module:
+        return GeneralizedRCNNWithTTA(self.config, model)
+
+    def test_with_augmentation(self, model: nn.Module) -> OrderedDict:
+        return self._trainer.test_with_TTA(self.config, model)
+
+    def scaled(self, world_size: int) -> "YamlJob":
+        cfg = self._trainer.auto_scale_workers(self.config, world_size)
+        return self if cfg is self.config else YamlJob(cfg, self._trainer)
+
+    def stages(self) -> list[Job]:
+        second = self.config.SOLVER.DECOUPLED
+        if not second.MAX_ITER:
+            return [self]
+        if not second.TRAINED:
+            raise UserError("SOLVER.DECOUPLED.TRAINED is empty: name the classifier's parameters.")
+        values = {
+            "SOLVER.DECOUPLED.MAX_ITER": 0,
+            "OUTPUT_DIR": os.path.join(self.output_dir, "classifier"),
+            "MODEL.WEIGHTS": os.path.join(self.output_dir, "model_final.pth"),
+            "MODEL.TRANSFER_FROM": "",
+            "MODEL.REINITIALIZE": second.TRAINED if second.REINITIALIZE else [],
+            "DATALOADER.SAMPLER_TRAIN": second.SAMPLER_TRAIN,
+            "SOLVER.TRAINED": second.TRAINED,
+            "SOLVER.MAX_ITER": second.MAX_ITER,
+            "SOLVER.STEPS": second.STEPS,
+            "SOLVER.WARMUP_ITERS": 0,
+        }
+        if second.BASE_LR is not None:
+            values["SOLVER.BASE_LR"] = second.BASE_LR
+        stage = self._changed(values)
+        require_train_sampler(stage.config)
+        return [self, stage]
+
+    def changed(self, values: Mapping[str, object]) -> "YamlJob":
+        return self._changed({self.KEYS[name]: value for name, value in values.items()})
+
+    def for_inference(self) -> "YamlJob":
+        return self._changed({"MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False})
+
+    def with_calibration(self, method: str, strength: float) -> "YamlJob":
+        return self._changed({_CALIBRATION: method, f"{_CALIBRATION}_STRENGTH": float(strength)})
+
+    def calibration_overrides(self, method: str, strength: float) -> list[str]:
+        return [f"{_CALIBRATION} {method} {_CALIBRATION}_STRENGTH {strength:g}"]
+
+    def save_config(self) -> None:
+        with PathManager.open(os.path.join(self.output_dir, "config.yaml"), "w") as f:
+            f.write(self.config.dump())
+
+    def is_long_tail(self, dataset_name: str) -> bool:
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        return kind == "lvis" or (kind == "coco" and self.config.TEST.LONG_TAIL)
+
+    def num_classes(self) -> tuple[int, str] | None:
+        node = _NUM_CLASSES_NODES.get(meta_architecture(self.config))
+        if node is None:
+            return None
+        return self.config.MODEL[node].NUM_CLASSES, f"MODEL.{node}.NUM_CLASSES"
+
+    def metric_names(self) -> list[str] | None:
+        masks = self.config.MODEL.MASK_ON
+        iou_types, names = ["bbox", "segm"] if masks else ["bbox"], []
+        for dataset in self.test_datasets:
+            prefix = f"{dataset}/" if len(self.test_datasets) > 1 else ""
+            if self.is_long_tail(dataset):
+                groups = self.groups.names if self.groups else ("r", "c", "f")
+                metrics = evaluator_metric_names(groups, self.extra_metrics)
+                boundary = ["boundary"] if "boundary" in self.extra_metrics and masks else []
+                if self.subset:  # the whole set is evaluated at the end only
+                    prefix += "subset/"
+                names += [f"{prefix}{t}/{m}" for t in iou_types + boundary for m in metrics]
+            elif MetadataCatalog.get(dataset).get("evaluator_type") in ("coco", "v3det"):
+                names += [f"{prefix}{t}/{m}" for t in iou_types for m in _COCO_METRICS]
+            else:
+                return None  # an evaluator with metrics of its own
+        return names
+
+    def read_class_counts(self) -> None:
+        name = self.config.MODEL.ROI_BOX_HEAD.CALIBRATION
+        if not name or not CALIBRATION_REGISTRY.get(name).needs_counts:
+            return
+        if not self.train_datasets:
+            raise UserError(
+                f"{_CALIBRATION} {name} needs the image counts of the training set, but "
+                "DATASETS.TRAIN is empty: set it."
+            )
+        for dataset in self.train_datasets:
+            ensure_metadata(dataset)
+        check_num_classes(self, self.train_datasets)
+        class_counts(self.train_datasets)
+
+    def check(self, *, eval_only: bool) -> None:
+        cfg = self.config
+        if not self.train_datasets and not eval_only:
+            raise UserError("DATASETS.TRAIN is empty: name a dataset.")
+        if not self.test_datasets and eval_only:
+            raise UserError("DATASETS.TEST is empty: name a dataset.")
+        if not eval_only:
+            require_train_sampler(cfg)
+        if cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS and self.train_datasets:
+            ensure_metadata(self.train_datasets[0])  # the model needs its class_image_count
+        self._check_injection()
+        self._check_calibration()
+        if cfg.TEST.AUG.ENABLED and meta_architecture(cfg) != "GeneralizedRCNN":
+            raise UserError(
+                "TEST.AUG.ENABLED works with MODEL.META_ARCHITECTURE GeneralizedRCNN only, got "
+                f"{meta_architecture(cfg)}: set it to False."
+            )
+        require_extra_metrics(self.extra_metrics, "TEST.EXTRA_METRICS")
+
+    def _check_injection(self) -> None:
+        default = get_cfg()
+        add_apa_config(default)
+        name, settings = self.config.MODEL.META_ARCHITECTURE, self.config.MODEL.APA.INJECT
+        if name != APAInjected.__name__ and settings != default.MODEL.APA.INJECT:
+            raise UserError(
+                f"MODEL.APA.INJECT has no effect with MODEL.META_ARCHITECTURE {name}: set that to "
+                f"{APAInjected.__name__}, and MODEL.APA.INJECT.META_ARCHITECTURE to {name}."
+            )
+
+    def _check_calibration(self) -> None:
+        head, heads = self.config.MODEL.ROI_BOX_HEAD, self.config.MODEL.ROI_HEADS.NAME
+        if not head.CALIBRATION:
+            return
+        key = f"{_CALIBRATION} {head.CALIBRATION}"
+        if head.CALIBRATION not in CALIBRATION_REGISTRY:
+            known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
+            raise UserError(f"{_CALIBRATION} must be one of {known}; got {head.CALIBRATION}.")
+        if meta_architecture(self.config) in ("RetinaNet", "FCOS"):
+            raise UserError(f"{key} works with RoI heads only: leave it empty.")
+        if ROI_HEADS_REGISTRY.get(heads).__module__.startswith("detectron2."):
+            raise UserError(
+                f"{key} has no effect on {heads}: set MODEL.ROI_HEADS.NAME to APAROIHeads or "
+                "APACascadeROIHeads."
+            )
+        if not head.CALIBRATION_STRENGTH:
+            raise UserError(
+                f"{key} has no effect with {_CALIBRATION}_STRENGTH 0: set a strength, for example "
+                "the one that tools/calibrate.py finds."
+            )
+
+    def check_model(self, model: nn.Module) -> None:
+        head = self.config.MODEL.ROI_BOX_HEAD
+        keys = ("CLASS_LOSS", "CLASS_WEIGHTS", "USE_DROP_LOSS")
+        key = next((key for key in keys if head[key]), None)
+        if key is not None and not any(isinstance(m, BoxClassLoss) for m in model.modules()):
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.{key} has no effect in this model: set MODEL.ROI_HEADS.NAME "
+                "to APAROIHeads or APACascadeROIHeads, or unset the key."
+            )
+
+    def verify(self, results: Mapping) -> None:
+        if len(self.config.TEST.EXPECTED_RESULTS) and comm.is_main_process():
+            verify_results(self.config, results)

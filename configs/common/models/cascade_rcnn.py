@@ -11,6 +11,7 @@ def make_cascade(model, bbox_reg_weights=BBOX_REG_WEIGHTS):
     """Replace the box head of a Faster or Mask R-CNN by Cascade R-CNN's, in place."""
     heads = model.roi_heads
     head, predictor = heads.pop("box_head"), heads.pop("box_predictor")
+    mask = {name: heads.pop(name) for name in list(heads) if name.startswith("mask_")}
     del heads.proposal_matcher
     heads.update(
         _target_=APACascadeROIHeads,
@@ -27,4 +28,5 @@ def make_cascade(model, bbox_reg_weights=BBOX_REG_WEIGHTS):
             L(Matcher)(thresholds=[iou], labels=[0, 1], allow_low_quality_matches=False)
             for iou in (0.5, 0.6, 0.7)
         ],
+        **mask,  # last, so that layers draw their initial weights in the order of the yaml config
     )

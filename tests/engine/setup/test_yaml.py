@@ -4,11 +4,11 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 
-from apa_det.engine import setup
+from apa_det.engine import setup_job
 
 
 def test_reads_file_and_options(arguments, output):
-    cfg = setup(arguments("SOLVER.MAX_ITER", 7, "MODEL.APA.GATE", "se"))
+    cfg = setup_job(arguments("SOLVER.MAX_ITER", 7, "MODEL.APA.GATE", "se")).config
     assert cfg.is_frozen()
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.APA.GATE) == (7, 2, "se")
     assert {"engine_train", "engine_val"} <= set(DatasetCatalog.keys())
@@ -19,7 +19,7 @@ def test_reads_file_and_options(arguments, output):
 
 def test_cpu_where_there_is_no_cuda(arguments, output, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert setup(arguments("MODEL.DEVICE", "cuda")).MODEL.DEVICE == "cpu"
+    assert setup_job(arguments("MODEL.DEVICE", "cuda")).config.MODEL.DEVICE == "cpu"
     assert "using cpu" in (output / "log.txt").read_text()
 
 
@@ -29,15 +29,15 @@ def test_cpu_where_there_is_no_cuda(arguments, output, monkeypatch):
         (("MODEL.NO_SUCH_KEY", 1), "Non-existent key: MODEL.NO_SUCH_KEY"),
         (("SOLVER.MAX_ITER", "many"), "SOLVER.MAX_ITER"),
         (("SOLVER.MAX_ITER",), "odd length"),
-        (("DATASETS.LVIS_FORMAT", "[['name', 'file']]"), "entries .name, json_file, image_root."),
+        (("DATASETS.LVIS_FORMAT", "[['name', 'file']]"), "must list .name, json_file, image_root."),
         (("DATASETS.LVIS_FORMAT", "[['engine_val', 'a', 'b']]"), "registered already"),
     ],
 )
 def test_bad_options(arguments, output, opts, message):
-    setup(arguments())
+    setup_job(arguments())
     (output / "config.yaml").unlink()
     with pytest.raises(ValueError, match=message):
-        setup(arguments(*opts))
+        setup_job(arguments(*opts))
     assert not (output / "config.yaml").exists()
 
 
@@ -54,11 +54,11 @@ def test_bad_config_file(arguments, tmp_path, text, message):
     args.config_file = str(tmp_path / "bad.yaml")
     (tmp_path / "bad.yaml").write_text(text + "\nVERSION: 2\n")
     with pytest.raises(ValueError, match=message):
-        setup(args)
+        setup_job(args)
 
 
 def test_missing_config_file(arguments):
     args = arguments()
     args.config_file = "missing.yaml"
     with pytest.raises(FileNotFoundError, match="no config file missing.yaml"):
-        setup(args)
+        setup_job(args)

@@ -10,20 +10,21 @@ import shutil
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import detectron2
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.events import get_event_storage
 
 import apa_det
 
-from ..engine import Trainer, setup
+from ..engine import JobTrainer, overrides, setup_job
+from ..errors import UserError
 from ..utils.json_files import write_json
 from .replay import ReproducibleLoader
 
@@ -32,7 +33,7 @@ __all__ = ["CostMeter", "ReproducibleTrainer", "train_run"]
 logger = logging.getLogger(__name__)
 
 
-def train_run(folder: str) -> None:
+def train_run(folder: str, imports: Sequence[str] = ()) -> None:
     """Train and evaluate what ``config.yaml`` in a folder says, or go on from its last checkpoint.
 
     ``result.json`` is written last: the metrics, what an iteration costs, a digest of the pictures
@@ -40,18 +41,17 @@ def train_run(folder: str) -> None:
     set.
     """
     config_file = os.path.join(folder, "config.yaml")
-    cfg = setup(
-        Namespace(
-            config_file=config_file, opts=["OUTPUT_DIR", folder], eval_only=False, resume=True
-        )
+    opts = overrides(config_file, {"output_dir": folder})
+    job = setup_job(
+        Namespace(config_file=config_file, opts=opts, imports=imports, eval_only=False, resume=True)
     )
-    if cfg.SOLVER.DECOUPLED.MAX_ITER:
-        raise ValueError(
+    if len(job.stages()) > 1:
+        raise UserError(
             "A comparison trains in one stage: set SOLVER.DECOUPLED.MAX_ITER to 0, and name "
             "model_final.pth of the first stage as MODEL.WEIGHTS, with SOLVER.TRAINED, "
             "MODEL.REINITIALIZE and DATALOADER.SAMPLER_TRAIN, to compare second stages."
         )
-    trainer = ReproducibleTrainer(cfg)
+    trainer = ReproducibleTrainer(job)
     trainer.resume_or_load(resume=True)
     trainer.train()
     _compress(
@@ -60,10 +60,10 @@ def train_run(folder: str) -> None:
     )
     result = {
         "metrics": {n: v if np.isfinite(v) else None for n, v in trainer.metrics().items()},
-        "iterations": cfg.SOLVER.MAX_ITER,
+        "iterations": job.max_iter,
         **trainer.costs.summary(),
         "pictures": trainer.pictures.digest,
-        "versions": _versions(cfg.MODEL.DEVICE),
+        "versions": _versions(job.device),
     }
     write_json(result, os.path.join(folder, "result.json"))
 
@@ -113,7 +113,7 @@ class CostMeter(HookBase):
         }
 
 
-class ReproducibleTrainer(Trainer):
+class ReproducibleTrainer(JobTrainer):
     """The trainer, with pictures that depend on ``SEED`` alone, also after ``--resume``.
 
     Attributes:
@@ -143,10 +143,8 @@ class ReproducibleTrainer(Trainer):
         """Those of the last evaluation, such as "bbox/AP"."""
         return flatten_results_dict(self._last_eval_results)
 
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> ReproducibleLoader:
-        build = super().build_train_loader
-        return ReproducibleLoader(lambda: build(cfg), cfg.SEED)
+    def build_job_loader(self) -> ReproducibleLoader:
+        return ReproducibleLoader(super().build_job_loader, self.job.seed)
 
 
 def _reset_peak_memory() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from apa_det.experiments import read_plan, train_run
-from apa_det.experiments.train_run import CostMeter
+from apa_det.experiments.training import CostMeter
 from apa_det.utils.json_files import read_json
 
 
@@ -17,7 +17,7 @@ def make_run(describe, folder, iterations, *opts):
     )
     run = plan.runs[0]
     Path(run.folder).mkdir(parents=True, exist_ok=True)
-    Path(run.config_file).write_text(run.cfg.dump())
+    run.job.save_config()
     return run
 
 
@@ -67,13 +67,13 @@ def test_another_model_sees_the_same_pictures(describe, tmp_path, whole):
 def test_the_meter_leaves_reading_out_and_goes_on_after_a_restart(monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 13.0, 20.0, 22.5])
     reading = iter([0.25, 0.5, 0.25])
-    monkeypatch.setattr("apa_det.experiments.train_run.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("apa_det.experiments.training.time.perf_counter", lambda: next(clock))
 
     class Storage:
         def latest(self):
             return {"data_time": (next(reading), 0)}
 
-    monkeypatch.setattr("apa_det.experiments.train_run.get_event_storage", Storage)
+    monkeypatch.setattr("apa_det.experiments.training.get_event_storage", Storage)
     meter = CostMeter(torch.device("cpu"))
     for _ in range(2):
         meter.before_step()

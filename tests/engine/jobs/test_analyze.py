@@ -10,7 +10,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
 
 from apa_det.analysis import ACTIVATION, CLASS_SCORE, GATE
-from apa_det.engine import setup
+from apa_det.engine import setup_job
 
 ROOT = Path(__file__).parents[3]
 SIZES = {"summary.png", "gates.png", "activations.png", "class_scores.png", "layers.csv"}
@@ -35,7 +35,7 @@ def test_yaml(arguments, tool, tmp_path, capsys):
     opts = ["MODEL.APA.GATE", "se", "MODEL.ROI_HEADS.NAME", "APAROIHeads"]
     opts += ["MODEL.ROI_BOX_HEAD.CLASS_SCORE", "gumbel"]
     args = arguments(*opts)
-    model = build_model(setup(args))
+    model = build_model(setup_job(args).config)
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     out = tmp_path / "analysis"
     flags = ["--config-file", args.config_file, "--num-images", "2", "--output", str(out)]

@@ -1,7 +1,6 @@
 """The fit of a calibration: each row is what evaluation gives with that strength in the config."""
 
 import importlib.util
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,9 @@ from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 
-from apa_det.engine import setup
-from apa_det.engine.evaluation import subset_loader
-from apa_det.engine.jobs.fit_calibration import CalibrationFit, calibrate, fit_calibration
-from apa_det.engine.setup.lazy import box_predictors, read_lazy_config
+from apa_det.engine import LazyJob, read_lazy_config, setup_job
+from apa_det.engine.jobs.calibrate import CalibrationFit, fit_calibration, score_strengths
+from apa_det.engine.testing import build_subset_loader
 from apa_det.evaluation import LongTailEvaluator
 
 ROOT = Path(__file__).parents[3]
@@ -44,7 +42,7 @@ def checkpoint(arguments, tmp_path):
     def make(cascade=False, score="softmax"):
         options = (*NAMES[cascade], "MODEL.ROI_BOX_HEAD.CLASS_SCORE", score)
         torch.manual_seed(0)
-        model = build_model(setup(arguments(*options)))
+        model = build_model(setup_job(arguments(*options)).config)
         for name, parameter in model.named_parameters():
             if "cls_score.weight" in name:
                 torch.nn.init.normal_(parameter, std=0.3)
@@ -60,36 +58,36 @@ def checkpoint(arguments, tmp_path):
 )
 def test_rows_are_what_evaluation_gives(arguments, checkpoint, method, score, cascade):
     options = checkpoint(cascade, score)
-    fit = calibrate(setup(arguments(*options, eval_only=True)), method, 8, (0.0, 0.8))
+    fit = fit_calibration(setup_job(arguments(*options, eval_only=True)), method, 8, (0.0, 0.8))
     assert fit.metrics[0] != fit.metrics[1]
     for strength, row in zip(fit.strengths, fit.metrics, strict=True):
         key = (CALIBRATION[0], method, CALIBRATION[1], strength) if strength else ()
-        cfg = setup(arguments(*options, *key, "MODEL.MASK_ON", False))
-        model = build_model(cfg)
-        model.load_state_dict(torch.load(cfg.MODEL.WEIGHTS)["model"], strict=False)
+        job = setup_job(arguments(*options, *key, "MODEL.MASK_ON", False))
+        model = build_model(job.config)
+        model.load_state_dict(torch.load(job.weights)["model"], strict=False)
         evaluator = LongTailEvaluator("engine_train", subset=8, subset_only=True)
-        loader = subset_loader(cfg, "engine_train", evaluator.subset.image_ids)
+        loader = build_subset_loader(job, "engine_train", evaluator.subset.image_ids)
         metrics = inference_on_dataset(model, loader, evaluator)["subset/bbox"]
         assert row == pytest.approx({name: metrics[name] for name in row}, nan_ok=True)
 
 
 def test_the_model_is_left_as_it_came(arguments, checkpoint):
     options = (*checkpoint(), CALIBRATION[0], "NorCal", CALIBRATION[1], 0.3)
-    cfg = setup(arguments(*options, eval_only=True))
-    model = build_model(cfg)
+    job = setup_job(arguments(*options, eval_only=True))
+    model = build_model(job.config)
     predictor, before = model.roi_heads.box_predictor, model.roi_heads.box_predictor.calibration
     evaluator = LongTailEvaluator("engine_train", subset=2, subset_only=True)
-    loader = subset_loader(cfg, "engine_train", evaluator.subset.image_ids)
+    loader = build_subset_loader(job, "engine_train", evaluator.subset.image_ids)
     fit = (loader, evaluator.subset, evaluator.category_ids, "NorCal", (0.5,))
-    fit_calibration(model, *fit)
+    score_strengths(model, *fit)
     assert model.roi_heads.mask_on and predictor.calibration is before and before.strength == 0.3
     assert "predict_probs" not in vars(predictor)
     predictor.calibration_datasets = ()
     with pytest.raises(ValueError, match="give the box predictors calibration_datasets"):
-        fit_calibration(model, *fit)
+        score_strengths(model, *fit)
     model.roi_heads.box_predictor = torch.nn.Identity()
     with pytest.raises(ValueError, match="no APAFastRCNNOutputLayers to calibrate"):
-        fit_calibration(model, *fit)
+        score_strengths(model, *fit)
 
 
 def test_choice(tmp_path):
@@ -138,7 +136,7 @@ def test_lazy_config(data, output, tool, capsys):
         "model.roi_heads.num_classes=4",
     ]
     config = str(ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA")
-    lazy = read_lazy_config(Namespace(config_file=f"{config}.py", opts=options))
+    lazy = read_lazy_config(f"{config}.py", options)
     torch.manual_seed(0)
     output.mkdir()
     weights = instantiate(lazy.model).state_dict()
@@ -166,13 +164,12 @@ def table(printed):
 
 
 def test_overrides_of_a_lazy_cascade():
-    config = ROOT / "configs/V3Det-Detection/cascade_rcnn_SE_R_50_FPN_AGLU_2x.py"
-    arguments = Namespace(config_file=str(config), opts=[])
-    keys = box_predictors(read_lazy_config(arguments))
-    assert len(keys) == 3
-    arguments.opts = [f"{key}.calibration_strength=0.5" for key in keys]
-    predictors = read_lazy_config(arguments).model.roi_heads.box_predictors
+    config = f"{ROOT}/configs/V3Det-Detection/cascade_rcnn_SE_R_50_FPN_AGLU_2x.py"
+    overrides = LazyJob(read_lazy_config(config)).calibration_overrides("TauNorm", 0.5)
+    opts = [option for line in overrides for option in line.split()]
+    predictors = read_lazy_config(config, opts).model.roi_heads.box_predictors
     assert [predictor.calibration_strength for predictor in predictors] == [0.5] * 3
+    assert [predictor.calibration for predictor in predictors] == ["TauNorm"] * 3
 
 
 def test_tool_refuses_in_one_line(arguments, checkpoint, tool, capsys):

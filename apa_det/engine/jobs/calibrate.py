@@ -8,31 +8,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, instantiate
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
-from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
-from detectron2.utils.registry import locate
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
 from ...data import ensure_metadata
-from ...evaluation import Detections, FrequencyGroups, GroundTruth, LongTailEvaluator, evaluate
+from ...errors import UserError
+from ...evaluation import Detections, GroundTruth, LongTailEvaluator, evaluate
 from ...evaluation.predictions import detections_from_instances
 from ...evaluation.side_by_side import format_number
 from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
 from ...utils.plotting import DPI, GREY, INK, grid, group_color
-from ..checkpointer import load_for_evaluation
-from ..evaluation import frequency_groups, subset_loader
-from ..lazy import load_lazy
-from ..setup.lazy import box_predictors, dataset_names
+from ..job import Job
+from ..testing import build_subset_loader, load_model
 
-__all__ = ["STRENGTHS", "CalibrationFit", "calibrate", "calibrate_lazy", "fit_calibration"]
+__all__ = ["STRENGTHS", "CalibrationFit", "fit_calibration", "score_strengths"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +35,7 @@ STRENGTHS = tuple(i / 10 for i in range(11))
 
 @dataclass(frozen=True)
 class CalibrationFit:
-    """Box AP at each strength of a calibration. Made by :func:`fit_calibration`."""
+    """Box AP at each strength of a calibration. Made by :func:`score_strengths`."""
 
     method: str
     strengths: tuple[float, ...]
@@ -95,93 +89,46 @@ class CalibrationFit:
         figure.savefig(path, dpi=DPI)
 
 
-def calibrate(
-    cfg: CfgNode,
-    method: str,
-    num_pictures: int = 500,
-    strengths: Sequence[float] = STRENGTHS,
+def fit_calibration(
+    job: Job, method: str, num_images: int = 500, strengths: Sequence[float] = STRENGTHS
 ) -> CalibrationFit:
-    """Fit a calibration of ``MODEL.WEIGHTS`` on pictures of the first of ``DATASETS.TRAIN``.
-
-    The pictures are chosen so that rare classes stay in, by
-    :func:`apa_det.evaluation.choose_subset`.
+    """Fit a calibration of a job's checkpoint on images of its first training set.
 
     Args:
-        cfg: the config, as :func:`apa_det.engine.setup_job` gives it.
+        job: the job, set up for evaluation. Images are read as those of its test sets.
         method: a name in ``CALIBRATION_REGISTRY``.
-        num_pictures: how many.
-        strengths: see :func:`fit_calibration`.
+        num_images: the number of images, chosen by :func:`apa_det.evaluation.choose_subset`, so
+            that rare classes are among them.
+        strengths: see :func:`score_strengths`.
 
     Raises:
-        FileNotFoundError, ValueError: the training set or the checkpoint is missing or broken, or
-            the model cannot be calibrated so.
+        UserError: an argument is out of range, the training set or the checkpoint is missing or
+            broken, or the model cannot be calibrated this way.
     """
-    if cfg.MODEL.LOAD_PROPOSALS:
-        raise ValueError(
-            "A calibration is fitted on an RPN's proposals: MODEL.LOAD_PROPOSALS False."
+    if num_images < 1 or min(strengths) < 0:
+        raise UserError("The number of images must be >= 1, and the strengths must be >= 0.")
+    if method not in CALIBRATION_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
+        raise UserError(f"The method must be one of {known}; got {method}.")
+    if not job.train_datasets:
+        raise UserError(
+            f"{job.KEYS['train_datasets']} is empty: a calibration is fitted on a training set."
         )
-    cfg = cfg.clone()
-    cfg.defrost()
-    head, name = cfg.MODEL.ROI_BOX_HEAD, cfg.DATASETS.TRAIN[0]
-    head.CALIBRATION, head.CALIBRATION_STRENGTH = method, 1.0
-    evaluator = _evaluator(name, num_pictures, frequency_groups(cfg))
-    model = build_model(cfg)
-    load_for_evaluation(cfg, model)
-    loader = subset_loader(cfg, name, evaluator.subset.image_ids)
-    return fit_calibration(
+    job = job.with_calibration(method, 1.0)
+    job.check(eval_only=True)
+    name = job.train_datasets[0]
+    for dataset in job.train_datasets:
+        ensure_metadata(dataset)
+    logger.info("Choosing %d images of %s", num_images, name)
+    evaluator = LongTailEvaluator(name, groups=job.groups, subset=num_images, subset_only=True)
+    model = load_model(job)
+    loader = build_subset_loader(job, name, evaluator.subset.image_ids)
+    return score_strengths(
         model, loader, evaluator.subset, evaluator.category_ids, method, strengths
     )
 
 
-def calibrate_lazy(
-    cfg: DictConfig,
-    method: str,
-    num_pictures: int = 500,
-    strengths: Sequence[float] = STRENGTHS,
-) -> CalibrationFit:
-    """As :func:`calibrate`, of a LazyConfig: of ``train.init_checkpoint``, on pictures of the first
-    dataset of ``dataloader.train``, read as those of ``dataloader.test``.
-
-    Args:
-        cfg: the config, as :func:`apa_det.engine.setup_lazy` gives it. Its box predictors get the
-            calibration.
-        method, num_pictures, strengths: as for :func:`calibrate`.
-    """
-    names = dataset_names(cfg, "train")
-    if not names:
-        raise ValueError(
-            "A calibration is fitted on dataloader.train.dataset.names: name one there."
-        )
-    for predictor in (OmegaConf.select(cfg, key) for key in box_predictors(cfg)):
-        target = predictor._target_
-        if issubclass(
-            locate(target) if isinstance(target, str) else target, APAFastRCNNOutputLayers
-        ):
-            predictor.update(
-                calibration=method, calibration_strength=1.0, calibration_datasets=names
-            )
-    evaluator = _evaluator(names[0], num_pictures, None)
-    for name in names:
-        ensure_metadata(name)
-    model = load_lazy(cfg)
-    chosen = set(evaluator.subset.image_ids.tolist())
-    records = get_detection_dataset_dicts(names[0], filter_empty=False)
-    loader = build_detection_test_loader(
-        [record for record in records if record["image_id"] in chosen],
-        mapper=instantiate(cfg.dataloader.test.mapper),
-        num_workers=cfg.dataloader.test.get("num_workers", 0),
-    )
-    return fit_calibration(
-        model, loader, evaluator.subset, evaluator.category_ids, method, strengths
-    )
-
-
-def _evaluator(name: str, num_pictures: int, groups: FrequencyGroups | None) -> LongTailEvaluator:
-    logger.info("Choosing %d pictures of %s", num_pictures, name)
-    return LongTailEvaluator(name, groups=groups, subset=num_pictures, subset_only=True)
-
-
-def fit_calibration(
+def score_strengths(
     model: nn.Module,
     loader: Iterable[list[dict]],
     truth: GroundTruth,

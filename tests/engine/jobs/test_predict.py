@@ -8,18 +8,18 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from apa_det.engine import setup
-from apa_det.engine.evaluation import write_predictions
+from apa_det.engine import setup_job
+from apa_det.engine.jobs import write_predictions
 from apa_det.evaluation import GroundTruth, read_results
 
-TOOL = Path(__file__).parents[2] / "tools/ensemble.py"
+TOOL = Path(__file__).parents[3] / "tools/ensemble.py"
 
 
 @pytest.fixture
 def checkpoint(arguments, tmp_path):
     path = tmp_path / "weights.pth"
     torch.manual_seed(0)
-    state = build_model(setup(arguments())).state_dict()
+    state = build_model(setup_job(arguments()).config).state_dict()
     torch.save({"model": state, "__author__": "apa_det"}, path)
     return path
 
@@ -31,7 +31,9 @@ def test_a_checkpoint_and_a_result_file_are_combined(arguments, checkpoint, data
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     weights = ("MODEL.WEIGHTS", checkpoint)
-    first = write_predictions(setup(arguments(*weights, eval_only=True)), str(tmp_path / "first"))
+    first = write_predictions(
+        setup_job(arguments(*weights, eval_only=True)), str(tmp_path / "first")
+    )
     output = tmp_path / "both.json"
     command = [str(output), "--config-file", arguments().config_file, "--method", "nms"]
     assert (
@@ -46,18 +48,16 @@ def test_a_checkpoint_and_a_result_file_are_combined(arguments, checkpoint, data
 
 def test_augmented_predictions_are_kept(arguments, checkpoint, data, tmp_path):
     augmentation = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64, 80))
-    cfg = setup(arguments("MODEL.WEIGHTS", checkpoint, *augmentation, eval_only=True))
+    job = setup_job(arguments("MODEL.WEIGHTS", checkpoint, *augmentation, eval_only=True))
     found = read_results(
-        write_predictions(cfg, str(tmp_path)), GroundTruth.from_file(data / "val.json")
+        write_predictions(job, str(tmp_path)), GroundTruth.from_file(data / "val.json")
     )
     assert len(found) > 0 and found.masks is not None
 
 
 def test_predictions_of_other_datasets_are_not_kept(arguments, checkpoint, tmp_path):
-    cfg = setup(arguments("MODEL.WEIGHTS", checkpoint, eval_only=True)).clone()
-    cfg.defrost()
+    job = setup_job(arguments("MODEL.WEIGHTS", checkpoint, eval_only=True))
     MetadataCatalog.get("a_voc_set").evaluator_type = "pascal_voc"
-    cfg.DATASETS.TEST = ("a_voc_set",)
-    with pytest.raises(ValueError, match="predictions for a_voc_set cannot be kept"):
-        write_predictions(cfg, str(tmp_path))
+    with pytest.raises(ValueError, match="predictions for a_voc_set cannot be written"):
+        write_predictions(job.changed({"test_datasets": ("a_voc_set",)}), str(tmp_path))
     MetadataCatalog.remove("a_voc_set")

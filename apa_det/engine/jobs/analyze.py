@@ -1,0 +1,50 @@
+"""The analysis of a job's checkpoint on images of its test set."""
+
+import logging
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+
+from ...analysis import Analysis, analyze
+from ...errors import UserError
+from ...evaluation import choose_subset
+from ...evaluation.evaluator import category_ids, read_ground_truth
+from ..job import Job
+from ..testing import load_model
+
+__all__ = ["analyze_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+
+def analyze_checkpoint(job: Job, num_images: int) -> Analysis:
+    """Analyze the inputs of the activations, gates and class scores of a job's checkpoint.
+
+    Args:
+        job: the job, set up for evaluation. The images are from its first test set; the frequency
+            groups are those of its evaluation.
+        num_images: the number of images, chosen so that rare categories are among them.
+
+    Raises:
+        UserError: ``num_images`` is not positive, or the checkpoint does not fill the model.
+    """
+    if num_images < 1:
+        raise UserError(f"The number of images must be >= 1, got {num_images}.")
+    name = job.test_datasets[0]
+    records, groups = job.read_test_records(name), job.groups
+    metadata, category_groups = MetadataCatalog.get(name), None
+    mapper = job.build_test_mapper()
+    if metadata.get("json_file") and any(record.get("annotations") for record in records):
+        truth = read_ground_truth(name, groups, job.count_from)
+        chosen = set(choose_subset(truth, num_images).tolist())
+        records = [record for record in records if record["image_id"] in chosen]
+        indices = np.searchsorted(truth.category_ids, category_ids(metadata))
+        groups, category_groups = truth.groups, truth.category_groups[indices]
+        mapper.is_train = True  # keeps the annotations; augmentations are still those of a test
+        mapper.use_instance_mask = mapper.use_keypoint = False
+    else:
+        logger.warning("%s has no annotations: its class scores are not analyzed.", name)
+        order = np.random.default_rng(0).permutation(len(records))[:num_images]
+        records = [records[i] for i in sorted(order.tolist())]
+    loader = job.build_test_loader(records, mapper)
+    return analyze(load_model(job), loader, groups=groups, category_groups=category_groups)

@@ -1,0 +1,101 @@
+"""From command-line arguments to a checked job, with loggers, datasets and seeds in place."""
+
+import argparse
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
+
+from ...errors import MissingFileError
+from ..job import Job
+from ..trainer import Trainer
+from .checks import check_job
+from .lazy import LazyJob, is_lazy_config, read_lazy_config
+from .yaml import YamlJob, read_config
+
+__all__ = ["overrides", "read_job", "setup_job"]
+
+logger = logging.getLogger(__name__)
+
+
+def setup_job(args: argparse.Namespace) -> Job:
+    """Read a config, register its datasets, check it, and set up loggers and seeds.
+
+    Args:
+        args: ``config_file`` (a yaml config, a LazyConfig or ""), ``opts``, ``eval_only`` and
+            ``resume``, as detectron2's ``default_argument_parser`` gives them, and maybe
+            ``imports``, the modules that were imported to register components.
+
+    Returns:
+        The job. Its device is cpu where the config asks for CUDA and there is none.
+
+    Raises:
+        UserError: the config is not valid, see :func:`check_job`. Only the log is in the output
+            folder by then.
+    """
+    config = _read(os.fspath(args.config_file), args.opts, getattr(args, "imports", None) or ())
+    output_dir = config.OUTPUT_DIR if isinstance(config, CfgNode) else config.train.output_dir
+    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="apa_det")
+    job = _prepare(config)
+    check_job(job, eval_only=args.eval_only, resume=args.resume)
+    default_setup(job.config, args)
+    return job
+
+
+def read_job(
+    config_file: str | os.PathLike, opts: Sequence[str] = (), imports: Sequence[str] = ()
+) -> Job:
+    """Read a config and register its datasets, without checks and without an output folder.
+
+    Args:
+        config_file: a yaml config or a LazyConfig.
+        opts: overrides, ``KEY VALUE`` pairs for a yaml config, ``key=value`` for a LazyConfig.
+        imports: the modules that were imported to register components.
+
+    Raises:
+        UserError: a file is missing, or an entry of the config is not valid.
+    """
+    return _prepare(_read(os.fspath(config_file), opts, imports))
+
+
+def overrides(config_file: str, values: Mapping[str, object]) -> list[str]:
+    """Return overrides of settings by their names in :attr:`Job.KEYS`, in the config's syntax."""
+    if _is_lazy(config_file):
+        return [f"{LazyJob.KEYS[name]}={value}" for name, value in values.items()]
+    return [str(x) for name, value in values.items() for x in (YamlJob.KEYS[name], value)]
+
+
+def _is_lazy(config_file: str) -> bool:
+    if config_file and not PathManager.isfile(config_file):
+        raise MissingFileError(f"There is no config file {config_file}.")
+    return bool(config_file) and is_lazy_config(config_file)
+
+
+def _read(config_file: str, opts: Sequence[str], imports: Sequence[str]) -> CfgNode | DictConfig:
+    if _is_lazy(config_file):
+        config = read_lazy_config(config_file, opts)
+        before = config.train.get("imports", ())
+        config.train.imports = [*imports]
+    else:
+        config = read_config(config_file, opts)
+        before = config.IMPORTS
+        config.IMPORTS = [*imports]
+    missing = [name for name in before if name not in imports]
+    if missing:
+        logger.warning(
+            "%s comes from a run with %s: give these flags again if a component is not registered.",
+            *(config_file, " ".join(f"--import {name}" for name in missing)),
+        )
+    return config
+
+
+def _prepare(config: CfgNode | DictConfig) -> Job:
+    if isinstance(config, CfgNode):
+        return YamlJob.prepare(config, Trainer)
+    return LazyJob.prepare(config)

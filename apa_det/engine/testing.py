@@ -1,0 +1,98 @@
+"""Evaluation of a job: of its checkpoint, and of a model in training on a few images."""
+
+import logging
+import math
+from collections import OrderedDict
+
+import numpy as np
+from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..evaluation import LongTailEvaluator
+from .checkpointer import StrictCheckpointer
+from .decoupled import last_stage
+from .job import Job
+
+__all__ = ["SubsetTest", "build_subset_loader", "evaluate", "load_model", "without_nan"]
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(job: Job, *, resume: bool = False) -> OrderedDict:
+    """Evaluate a job's checkpoint on its test sets, with test-time augmentation too if it says so.
+
+    Args:
+        job: the job, as :func:`apa_det.engine.setup_job` returns it.
+        resume: evaluate the last checkpoint of the output folder, if there is one.
+
+    Returns:
+        The results; empty in all processes but the main one.
+
+    Raises:
+        UserError: the checkpoint does not fill the model.
+    """
+    if resume:
+        job = last_stage(job)
+    model = load_model(job, resume=resume)
+    results = job.test(model)
+    if job.test_time_augmentation:
+        results.update(job.test_with_augmentation(model))
+    job.verify(results)
+    return results
+
+
+def load_model(job: Job, *, resume: bool = False) -> nn.Module:
+    """Build a job's model and fill all of it from the job's weights; it is in training mode.
+
+    Averaged weights are taken if the job asks for an average and the file has one.
+
+    Args:
+        job: the job.
+        resume: take the last checkpoint of the output folder, if there is one.
+
+    Raises:
+        UserError: the file lacks a parameter of the model, or has it in another shape.
+    """
+    model = job.build_model()
+    averaged = job.ema_decay is not None
+    checkpointer = StrictCheckpointer(model, job.output_dir, averaged=averaged)
+    checkpointer.resume_or_load(job.weights, resume=resume)
+    return model
+
+
+class SubsetTest:
+    """Evaluates a model on ``job.subset`` images of each test set, the same ones every time."""
+
+    def __init__(self, job: Job):
+        self._tests: dict[str, tuple[DataLoader, LongTailEvaluator]] = {}
+        for name in job.test_datasets:
+            evaluator = job.build_long_tail_evaluator(
+                name, subset_only=True, save_predictions=False, per_category=False
+            )
+            main = comm.is_main_process()
+            image_ids = comm.all_gather(evaluator.subset.image_ids if main else None)[0]
+            self._tests[name] = build_subset_loader(job, name, image_ids), evaluator
+
+    def __call__(self, model: nn.Module) -> OrderedDict:
+        """Return the results as ``DefaultTrainer.test`` does; empty but in the main process."""
+        results = OrderedDict()
+        for name, (loader, evaluator) in self._tests.items():
+            logger.info("Evaluating %d images of %s", len(loader.dataset), name)
+            results[name] = inference_on_dataset(model, loader, evaluator)
+        return next(iter(results.values())) if len(results) == 1 else results
+
+
+def build_subset_loader(job: Job, dataset_name: str, image_ids: np.ndarray) -> DataLoader:
+    """Build a test loader of some images of a registered dataset."""
+    chosen = set(image_ids.tolist())
+    records = job.read_test_records(dataset_name)
+    return job.build_test_loader([record for record in records if record["image_id"] in chosen])
+
+
+def without_nan(results: dict) -> dict[str, float]:
+    """Flatten results to ``{"bbox/AP": ...}``, without NaN, which JSON does not have."""
+    flat = flatten_results_dict(results)
+    return {name: value for name, value in flat.items() if not math.isnan(value)}
