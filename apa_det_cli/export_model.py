@@ -55,6 +55,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     from apa_det import fuse
     from apa_det.engine import load_model, read_job
+    from apa_det.engine.setup.checks import require_weights
     from apa_det.errors import UserError
     from apa_det.export import describe_file, export_file, read_sample, verify_file
 
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
     job = read_job(args.config_file, args.opts, args.imports)
+    require_weights(job, eval_only=True, resume=False)
     mapper = job.build_test_mapper()
     images = {path: read_sample(path, mapper) for path in args.sample_image}
     image = images[args.sample_image[0]]

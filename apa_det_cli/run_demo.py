@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from detectron2.utils.logger import setup_logger
 
     from apa_det.demo import (
-        VIDEOS,
+        VIDEO_EXTENSIONS,
         build_predictor,
         find_images,
         open_video,
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         setup_logger(name=name)
     if args.video_input:
         open_video(args.video_input)  # before the model is built
-        drawn, json_file = output_paths([args.video_input], args.output, VIDEOS)
+        drawn, json_file = output_paths([args.video_input], args.output, VIDEO_EXTENSIONS)
     else:
         images = find_images(args.input)
         drawn, json_file = output_paths(images, args.output)

@@ -1,4 +1,4 @@
-"""The classes of a model: names, frequency groups, and the scores from which they count."""
+"""The classes of a model: names, frequency groups and score thresholds."""
 
 import logging
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ..data import ensure_metadata
+from ..errors import UserError
 from ..evaluation import FrequencyGroups
 from ..evaluation.evaluator import category_ids
 
@@ -21,10 +22,11 @@ class ClassInfo:
     """The K classes of a model.
 
     Attributes:
-        names: of the classes.
-        category_ids: (K,) int64, the ids that result files give them.
+        names: the class names.
+        category_ids: (K,) int64, the category ids in result files.
         groups: the frequency groups.
-        group_indices: (K,) int64, the place in ``groups.names`` of each class; -1: none is known.
+        group_indices: (K,) int64, the index of each class's group in ``groups.names``; -1 if
+            unknown.
     """
 
     names: tuple[str, ...]
@@ -42,33 +44,32 @@ def class_info(
     groups: FrequencyGroups | None = None,
     count_from: str | None = None,
 ) -> ClassInfo:
-    """The classes of the first of some registered datasets that can be read.
+    """Return the classes of the first dataset that can be read.
 
-    Where none can be read, the names and ids of the classes are their numbers, from 0, and none is
-    of a known group.
+    If none can be read, names and ids are the class indices, from 0, and the groups are unknown.
 
     Args:
-        dataset_names: the datasets. One that is not registered, or whose file is missing or broken,
-            is passed over with a warning.
-        num_classes: K, of the model.
-        groups: the frequency groups. None: LVIS's, by the dataset's thresholds.
-        count_from: a registered dataset of the same classes to take their frequencies from. None:
+        dataset_names: names of datasets. One that is not registered, or whose file is missing or
+            broken, is skipped with a warning.
+        num_classes: K, the model's number of classes.
+        groups: the frequency groups. None: LVIS's, with the dataset's thresholds.
+        count_from: a registered dataset with the same classes to take the image counts from. None:
             the dataset itself.
 
     Raises:
-        FileNotFoundError, ValueError: the dataset has not K classes, ``count_from`` cannot be read
-            or has other ones, or ``groups`` name a class that is not there.
+        UserError: the dataset does not have K classes; ``count_from`` cannot be read or has other
+            classes; or ``groups`` name an unknown class.
     """
     for name in dataset_names:
         try:
             ensure_metadata(name)
         except (FileNotFoundError, ValueError) as error:
-            logger.warning("The class names of %s are not known. %s", name, error)
+            logger.warning("The class names of %s are unknown. %s", name, error)
             continue
         return _classes_of(name, num_classes, groups, count_from)
     logger.warning(
-        "No class names: DATASETS.TEST and DATASETS.TRAIN name no dataset that can be read. The "
-        "classes are shown by their numbers, from 0, and their frequency groups as unknown."
+        "The class names are unknown: no test or training set of the config can be read. Classes "
+        "are shown as indices, from 0, and their frequency groups as unknown."
     )
     return ClassInfo(
         tuple(map(str, range(num_classes))),
@@ -84,14 +85,14 @@ def _classes_of(
     metadata = MetadataCatalog.get(name)
     names = tuple(metadata.thing_classes)
     if len(names) != num_classes:
-        raise ValueError(
-            f"The dataset {name} has {len(names)} classes, and the model {num_classes}: name the "
-            "dataset that the model was trained on, or none, as DATASETS.TEST."
+        raise UserError(
+            f"The dataset {name} has {len(names)} classes, but the model has {num_classes}: set "
+            "DATASETS.TEST (dataloader.test.dataset.names) to a dataset with the model's classes."
         )
     counted = count_from or name
     ensure_metadata(counted)
     if tuple(MetadataCatalog.get(counted).thing_classes) != names:
-        raise ValueError(f"TEST.COUNT_FROM {counted} has other classes than {name}.")
+        raise UserError(f"TEST.COUNT_FROM {counted} does not have the classes of {name}.")
     if groups is None and "rare_max" in metadata.as_dict():
         groups = FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
     groups = groups or FrequencyGroups.lvis()
@@ -106,7 +107,7 @@ def _group_indices(
     counts = metadata.get("class_image_count")
     if groups.members is None and counts is None:
         logger.warning(
-            "The frequency groups are shown as unknown: %s gives no image counts of its classes.",
+            "The frequency groups are shown as unknown: %s has no image counts.",
             dataset_name,
         )
         return np.full(len(names), -1)
@@ -121,18 +122,19 @@ def _group_indices(
 
 
 def class_thresholds(text: str, classes: ClassInfo) -> np.ndarray:
-    """The least score of each class that counts.
+    """Return the score threshold of each class.
 
     Args:
-        text: one number for all, ``0.5``; or one for each frequency group, ``r:0.1,c:0.2,f:0.4``. A
-            number without a group is for all the others: ``r:0.1,0.4``.
+        text: one threshold for all classes, ``0.5``; or one for each frequency group,
+            ``r:0.1,c:0.2,f:0.4``. A number without a group applies to all other groups:
+            ``r:0.1,0.4``.
         classes: the classes.
 
     Returns:
         (K,) float64.
 
     Raises:
-        ValueError: the text is no such list, names an unknown group, or leaves out classes.
+        UserError: the text is not valid, names an unknown group, or omits a group.
     """
     by_group: dict[str, float] = {}
     for part in text.split(","):
@@ -143,16 +145,16 @@ def class_thresholds(text: str, classes: ClassInfo) -> np.ndarray:
         except ValueError:
             threshold = -1.0
         if not 0 <= threshold <= 1 or group in by_group:
-            raise ValueError(
-                f"The confidence threshold {text!r} is neither a number from 0 to 1, such as 0.5, "
-                "nor one for each frequency group, such as r:0.1,c:0.2,f:0.4."
+            raise UserError(
+                f"Invalid confidence threshold {text!r}; expected a number from 0 to 1, e.g. 0.5, "
+                "or one for each frequency group, e.g. r:0.1,c:0.2,f:0.4."
             )
         by_group[group] = threshold
     known = classes.groups.names
     unknown = by_group.keys() - {"", *known}
     if unknown:
-        raise ValueError(
-            f"The confidence threshold {text!r} names the frequency group {min(unknown)!r}: the "
+        raise UserError(
+            f"Unknown frequency group {min(unknown)!r} in the confidence threshold {text!r}; the "
             f"groups are {', '.join(known)}."
         )
     others = by_group.get("", np.nan)
@@ -160,9 +162,9 @@ def class_thresholds(text: str, classes: ClassInfo) -> np.ndarray:
     thresholds = of_group[classes.group_indices]
     if np.isnan(thresholds).any():
         index = classes.group_indices[np.isnan(thresholds)][0]
-        which = f"the group {known[index]}" if index >= 0 else "classes of no known group"
-        raise ValueError(
-            f"The confidence threshold {text!r} leaves out {which}: add a number without a group, "
-            f"such as {text},0.5, which is for all the others."
+        which = f"the group {known[index]}" if index >= 0 else "classes of unknown group"
+        raise UserError(
+            f"The confidence threshold {text!r} omits {which}. Add a number without a group for "
+            f"all other groups, e.g. {text},0.5."
         )
     return thresholds

@@ -1,90 +1,97 @@
-"""The pictures that go in, and where the drawn ones come out."""
+"""Find and read the input images, name the output files, and write the drawn images."""
 
 import glob
 import os
 from collections.abc import Sequence
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
+from detectron2.data import detection_utils
 from PIL import Image
 
+from ..errors import MissingFileError, UserError
+
 __all__ = [
-    "PICTURES",
-    "find_pictures",
+    "IMAGE_EXTENSIONS",
+    "find_images",
     "output_paths",
-    "read_picture",
-    "write_picture",
+    "read_image",
+    "write_image",
 ]
 
-PICTURES = (".png", ".bmp", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
+IMAGE_EXTENSIONS = (".png", ".bmp", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
 
 
-def find_pictures(inputs: Sequence[str]) -> list[str]:
-    """The paths of pictures that are named one by one, by their folder or by a glob pattern.
+def find_images(inputs: Sequence[str]) -> list[str]:
+    """Return the paths of the images that files, folders and glob patterns name.
 
     Args:
-        inputs: the names. Of a folder, the pictures directly in it are taken, by their extension.
+        inputs: the names. A folder stands for the files directly in it with one of
+            :data:`IMAGE_EXTENSIONS`.
 
     Returns:
-        The paths, each once, in the order of the names; those of a folder or pattern are sorted.
+        The paths without duplicates, in the order of ``inputs``; those of a folder or pattern are
+        sorted.
 
     Raises:
-        FileNotFoundError: a name stands for no picture.
+        MissingFileError: a name matches no image.
     """
     paths = []
     for name in inputs:
         if os.path.isfile(name):
-            found = [name]
+            matches = [name]
         elif os.path.isdir(name):
-            found = sorted(e.path for e in os.scandir(name) if e.is_file() and _is_picture(e.name))
-            if not found:
-                raise FileNotFoundError(
-                    f"There is no picture in the folder {name} ({', '.join(PICTURES)}). Folders in "
-                    f'it are not searched: for them give "{os.path.join(name, "*", "*.jpg")}".'
+            matches = sorted(e.path for e in os.scandir(name) if e.is_file() and _is_image(e.name))
+            if not matches:
+                pattern = os.path.join(name, "*", "*.jpg")
+                raise MissingFileError(
+                    f"There is no image in the folder {name} ({', '.join(IMAGE_EXTENSIONS)}). Its "
+                    f'subfolders are not searched: for them give a pattern, e.g. "{pattern}".'
                 )
         else:
-            found = sorted(path for path in glob.glob(name, recursive=True) if os.path.isfile(path))
-            if not found:
-                raise FileNotFoundError(f"There is no picture, folder or pattern {name}.")
-        paths += found
+            matches = sorted(p for p in glob.glob(name, recursive=True) if os.path.isfile(p))
+            if not matches:
+                raise MissingFileError(f"There is no image, folder or pattern {name}.")
+        paths += matches
     return list(dict.fromkeys(paths))
 
 
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURES)
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def read_picture(path: str) -> np.ndarray:
-    """A picture as (H, W, 3) uint8, RGB, turned as its EXIF data say.
+def read_image(path: str) -> np.ndarray:
+    """Read an image as (H, W, 3) uint8, RGB, with its EXIF orientation applied.
 
     Raises:
-        ValueError: the file is no picture, or is broken.
+        UserError: the file is not an image, or is broken.
     """
     try:
-        return read_image(path, "RGB")
+        return detection_utils.read_image(path, "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise UserError(f"Cannot read the image {path}: {error}") from error
 
 
 def output_paths(
-    inputs: Sequence[str], output: str, extensions: Sequence[str] = PICTURES
+    inputs: Sequence[str], output: str, extensions: Sequence[str] = IMAGE_EXTENSIONS
 ) -> tuple[list[str], str]:
-    """Where what is drawn goes, and the JSON file of the detections.
+    """Return the path of each drawn image or video, and of the JSON file of the detections.
 
     Args:
-        inputs: the pictures, or one video.
-        output: a folder, in which the files are named as the inputs are, with the folders in which
-            those differ, and the JSON is ``detections.json``. Of a single input it may be a file,
-            by its extension; the JSON is beside it, with the extension ``.json``.
-        extensions: of the files that can be written. An input of another kind gets the first.
+        inputs: the images, or one video.
+        output: a folder: the drawn files keep the names of the inputs and their subfolders below
+            the common one, and the JSON file is ``detections.json``. For a single input it may
+            also be a file with one of the extensions: the JSON file is then beside it, with the
+            extension ``.json``.
+        extensions: file types that can be written. The first one is appended to the names of other
+            inputs.
 
     Raises:
-        ValueError: an input would be written over, or several would go into one file.
+        UserError: an input would be overwritten, or several inputs have one output file.
     """
     if output.lower().endswith(tuple(extensions)) and not os.path.isdir(output):
         if len(inputs) > 1:
-            raise ValueError(
-                f"{len(inputs)} pictures do not go into the one file {output}: name a folder."
+            raise UserError(
+                f"Cannot write {len(inputs)} images into the file {output}: give a folder."
             )
         paths, json_file = [output], f"{os.path.splitext(output)[0]}.json"
     else:
@@ -95,11 +102,11 @@ def output_paths(
         json_file = os.path.join(output, "detections.json")
     lost = {os.path.realpath(path) for path in inputs} & {os.path.realpath(path) for path in paths}
     if lost:
-        raise ValueError(f"{min(lost)} would be written over: name another output.")
+        raise UserError(f"{min(lost)} would be overwritten: give another output.")
     return paths, json_file
 
 
-def write_picture(image: np.ndarray, path: str) -> None:
-    """Write (H, W, 3) uint8, RGB, into a folder that is made where it is missing."""
+def write_image(image: np.ndarray, path: str) -> None:
+    """Write (H, W, 3) uint8, RGB; missing folders are created."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     Image.fromarray(image).save(path, quality=95)

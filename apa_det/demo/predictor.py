@@ -1,4 +1,4 @@
-"""A trained model, ready for single pictures."""
+"""Run a trained model on single images."""
 
 import numpy as np
 import torch
@@ -17,17 +17,17 @@ __all__ = ["Predictor", "build_predictor"]
 
 
 class Predictor:
-    """A model of detectron2's on one picture at a time.
+    """Runs a detectron2 model on one image at a time.
 
     Args:
-        model: in evaluation mode.
-        augmentations: what a test loader does to a picture, such as its resize.
-        image_format: the channels that the model takes, such as "RGB" or "BGR".
-        classes: the model's.
-        thresholds: (K,) the least score of each class that counts.
+        model: the model, in evaluation mode.
+        augmentations: those of the test loader, e.g. its resize.
+        image_format: the channel order of the model, e.g. "RGB" or "BGR".
+        classes: the model's classes.
+        thresholds: (K,) the score threshold of each class.
 
     Attributes:
-        classes: as given.
+        classes: as above.
     """
 
     def __init__(
@@ -43,23 +43,24 @@ class Predictor:
         self._augmentations = augmentations
         self._image_format = image_format
         self._thresholds = torch.from_numpy(thresholds)
-        for module in model.modules():  # what is less does not count, so it need not be found
+        for module in model.modules():  # drop what the thresholds drop anyway
             if hasattr(module, "test_score_thresh"):
                 module.test_score_thresh = thresholds.min()
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> Instances:
-        """What is detected in a picture with at least the score of its class, on the CPU.
+        """Detect the objects of an image whose scores reach the thresholds of their classes.
 
         Args:
             image: (H, W, 3) uint8, RGB.
 
         Returns:
-            ``pred_boxes``, ``scores`` and ``pred_classes``, and ``pred_masks`` if the model
-            predicts masks, for the picture's own size; the highest scores first.
+            Instances of the image's size on the CPU, in descending order of scores:
+            ``pred_boxes``, ``scores``, ``pred_classes``, and ``pred_masks`` if the model predicts
+            masks.
 
         Raises:
-            ValueError: the model detects no instances.
+            UserError: the model does not return instances.
         """
         height, width = image.shape[:2]
         resized = AugInput(convert_PIL_to_numpy(Image.fromarray(image), self._image_format))
@@ -68,18 +69,18 @@ class Predictor:
         (output,) = self._model([{"image": tensor, "height": height, "width": width}])
         if "instances" not in output:
             raise UserError(
-                f"The model gives {', '.join(output)} and no instances: this takes detectors."
+                f"The model is not a detector: it returns {', '.join(output)}, not instances."
             )
-        found = output["instances"].to("cpu")
-        found = found[found.scores >= self._thresholds[found.pred_classes]]
-        return found[found.scores.argsort(descending=True, stable=True)]
+        instances = output["instances"].to("cpu")
+        instances = instances[instances.scores >= self._thresholds[instances.pred_classes]]
+        return instances[instances.scores.argsort(descending=True, stable=True)]
 
 
 def build_predictor(job: Job, thresholds: str) -> Predictor:
     """Build the predictor of a job's checkpoint.
 
-    The classes are those of the first test or training set that can be read, with the frequency
-    groups of the evaluation. Their images need not exist.
+    The class names are those of the first test or training set that can be read, and the frequency
+    groups those of the evaluation. The images of the sets need not exist.
 
     Args:
         job: the job, as :func:`apa_det.engine.read_job` returns it.
@@ -93,13 +94,15 @@ def build_predictor(job: Job, thresholds: str) -> Predictor:
     model = load_model(job.for_inference()).eval()
     names = [*job.test_datasets, *job.train_datasets]
     classes = class_info(names, _num_classes(model), job.groups, job.count_from)
-    least = class_thresholds(thresholds, classes)
     mapper = job.build_test_mapper()
-    return Predictor(model, mapper.augmentations, mapper.image_format, classes, least)
+    return Predictor(
+        *(model, mapper.augmentations, mapper.image_format, classes),
+        class_thresholds(thresholds, classes),
+    )
 
 
 def _num_classes(model: nn.Module) -> int:
     num_classes = getattr(getattr(model, "roi_heads", model), "num_classes", None)
     if num_classes is None:
-        raise UserError(f"{type(model).__name__} has no num_classes: this takes detectors.")
+        raise UserError(f"The model is not a detector: {type(model).__name__} has no num_classes.")
     return num_classes

@@ -1,4 +1,4 @@
-"""Training and evaluation of jobs, from yaml configs and LazyConfigs."""
+"""Train and evaluate jobs of yaml configs and LazyConfigs."""
 
 from .checkpointer import StrictCheckpointer
 from .decoupled import last_stage, train
@@ -8,9 +8,10 @@ from .job import Job
 from .launch import run
 from .optimizer import build_optimizer
 from .setup.checks import check_job
-from .setup.lazy import LazyJob, read_lazy_config
+from .setup.lazy import LazyJob
+from .setup.reading import read_config, read_lazy_config
 from .setup.start import overrides, read_job, setup_job
-from .setup.yaml import YamlJob, read_config
+from .setup.yaml import YamlJob
 from .testing import evaluate, load_model
 from .trainer import JobTrainer, Trainer
 

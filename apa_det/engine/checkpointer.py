@@ -1,8 +1,8 @@
-"""Loading of checkpoints that says what it does not load."""
+"""Checkpointers that report, or reject, what a file does not fill."""
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -11,8 +11,10 @@ from torch import nn
 
 from ..checkpoint import ClassTransfer, adapt, load_checkpoint
 from ..checkpoint.conversion import OPTIONAL_BUFFERS
+from ..errors import UserError
 from .ema import averaged_state
 from .freezing import matches, require_matches
+from .job import Job
 from .parallel import full_state
 
 __all__ = ["ShardedCheckpointer", "StrictCheckpointer", "class_arguments"]
@@ -21,19 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 class StrictCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer, which can insist that a file fills the whole model.
+    """detectron2's checkpointer, with a strict mode in which a file must fill the whole model.
 
     Attributes:
-        strict: whether it is an error (ValueError) that the file lacks a parameter of the model,
-            has it in another shape, or has one more in a part of the network that the model has
-            (a whole head more is fine). If not, one warning lists all that keep their initial
-            values, and only a file that fills nothing is an error.
-        averaged: whether to fill the model with the averaged weights of a file that has them
-            (``SOLVER.EMA``).
-        class_names: the classes of the model, which are saved with it as ``class_names``.
-        transfer: maps the rows of a file of other classes by their names. For training's start.
-        reinitialized: patterns of the names of parameters that keep their initial values. For
-            training's start too: where ``strict``, all of the file is taken.
+        strict: raise a UserError if the file lacks a parameter of the model, has it in another
+            shape, or has an unknown parameter in a part that the model has (whole additional heads
+            are ignored). False: warn once, with a list of the parameters that keep their
+            initialization, and raise a UserError only if the file fills no parameter.
+        averaged: load the averaged weights of a file that has them (``SOLVER.EMA``).
+        class_names: classes of the model, saved in every checkpoint as ``class_names``.
+        transfer: copies class rows from a checkpoint of other classes by name; unused if
+            ``strict``.
+        reinitialized: name patterns of parameters not to load; unused if ``strict``.
+        keys: config keys for messages, see ``Job.KEYS``. A missing one is replaced by its name.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         class_names: Sequence[str] | None = None,
         transfer: ClassTransfer | None = None,
         reinitialized: Sequence[str] = (),
+        keys: Mapping[str, str] | None = None,
         **kwargs,
     ):
         super().__init__(model, save_dir, **kwargs)
@@ -54,8 +57,11 @@ class StrictCheckpointer(DetectionCheckpointer):
         self.class_names = class_names
         self.transfer = transfer
         self.reinitialized = reinitialized
-        key = "MODEL.REINITIALIZE (in a LazyConfig, train.reinitialize)"
-        require_matches(self.model, reinitialized, key)
+        self.keys = keys or {}
+        require_matches(self.model, reinitialized, self._key("reinitialized"))
+
+    def _key(self, name: str) -> str:
+        return self.keys.get(name, name)
 
     def save(self, name: str, **kwargs) -> None:
         if self.class_names is not None:
@@ -67,39 +73,38 @@ class StrictCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict:
-        """detectron2's, for every format of :func:`load_checkpoint`, and without running a file."""
+        """Read every format of :func:`load_checkpoint`, without running code from the file."""
         checkpoint = load_checkpoint(filename)
         query = parse_qs(self._parsed_url_during_load.query)
         if query.pop("matching_heuristics", ["False"]) == ["True"]:
             checkpoint["matching_heuristics"] = True
         if query:
-            raise ValueError(
-                f"{self._path}: the part after the question mark can be matching_heuristics=True, "
-                "and nothing else."
+            raise UserError(
+                f"{self._path}: only matching_heuristics=True is supported after the question mark."
             )
         if self.averaged:
             has_average = isinstance(checkpoint.get("ema"), dict)
             if has_average:
                 checkpoint["model"] = averaged_state(checkpoint["ema"])
-            which = "its averaged weights" if has_average else "no averaged weights: taking its own"
-            logger.info("%s: %s (SOLVER.EMA)", self._path, which)
+            which = "averaged weights" if has_average else "weights, as it has no averaged ones"
+            logger.info("%s: loading its %s (%s).", self._path, which, self._key("ema"))
         try:
             adapted = adapt(checkpoint, self.model)
-            return adapted if self.strict else self._for_a_start(checkpoint, adapted)
-        except ValueError as error:
-            raise ValueError(f"{self._path}: {error}") from error
+            return adapted if self.strict else self._adapt_classes(checkpoint, adapted)
+        except UserError as error:
+            raise UserError(f"{self._path}: {error}") from error
 
-    def _for_a_start(self, checkpoint: dict, adapted: dict) -> dict:
-        """With the rows of the classes mapped, and without what starts anew."""
+    def _adapt_classes(self, checkpoint: dict, adapted: dict) -> dict:
+        """Copy class rows by name, and leave out the parameters to reinitialize."""
         state = {name.removeprefix("module."): t for name, t in adapted["model"].items()}
         known = checkpoint.get("class_names")
         if self.transfer is not None:
             state = self.transfer(checkpoint, state, self._model_state())
         elif None not in (known, self.class_names) and list(known) != list(self.class_names):
             logger.warning(
-                "%s is of other classes than the training set, or of another order. Their rows are "
-                "taken as they are; MODEL.TRANSFER_FROM checkpoint maps them by name.",
-                self._path,
+                "The classes of %s differ from those of the training set, or their order does. "
+                "Class rows are copied by position: set %s to checkpoint to copy them by name.",
+                *(self._path, self._key("transfer_from")),
             )
         state = {k: v for k, v in state.items() if not matches(k, self.reinitialized)}
         return {**adapted, "model": state}
@@ -110,20 +115,20 @@ class StrictCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible) -> None:
         missing = self._without_aliases(incompatible.missing_keys)
         shapes = {name: shapes for name, *shapes in incompatible.incorrect_shapes}
-        surplus = self._within_model(incompatible.unexpected_keys)
-        if self.strict and (shapes or missing or surplus):
-            misfit = _first_misfit(shapes, missing, surplus)
-            raise ValueError(
-                f"{self._path} does not fit the model: {misfit}. With "
-                "--eval-only and --resume a file fills the whole model, so use the config it was "
-                "trained with, its number of classes above all. To train other classes from it, "
-                "name it as MODEL.WEIGHTS, without --resume."
+        unknown = self._within_model(incompatible.unexpected_keys)
+        if self.strict and (shapes or missing or unknown):
+            mismatch = _first_mismatch(shapes, missing, unknown)
+            raise UserError(
+                f"{self._path} does not fit the model: {mismatch}. --eval-only and --resume need a "
+                "file that fills the whole model: use the config that it was trained with, with "
+                "the same number of classes. To train other classes, start a new training from it "
+                f"({self._key('weights')}), without --resume."
             )
         names = dict(self.model.named_parameters())
         if names.keys() <= {*shapes, *incompatible.missing_keys}:
-            raise ValueError(
-                f"{self._path} holds no parameter of the model: it names {next(iter(names))} and "
-                "the others differently, or in another shape."
+            raise UserError(
+                f"{self._path} fills no parameter of the model: it has neither {next(iter(names))} "
+                "nor any other in the same shape. Use a checkpoint of the same architecture."
             )
         if shapes or missing:
             lines = [
@@ -131,15 +136,16 @@ class StrictCheckpointer(DetectionCheckpointer):
                 for name, (file_shape, model_shape) in shapes.items()
             ]
             logger.warning(
-                "%s fills a part of the model. The rest starts from its initial values:\n  %s",
+                "%s fills only part of the model. These parameters keep their initialization:"
+                "\n  %s",
                 self._path,
                 "\n  ".join(lines + _grouped(missing)),
             )
-        gathered = [k for k in incompatible.missing_keys if ".class_loss." in k]
-        if gathered:
+        statistics = [k for k in incompatible.missing_keys if ".class_loss." in k]
+        if statistics:
             logger.info(
-                "%s does not hold what the class loss gathers in training, which starts anew: %s",
-                *(self._path, ", ".join(_grouped(gathered))),
+                "%s lacks running statistics of the class loss, which start anew: %s",
+                *(self._path, ", ".join(_grouped(statistics))),
             )
         unexpected = [k for k in incompatible.unexpected_keys if not k.endswith(OPTIONAL_BUFFERS)]
         super()._log_incompatible_keys(
@@ -147,7 +153,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         )
 
     def _without_aliases(self, missing: list[str]) -> list[str]:
-        """Without parameters that the file has under another name, and without unused buffers."""
+        """Drop parameters that the file has under another name, and optional buffers."""
         state = self.model.state_dict(keep_vars=True)
         filled = {id(state[name]) for name in state.keys() - set(missing)}
         return [
@@ -155,7 +161,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         ]
 
     def _within_model(self, unexpected: list[str]) -> list[str]:
-        """Of these names, those in a part, such as ``roi_heads.box_head``, that the model has."""
+        """Return the names in parts that the model has, e.g. ``roi_heads.box_head``."""
         parts = {name for name, _ in self.model.named_modules()}
         return [
             name
@@ -167,7 +173,7 @@ class StrictCheckpointer(DetectionCheckpointer):
 
 
 class ShardedCheckpointer(StrictCheckpointer):
-    """Saves and loads the files of an unsharded model. Every process must call ``save``."""
+    """Saves and loads a sharded model as an unsharded one. Every process must call ``save``."""
 
     def save(self, name: str, **kwargs) -> None:
         objects = {"model": self.model, **self.checkpointables}
@@ -178,42 +184,41 @@ class ShardedCheckpointer(StrictCheckpointer):
         return full_state(self.model.state_dict())
 
 
-def class_arguments(dataset_names: Sequence[str], transfer_from: str) -> dict:
-    """``class_names`` and ``transfer`` of a :class:`StrictCheckpointer` for training.
+def class_arguments(job: Job) -> dict:
+    """Return ``class_names`` and ``transfer`` of a :class:`StrictCheckpointer` for training.
 
     Args:
-        dataset_names: the training datasets, which must have been read.
-        transfer_from: as ``MODEL.TRANSFER_FROM``.
+        job: the job; its training sets have been read.
 
     Raises:
-        ValueError: the datasets name no classes to map others to.
+        UserError: the training set has no class names to transfer to.
     """
-    metadata = MetadataCatalog.get(dataset_names[0]) if dataset_names else None
+    metadata = MetadataCatalog.get(job.train_datasets[0]) if job.train_datasets else None
     names = metadata and metadata.get("thing_classes")
-    if not transfer_from:
+    if not job.transfer_from:
         return {"class_names": names}
     if not names:
-        raise ValueError(
-            "MODEL.TRANSFER_FROM maps classes by name, and the training set names none: leave it "
-            "empty."
+        raise UserError(
+            f"{job.KEYS['transfer_from']} matches classes by name, but the training set has no "
+            "class names: leave it empty."
         )
-    transfer = ClassTransfer(transfer_from, names, metadata.get("class_frequency"))
+    transfer = ClassTransfer(job.transfer_from, names, metadata.get("class_frequency"))
     return {"class_names": names, "transfer": transfer}
 
 
-def _first_misfit(shapes: dict, missing: list[str], surplus: list[str]) -> str:
+def _first_mismatch(shapes: dict, missing: list[str], unknown: list[str]) -> str:
     for name, (file_shape, model_shape) in shapes.items():
         others = f" (and {len(shapes) - 1} more differ)" if len(shapes) > 1 else ""
         return f"{name} has shape {file_shape} in the file, {model_shape} in the model{others}"
     if missing:
         few = ", ".join(missing[:3])
-        return f"{len(missing)} of the model's parameters are not in the file, such as {few}"
-    few = ", ".join(surplus[:3])
-    return f"{len(surplus)} parameters of the file are not in the model, such as {few}"
+        return f"{len(missing)} of the model's parameters are not in the file, e.g. {few}"
+    few = ", ".join(unknown[:3])
+    return f"{len(unknown)} parameters of the file are not in the model, e.g. {few}"
 
 
 def _grouped(names: list[str]) -> list[str]:
-    """The names, one entry a module: ``rpn_head.conv.{bias, weight}``."""
+    """Return one entry per module, e.g. ``rpn_head.conv.{bias, weight}``."""
     groups = defaultdict(list)
     for name in names:
         module, _, parameter = name.rpartition(".")

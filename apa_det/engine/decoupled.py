@@ -1,4 +1,4 @@
-"""Training of a job in its stages: with decoupled training, the classifier is trained second.
+"""Train a job in one stage, or, with decoupled training, in two.
 
 "Decoupling Representation and Classifier for Long-Tailed Recognition" (Kang et al., ICLR 2020),
 section 4.1, classifier re-training: the classifier is re-initialized and trained under
@@ -27,11 +27,11 @@ def train(job: Job, *, resume: bool = False) -> OrderedDict:
 
     Args:
         job: the job, as :func:`apa_det.engine.setup_job` returns it.
-        resume: continue from the last checkpoint of the last stage that has one. Without it, the
-            checkpoints of the second stage are from an earlier training and are not resumed later.
+        resume: continue from the last checkpoint of the last stage that has one. False: start
+            anew; checkpoints of an earlier second stage are then never resumed.
 
     Returns:
-        The results of the last evaluation; empty in all processes but the main one.
+        The results of the last evaluation; empty except in the main process.
 
     Raises:
         UserError: the settings do not fit the model or the data, before any training.
@@ -44,16 +44,16 @@ def train(job: Job, *, resume: bool = False) -> OrderedDict:
     results = OrderedDict()
     for i, stage in enumerate(stages):
         if len(stages) > 1:
-            what = ("the representation", "the classifier alone")[i]
+            parameters = ("the whole model", "the classifier")[i]
             logger.info(
                 "Decoupled training, stage %d of 2 %s: %s, in %s",
-                *(i + 1, "has ended" if i < first else "begins", what, stage.output_dir),
+                *(i + 1, "is complete" if i < first else "starts", parameters, stage.output_dir),
             )
         if i >= first:
-            comm.synchronize()  # with what the main process wrote and removed
+            comm.synchronize()  # wait for the files that the main process writes and removes
             PathManager.mkdirs(stage.output_dir)
             results = _train_stage(stage, stages[i + 1 :], resume=resume, is_second=i > 0)
-            gc.collect()  # frees the model of this stage before the next one is built
+            gc.collect()  # free the model before the next one is built
     return results
 
 
@@ -72,8 +72,8 @@ def _train_stage(stage: Job, later: Sequence[Job], *, resume: bool, is_second: b
         if comm.is_main_process():
             stage.save_config()
         # The second stage starts from the weights that the first one evaluated.
-        begun = resume and checkpointer.has_checkpoint()
-        checkpointer.averaged = stage.ema_decay is not None and not begun
+        resumes = resume and checkpointer.has_checkpoint()
+        checkpointer.averaged = stage.ema_decay is not None and not resumes
     trainer.resume_or_load(resume=resume)
     return trainer.train()
 

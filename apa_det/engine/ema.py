@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights."""
+"""Exponential moving average of the weights of a model."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,15 @@ __all__ = ["averaged_state", "build_ema"]
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of a model that averages its parameters, and copies its buffers.
+    """Return a copy of a model whose parameters are averages; its buffers are plain copies.
 
-    Its ``update_parameters`` is to be called after each step of the optimizer. The average starts
-    from the parameters of the first call; the n-th call after it keeps min(decay, (1 + n) /
-    (10 + n)) of it, TensorFlow's rule (``tf.train.ExponentialMovingAverage``), so that what the
-    model was in its first iterations is soon forgotten.
+    Call its ``update_parameters`` after each optimizer step. The first call copies the parameters.
+    The n-th call after it multiplies the average by min(decay, (1 + n) / (10 + n)), as TensorFlow's
+    ``tf.train.ExponentialMovingAverage`` does, so that the first iterations are soon forgotten.
 
     Args:
         model: the model, not yet in DistributedDataParallel or sharded.
-        decay: the share of the average that stays, below 1.
+        decay: factor of the old average in an update, in [0, 1).
     """
 
     def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
@@ -28,7 +27,7 @@ def build_ema(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def averaged_state(ema_state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of the state dict of :func:`build_ema`'s model, that of the model it averages."""
+    """Return the averaged weights from a state dict of :func:`build_ema`'s model."""
     return {
         name.removeprefix("module."): tensor
         for name, tensor in ema_state.items()

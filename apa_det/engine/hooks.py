@@ -1,4 +1,4 @@
-"""Training hooks: the course of λ and κ, and the best checkpoint."""
+"""Training hooks: history of λ and κ, and the best checkpoint."""
 
 import logging
 import os
@@ -25,18 +25,16 @@ logger = logging.getLogger(__name__)
 class LambdaKappaWriter(HookBase):
     """Writes λ and κ of every APA and AGLU to the event storage, for TensorBoard and metrics.json.
 
-    A layer with one pair gives the scalars ``apa/<layer>/lambda`` and ``apa/<layer>/kappa``, a
-    layer with a pair for each channel ``apa/<layer>/lambda/mean``, ``…/min`` and ``…/max``, and the
-    same of κ. λ is written as the layer uses it: clamped from below.
+    The scalars are ``apa/<layer>/lambda`` and ``apa/<layer>/kappa``, or, for layers with one pair
+    per channel, ``apa/<layer>/lambda/mean``, ``…/min``, ``…/max`` and the same for κ. λ is clamped
+    from below, as the layer uses it. If the model is sharded (FSDP), every process needs the hook.
     """
 
     def __init__(self, model: nn.Module, period: int):
         """
         Args:
             model: the model, in DistributedDataParallel or not.
-            period: iterations from one write to the next; the last iteration writes too.
-
-        Of a model sharded over processes (FSDP), every process needs the hook.
+            period: write every this many iterations, and in the last one.
         """
         if isinstance(model, DistributedDataParallel):
             model = model.module
@@ -54,8 +52,8 @@ class LambdaKappaWriter(HookBase):
         scalars = {}
         for name, layer in self._layers.items():
             parameters = {
-                "lambda": _whole(layer.lambda_param).clamp(min=layer.lambda_min),
-                "kappa": _whole(layer.kappa_param),
+                "lambda": _unsharded(layer.lambda_param).clamp(min=layer.lambda_min),
+                "kappa": _unsharded(layer.kappa_param),
             }
             for symbol, values in parameters.items():
                 key = f"apa/{name}/{symbol}"
@@ -69,14 +67,14 @@ class LambdaKappaWriter(HookBase):
         return dict(zip(scalars, numbers, strict=True))
 
 
-def _whole(parameter: Tensor) -> Tensor:
+def _unsharded(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 class LambdaKappaPlotter(HookBase):
-    """Keeps ``apa_parameters.png`` in the output folder: λ and κ over the training so far.
+    """Plots the history of λ and κ as ``apa_parameters.png`` in the output folder.
 
-    It draws ``metrics.json``, so a resumed training shows its whole course. Place it after the
+    It reads ``metrics.json``, which also has the iterations before a resume. Place the hook after
     ``PeriodicWriter``.
     """
 
@@ -85,8 +83,7 @@ class LambdaKappaPlotter(HookBase):
         Args:
             model: the model, in DistributedDataParallel or not.
             output_dir: the folder of ``metrics.json``.
-            period: iterations from one drawing to the next; the last iteration draws too. 0: only
-                the last one does.
+            period: plot every this many iterations, and in the last one. 0: only in the last one.
         """
         if isinstance(model, DistributedDataParallel):
             model = model.module
@@ -99,17 +96,17 @@ class LambdaKappaPlotter(HookBase):
         done = self.trainer.iter + 1
         due = done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0)
         if due and self._kinds and PathManager.isfile(self._metrics_file):
-            course = read_parameter_history(self._metrics_file)
-            if course:
-                plot_parameter_history(course, self._path, self._kinds)
+            history = read_parameter_history(self._metrics_file)
+            if history:
+                plot_parameter_history(history, self._path, self._kinds)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Keeps the model that is best by a metric as ``model_best.pth``, with the metric's value.
+    """Saves the best model by a metric as ``model_best.pth``, with the value of the metric.
 
-    Two points differ from detectron2's hook: the file holds no optimizer and never becomes the
-    checkpoint that ``--resume`` starts from; and a resumed training goes on from the value in it.
-    Place the hook after ``EvalHook``. A metric that is NaN keeps no model.
+    Unlike detectron2's hook, the file has no optimizer state and ``--resume`` never starts from it;
+    a resumed training takes the best value so far from it. NaN is never the best. Place the hook
+    after ``EvalHook``.
     """
 
     def __init__(
@@ -122,11 +119,11 @@ class BestCheckpointer(hooks.BestCheckpointer):
     ):
         """
         Args:
-            eval_period: iterations from one evaluation to the next, as for ``EvalHook``.
+            eval_period: iterations between evaluations, as for ``EvalHook``.
             model: the model, in DistributedDataParallel or not.
             output_dir: the folder of ``model_best.pth``.
-            metric: a metric in which more is better, such as "segm/APr".
-            class_names: the classes of the model, to be saved with it.
+            metric: a metric for which higher is better, e.g. "segm/APr".
+            class_names: classes of the model, saved with it.
         """
         checkpointer = _BestModelCheckpointer(model, output_dir, metric, class_names)
         super().__init__(eval_period, checkpointer, metric)
@@ -139,7 +136,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         try:
             best = load_checkpoint(PathManager.get_local_path(self._path))
         except UserError as error:
-            logger.warning("The next evaluation replaces model_best.pth. %s", error)
+            logger.warning("%s The next evaluation replaces this file.", error)
             return
         if best.get("metric") == self._metric:
             self.best_metric, self.best_iter = best["value"], best["iteration"]
@@ -147,7 +144,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
 
 class _BestModelCheckpointer(DetectionCheckpointer):
-    """Saves the model with its latest value of a metric, and never as the last checkpoint."""
+    """Saves the model with the latest value of a metric, and does not tag it as the last one."""
 
     def __init__(
         self, model: nn.Module, save_dir: str, metric: str, class_names: Sequence[str] | None

@@ -1,23 +1,25 @@
-"""The optimizer: SGD or AdamW, with detectron2's parameter groups."""
+"""Optimizers, with detectron2's parameter groups, and gradient clipping."""
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import get_default_optimizer_params
 from torch import nn
 
+from ..errors import UserError
+
 __all__ = ["build_optimizer", "clip_gradients"]
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of ``SOLVER.OPTIMIZER``.
+    """Build the optimizer ``SOLVER.OPTIMIZER``: SGD or AdamW.
 
-    The learning rates and weight decays of norms and biases are detectron2's; λ and κ learn at
-    ``MODEL.APA.LR_FACTOR`` times the base rate, and decay by ``MODEL.APA.WEIGHT_DECAY`` if that is
-    given. ``SOLVER.CLIP_GRADIENTS`` works as in detectron2, and with ``CLIP_TYPE`` "full_model"
-    clips the norm of all gradients together.
+    Norms and biases have the learning rates and weight decays of detectron2. λ and κ have the
+    learning rate ``MODEL.APA.LR_FACTOR`` times the base rate, and the weight decay
+    ``MODEL.APA.WEIGHT_DECAY`` unless it is None. ``SOLVER.CLIP_GRADIENTS`` is that of detectron2,
+    with one more ``CLIP_TYPE``; see :func:`clip_gradients`.
 
     Raises:
-        ValueError: an unknown optimizer, or way of clipping.
+        UserError: an unknown optimizer or type of clipping.
     """
     solver = cfg.SOLVER
     curve = {"lr": solver.BASE_LR * cfg.MODEL.APA.LR_FACTOR}
@@ -39,31 +41,39 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     elif solver.OPTIMIZER == "ADAMW":
         optimizer = torch.optim.AdamW(params, **args)
     else:
-        raise ValueError(f"SOLVER.OPTIMIZER is SGD or ADAMW, not {solver.OPTIMIZER}.")
+        raise UserError(f"SOLVER.OPTIMIZER must be one of SGD, ADAMW; got {solver.OPTIMIZER!r}.")
 
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
-        clip_gradients(optimizer, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE)
+        key = "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"
+        clip_gradients(optimizer, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE, key=key)
     return optimizer
 
 
 def clip_gradients(
-    optimizer: torch.optim.Optimizer, clip_type: str, clip_value: float, norm_type: float = 2.0
+    optimizer: torch.optim.Optimizer,
+    clip_type: str,
+    clip_value: float,
+    norm_type: float = 2.0,
+    *,
+    key: str = "clip_type",
 ) -> None:
-    """Let an optimizer clip the gradients before each of its steps.
+    """Make an optimizer clip the gradients before each of its steps.
 
     Args:
         optimizer: changed in place.
-        clip_type: "value" and "norm" clip the gradient of each parameter, "full_model" the norm of
-            all together.
-        clip_value: the largest absolute value, or norm.
+        clip_type: "value" clips each element, "norm" the norm of each parameter's gradient,
+            "full_model" the norm of all gradients together.
+        clip_value: largest absolute value, or largest norm.
         norm_type: p of the norm.
+        key: config key of ``clip_type``, for the error message.
 
     Raises:
-        ValueError: an unknown ``clip_type``.
+        UserError: an unknown ``clip_type``.
     """
-    if clip_type not in ("value", "norm", "full_model"):
-        raise ValueError(f"Gradients are clipped by value, norm or full_model, not {clip_type}.")
+    types = ("value", "norm", "full_model")
+    if clip_type not in types:
+        raise UserError(f"{key} must be one of {', '.join(types)}; got {clip_type!r}.")
 
     def clip(optimizer: torch.optim.Optimizer, *_) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

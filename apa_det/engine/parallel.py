@@ -1,4 +1,4 @@
-"""A model in several processes: data parallelism, in full copies or sharded (FSDP)."""
+"""Data parallelism: a copy of the model per process, or shards of one (FSDP)."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -8,17 +8,19 @@ from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 __all__ = [
     "broadcast",
     "full_state",
+    "load_full_states",
     "replicate",
     "shard",
-    "take_full_states",
 ]
 
 
 def replicate(model: nn.Module, *, broadcast_buffers: bool = False, **kwargs) -> nn.Module:
-    """Wrap a model in DistributedDataParallel, on a GPU or the CPU, if there are several processes.
+    """Wrap a model in DistributedDataParallel, on GPU or CPU; with one process, return it as is.
 
     ``kwargs`` are those of :func:`detectron2.engine.create_ddp_model`.
     """
@@ -30,40 +32,44 @@ def replicate(model: nn.Module, *, broadcast_buffers: bool = False, **kwargs) ->
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give every process the values of the main one."""
+    """Overwrite the tensors with those of the main process, in all processes."""
     if comm.get_world_size() > 1:
         for tensor in tensors:
             torch.distributed.broadcast(tensor.detach(), src=0)
 
 
-def shard(model: nn.Module) -> None:
-    """Split the parameters of a model over all processes (PyTorch's ``fully_shard``), in place.
+def shard(model: nn.Module, key: str = "FSDP") -> None:
+    """Shard the parameters of a model over all processes (PyTorch's ``fully_shard``), in place.
 
-    Every process starts from the main one's values. Blocks of the backbone are gathered one after
-    the other, and the rest of the model at once: parts of heads are used outside of their
-    ``forward``. Build the optimizer afterwards. The model's ``state_dict`` then holds DTensors, see
-    :func:`full_state`; ``load_state_dict`` takes tensors as they are in an unsharded model.
+    All processes start from the main process's values. Each block of the backbone is gathered when
+    it runs; the rest of the model is gathered at once, because heads use some of their layers
+    outside ``forward``. Build the optimizer afterwards. ``state_dict`` then holds DTensors (see
+    :func:`full_state`); ``load_state_dict`` accepts the tensors of an unsharded model.
+
+    Args:
+        model: the model, not in DistributedDataParallel.
+        key: config key of FSDP, for the error message.
 
     Raises:
-        ValueError: a parameter is a scalar, which cannot be split.
+        UserError: a parameter is a scalar, which cannot be sharded.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     scalars = [name for name, p in model.named_parameters() if p.dim() == 0]
     if scalars:
-        raise ValueError(f"SOLVER.FSDP cannot split {scalars[0]}, a scalar: set it to False.")
+        raise UserError(f"{key} cannot shard the scalar {scalars[0]}: set it to False.")
     broadcast([*model.parameters(), *model.buffers()])
     device_type = next(model.parameters()).device.type
     mesh = init_device_mesh(device_type, (comm.get_world_size(),))
     for block in list(_blocks(model)):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    model.register_load_state_dict_pre_hook(_split_like_model)
+    model.register_load_state_dict_pre_hook(_shard_like_model)
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost elements of the lists and sequences of modules in a model's backbone."""
+    """Yield the outermost elements of ModuleLists and Sequentials in a model's backbone."""
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     lists = (nn.ModuleList, nn.ModuleDict)
 
@@ -81,32 +87,32 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
         yield from search(model.backbone)
 
 
-def _split_like_model(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+def _shard_like_model(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
     for name, own in module.state_dict(prefix=prefix).items():
         if name in state_dict:
-            state_dict[name] = _split_like(own, state_dict[name])
+            state_dict[name] = _shard_like(own, state_dict[name])
 
 
-def _split_like(own: Tensor, value: Tensor) -> Tensor:
-    """This process's part of a tensor, where that of the model is a part."""
+def _shard_like(own: Tensor, value: Tensor) -> Tensor:
+    """Return this process's shard of a tensor if ``own`` is sharded, else the tensor."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(own, DTensor) or isinstance(value, DTensor) or value.shape != own.shape:
         return value
     part = distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)
-    return torch.empty_like(own).copy_(part)  # a part alone keeps the memory of the whole
+    return torch.empty_like(own).copy_(part)  # a view would keep the whole tensor in memory
 
 
-def take_full_states(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer of sharded parameters load the state of one of unsharded parameters."""
+def load_full_states(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer of sharded parameters load the state of an unsharded training."""
 
-    def split(optimizer: torch.optim.Optimizer, state_dict: dict) -> dict:
+    def shard_state(optimizer: torch.optim.Optimizer, state_dict: dict) -> dict:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        own = dict(zip(keys, parameters, strict=False))  # torch itself counts them afterwards
+        own = dict(zip(keys, parameters, strict=False))  # torch checks the number later
         state = {
             key: {
-                name: _split_like(own[key], value) if isinstance(value, Tensor) else value
+                name: _shard_like(own[key], value) if isinstance(value, Tensor) else value
                 for name, value in values.items()
             }
             for key, values in state_dict["state"].items()
@@ -114,11 +120,11 @@ def take_full_states(optimizer: torch.optim.Optimizer) -> None:
         }
         return {**state_dict, "state": state}
 
-    optimizer.register_load_state_dict_pre_hook(split)
+    optimizer.register_load_state_dict_pre_hook(shard_state)
 
 
 def full_state(state):
-    """A state dict, nested or not, with sharded tensors put together, on the CPU.
+    """Return a (nested) state dict with its sharded tensors gathered on the CPU.
 
     Every process must call it.
     """

@@ -1,4 +1,4 @@
-"""The end of a job on SIGTERM, which schedulers send before they take its machines away."""
+"""Save a checkpoint and exit on SIGTERM, which schedulers send before they end a job."""
 
 import logging
 import multiprocessing
@@ -24,16 +24,17 @@ logger = logging.getLogger(__name__)
 class PreemptionHook(HookBase):
     """On SIGTERM, finishes the iteration, saves a checkpoint, and exits with status 143.
 
-    All processes stop after the same iteration, whichever of them the signal reached. The last
-    iteration is followed by the end of training, as always. Place the hook after ``LRScheduler``
-    and before ``PeriodicCheckpointer``, in every process, and evaluate in :meth:`saving_at_once`.
+    All processes stop after the same iteration, even if only one of them gets the signal. A signal
+    in the last iteration changes nothing: training ends as usual. Place the hook after
+    ``LRScheduler`` and before ``PeriodicCheckpointer``, in every process, and evaluate in
+    :meth:`saving_at_once`.
     """
 
     def __init__(self, checkpointer: Checkpointer, device: torch.device):
         """
         Args:
-            checkpointer: the one that ``--resume`` starts from.
-            device: one that the processes can reduce tensors on.
+            checkpointer: the one that ``--resume`` loads from.
+            device: device for reductions over the processes.
         """
         self._checkpointer = checkpointer
         self._device = device
@@ -57,10 +58,10 @@ class PreemptionHook(HookBase):
 
     @contextmanager
     def saving_at_once(self) -> Iterator[None]:
-        """Within, SIGTERM saves a checkpoint and ends the process at once.
+        """Return a context in which SIGTERM saves a checkpoint and exits at once.
 
-        For evaluation, after an iteration and its hooks, which takes longer than a scheduler waits.
-        Of sharded models nothing is saved, as that takes all processes.
+        For evaluation, which takes longer than schedulers wait. A sharded model is not saved,
+        because that takes all processes.
         """
         previous = _set_handler(self._end)
         try:
@@ -71,18 +72,18 @@ class PreemptionHook(HookBase):
             _set_handler(previous)
 
     def _end(self, *_) -> None:
-        # Another one comes if other processes end first, and SIGCHLD as data workers end.
+        # More signals may come: SIGTERM if other processes end first, SIGCHLD if data workers end.
         _set_handler(signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         sharded = isinstance(self._checkpointer, ShardedCheckpointer)
-        is_child = os.getpid() != self._pid  # forked in evaluation, with this handler
+        is_child = os.getpid() != self._pid  # a data worker, which inherited this handler
         if not (sharded or is_child or self._is_last_iteration()):
             self._save()
         sys.exit(128 + signal.SIGTERM)
 
     def _save(self) -> None:
         iteration = self.trainer.iter
-        logger.warning("SIGTERM: saving a checkpoint. The same command with --resume goes on.")
+        logger.warning("SIGTERM: saving a checkpoint. Continue with --resume.")
         self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
     def _is_last_iteration(self) -> bool:
@@ -100,19 +101,19 @@ class PreemptionHook(HookBase):
 
 
 def _shield_data_workers() -> None:
-    """Take the worker processes of the data loader out of the group that a signal may be sent to.
+    """Move the data workers to process groups of their own.
 
-    torchrun sends SIGTERM to the group of each process. Without data, it could not finish an
-    iteration.
+    torchrun sends SIGTERM to the process group of each training process, which still needs data to
+    finish its iteration.
     """
     for process in multiprocessing.active_children():
         if process.daemon:
-            with suppress(OSError):  # it has ended, or was not forked
+            with suppress(OSError):  # it has ended, or was spawned
                 os.setpgid(process.pid, process.pid)
 
 
 def _set_handler(handler):
-    """Returns the previous one. Threads but the main one have no say in signals."""
+    """Set the handler of SIGTERM and return the previous one; only possible in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""One step of the optimizer: in any precision, of all its pictures at once or in parts."""
+"""One optimizer step, with mixed precision and gradient accumulation."""
 
 import time
 from contextlib import nullcontext
@@ -9,19 +9,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from ..errors import UserError
+
 __all__ = ["StepTrainer"]
 
 
 class StepTrainer(SimpleTrainer):
-    """detectron2's SimpleTrainer and AMPTrainer in one, on the CPU too, with gradient accumulation.
+    """detectron2's SimpleTrainer and AMPTrainer in one, with gradient accumulation.
 
-    The pictures that the loader gives are those of one step of the optimizer. They may go through
-    the model in several parts of the same size, whose losses are averaged. The gradients are then
-    those of all pictures at once as far as each loss is a mean over pictures, or over as many
-    proposals of each part, in float32's precision. What a model computes for a batch as a whole, it
-    computes for each part: the statistics of a batch norm, the mean of the mask loss over
-    foreground proposals, RetinaNet's running count of foreground anchors. The parts are to a step
-    what the processes of detectron2 are.
+    A batch of the loader is one optimizer step. It may go through the model in several parts of
+    equal size, whose losses are averaged. The gradients equal those of the whole batch, up to
+    rounding, if each loss is a mean over images, or over equally many proposals in each part.
+    Statistics of a batch are those of a part: of batch norm, the mean of the mask loss over
+    foreground proposals, RetinaNet's running count of foreground anchors. In all this, parts behave
+    like the processes of a distributed training.
     """
 
     def __init__(
@@ -32,18 +33,21 @@ class StepTrainer(SimpleTrainer):
         *,
         num_parts: int = 1,
         precision: torch.dtype | None = None,
+        unused_key: str = "find_unused_parameters",
     ):
         """
         Args:
-            model: gives a dict of losses, or one loss, for what the loader gives.
-            data_loader: gives lists of pictures.
-            optimizer: clips gradients, if it does, in its ``step``: so those of all parts together.
-            num_parts: the parts that the pictures of a step are split into, in their order.
-            precision: the dtype of autocast, float16 (with loss scaling) or bfloat16. None: off.
+            model: maps a batch to a dict of losses, or to one loss.
+            data_loader: yields batches, which are lists of images.
+            optimizer: its ``step`` may clip gradients; these are the sums over all parts.
+            num_parts: number of consecutive parts to split a batch into.
+            precision: dtype of autocast, float16 (with loss scaling) or bfloat16. None: off.
+            unused_key: config key of ``find_unused_parameters``, for an error message.
         """
         super().__init__(model, data_loader, optimizer)
         self.num_parts = num_parts
         self.precision = precision
+        self._unused_key = unused_key
         self._device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, enabled=precision is torch.float16
@@ -61,30 +65,30 @@ class StepTrainer(SimpleTrainer):
             with self._without_reduction():
                 self._backward(part, losses)
         self._backward(last, losses)
-        _require_gradients(self.model)
+        _require_gradients(self.model, self._unused_key)
         self.after_backward()
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
     def _without_reduction(self):
-        """Within, gradients of DistributedDataParallel wait for the last part to be averaged.
+        """Return a context in which DistributedDataParallel does not average gradients yet.
 
-        FSDP averages those of each part: what it would keep instead takes the memory it saves.
+        FSDP averages those of each part: keeping them unsharded would cost the memory it saves.
         """
         ddp = isinstance(self.model, DistributedDataParallel)
         return self.model.no_sync() if ddp else nullcontext()
 
     def _backward(self, part: list[dict], losses: dict[str, Tensor]) -> None:
-        """Add the gradients of a part, and its share of the losses."""
+        """Add the gradients of a part to the model's, and its share of the losses to ``losses``."""
         enabled = self.precision is not None
         with torch.autocast(self._device_type, dtype=self.precision, enabled=enabled):
-            found = self.model(part)
-            if isinstance(found, Tensor):
-                found = {"total_loss": found}
-            total = sum(found.values())
+            part_losses = self.model(part)
+            if isinstance(part_losses, Tensor):
+                part_losses = {"total_loss": part_losses}
+            total = sum(part_losses.values())
         self.grad_scaler.scale(total / self.num_parts).backward()
-        for name, loss in found.items():
+        for name, loss in part_losses.items():
             losses[name] = losses.get(name, 0) + loss.detach() / self.num_parts
 
     def state_dict(self) -> dict:
@@ -92,7 +96,7 @@ class StepTrainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        if state_dict.get("grad_scaler"):  # empty, or missing, after training in full precision
+        if state_dict.get("grad_scaler"):  # empty or missing after training in full precision
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
@@ -101,19 +105,21 @@ def _split(data: list[dict], num_parts: int) -> list[list[dict]]:
         return [data]
     size, rest = divmod(len(data), num_parts)
     if rest:
-        raise ValueError(f"{len(data)} pictures cannot be split into {num_parts} equal parts.")
+        raise UserError(
+            f"The batch of a process must split into {num_parts} equal parts, but has {len(data)} "
+            "images."
+        )
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
-def _require_gradients(model: nn.Module) -> None:
-    """Raise an error where other processes would wait forever for this one's gradients."""
+def _require_gradients(model: nn.Module, key: str) -> None:
+    """Raise a UserError for a missing gradient, which other processes would wait for forever."""
     if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters:
         return
     parameters = model.module.named_parameters()
     unused = [name for name, p in parameters if p.requires_grad and p.grad is None]
     if unused:
-        raise ValueError(
-            f"In this iteration {len(unused)} parameters got no gradient, such as {unused[0]}. If "
-            "that is meant, training in several processes needs SOLVER.FIND_UNUSED_PARAMETERS True "
-            "(in a LazyConfig, train.ddp.find_unused_parameters=True)."
+        raise UserError(
+            f"{len(unused)} parameters got no gradient in this iteration, e.g. {unused[0]}. If "
+            f"this is intended, set {key} to True."
         )

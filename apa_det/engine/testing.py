@@ -1,4 +1,4 @@
-"""Evaluation of a job: of its checkpoint, and of a model in training on a few images."""
+"""Evaluate the checkpoint of a job, or a model in training on a subset of the images."""
 
 import logging
 import math
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(job: Job, *, resume: bool = False) -> OrderedDict:
-    """Evaluate a job's checkpoint on its test sets, with test-time augmentation too if it says so.
+    """Evaluate a job's checkpoint on its test sets, and with test-time augmentation if enabled.
 
     Args:
         job: the job, as :func:`apa_det.engine.setup_job` returns it.
-        resume: evaluate the last checkpoint of the output folder, if there is one.
+        resume: evaluate the last checkpoint in the output folder, if there is one.
 
     Returns:
-        The results; empty in all processes but the main one.
+        The results; empty except in the main process.
 
     Raises:
         UserError: the checkpoint does not fill the model.
@@ -45,20 +45,20 @@ def evaluate(job: Job, *, resume: bool = False) -> OrderedDict:
 
 
 def load_model(job: Job, *, resume: bool = False) -> nn.Module:
-    """Build a job's model and fill all of it from the job's weights; it is in training mode.
+    """Build a job's model, in training mode, and load all of its weights.
 
-    Averaged weights are taken if the job asks for an average and the file has one.
+    With ``job.ema_decay``, the averaged weights are loaded if the file has them.
 
     Args:
         job: the job.
-        resume: take the last checkpoint of the output folder, if there is one.
+        resume: load the last checkpoint in the output folder, if there is one.
 
     Raises:
         UserError: the file lacks a parameter of the model, or has it in another shape.
     """
     model = job.build_model()
     averaged = job.ema_decay is not None
-    checkpointer = StrictCheckpointer(model, job.output_dir, averaged=averaged)
+    checkpointer = StrictCheckpointer(model, job.output_dir, averaged=averaged, keys=job.KEYS)
     checkpointer.resume_or_load(job.weights, resume=resume)
     return model
 
@@ -77,7 +77,7 @@ class SubsetTest:
             self._tests[name] = build_subset_loader(job, name, image_ids), evaluator
 
     def __call__(self, model: nn.Module) -> OrderedDict:
-        """Return the results as ``DefaultTrainer.test`` does; empty but in the main process."""
+        """Return results as ``DefaultTrainer.test`` does; empty except in the main process."""
         results = OrderedDict()
         for name, (loader, evaluator) in self._tests.items():
             logger.info("Evaluating %d images of %s", len(loader.dataset), name)

@@ -1,4 +1,4 @@
-"""The trainers: detectron2's loop and hooks, with the long-tail evaluation, on any job."""
+"""Trainers: detectron2's training loop and hooks, for any job."""
 
 import copy
 import logging
@@ -36,7 +36,7 @@ from .freezing import train_only
 from .hooks import BestCheckpointer, LambdaKappaPlotter, LambdaKappaWriter
 from .job import Job
 from .optimizer import build_optimizer
-from .parallel import broadcast, full_state, replicate, shard, take_full_states
+from .parallel import broadcast, full_state, load_full_states, replicate, shard
 from .preemption import PreemptionHook
 from .setup.checks import check_training_sets
 from .setup.yaml import YamlJob
@@ -56,21 +56,21 @@ def _of_step(name: str) -> property:
 
 
 class JobTrainer(TrainerBase):
-    """Trains and evaluates what a job describes.
+    """Trains and evaluates a job.
 
-    As detectron2's DefaultTrainer, with these differences: it evaluates only ``job.subset`` images
-    during training, logs λ and κ, keeps the best model by a metric, averages the weights, splits
-    the images of a step into parts, trains in several processes and in mixed precision without
-    CUDA too, and saves a checkpoint before it exits on SIGTERM.
+    Does what detectron2's DefaultTrainer does, and the following, as the job says: evaluate a
+    subset of the images during training, log λ and κ, keep the best model by a metric, average the
+    weights, accumulate gradients, shard the model. Several processes and mixed precision also work
+    without CUDA. On SIGTERM, it saves a checkpoint and exits.
 
     Attributes:
         job: the job, scaled to the number of processes.
-        ema: the averaged model, which is evaluated; None without ``job.ema_decay``.
+        ema: the averaged model, which is the one evaluated; None without ``job.ema_decay``.
         checkpointer: loads and saves the state of the training.
     """
 
     def __init__(self, job: Job):
-        TrainerBase.__init__(self)  # not DefaultTrainer's, which builds everything itself
+        TrainerBase.__init__(self)  # skips DefaultTrainer's, which builds everything from a cfg
         for name in ("detectron2", "apa_det"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
@@ -84,14 +84,14 @@ class JobTrainer(TrainerBase):
         self._sharded = job.fsdp and comm.get_world_size() > 1
         if self._sharded:
             self._tested = copy.deepcopy(model).cpu()
-            shard(model)
+            shard(model, job.KEYS["fsdp"])
             if self.ema is not None:
-                shard(self.ema.module)
+                shard(self.ema.module, job.KEYS["fsdp"])
         optimizer = job.build_optimizer(model)
         data_loader = self.build_job_loader()
-        look_up_frequencies(model)  # an error if they are unknown
+        look_up_frequencies(model)  # fails if they are unknown
         if self._sharded:
-            take_full_states(optimizer)
+            load_full_states(optimizer)
         else:
             model = replicate(model, **job.ddp)
             self._tested = model if self.ema is None else self.ema.module
@@ -100,6 +100,7 @@ class JobTrainer(TrainerBase):
             *(model, data_loader, optimizer),
             num_parts=job.num_parts,
             precision=amp_dtype if job.mixed_precision else None,
+            unused_key=job.KEYS["find_unused_parameters"],
         )
         self.scheduler = job.build_lr_scheduler(optimizer)
         checkpointer = ShardedCheckpointer if self._sharded else StrictCheckpointer
@@ -108,20 +109,21 @@ class JobTrainer(TrainerBase):
             job.output_dir,
             trainer=weakref.proxy(self),
             reinitialized=job.reinitialized,
-            **class_arguments(job.train_datasets, job.transfer_from),
+            keys=job.KEYS,
+            **class_arguments(job),
         )
         if self.ema is not None:
             self.checkpointer.add_checkpointable("ema", self.ema)
         self.start_iter = 0
         self.max_iter = job.max_iter
-        self._subset_test: SubsetTest | None = None  # built when it is first needed
+        self._subset_test: SubsetTest | None = None  # built on first use
         self._last_eval_results = OrderedDict()
         self.register_hooks(self.build_hooks())
 
     model, optimizer, data_loader = map(_of_step, ("model", "optimizer", "data_loader"))
 
     def build_job_loader(self) -> Iterable[list[dict]]:
-        """Build the training loader, and check the datasets that it has read."""
+        """Build the training loader and check the datasets that it read."""
         loader = self.job.build_train_loader()
         check_training_sets(self.job)
         return loader
@@ -130,23 +132,23 @@ class JobTrainer(TrainerBase):
         """Load the last checkpoint of the output folder if ``resume``, else the job's weights.
 
         Raises:
-            UserError: the checkpoint to resume from lacks parameters, or not all processes see it.
+            UserError: the last checkpoint does not fill the model, or some processes do not see it.
         """
         last = self.checkpointer.get_checkpoint_file()
         if resume and len(set(comm.all_gather(last))) > 1:
             raise UserError(
-                f"Not all machines see the same last checkpoint in {self.job.output_dir}: --resume "
-                f"on several machines needs an {self.job.KEYS['output_dir']} that they share."
+                f"The machines see different last checkpoints in {self.job.output_dir}: set "
+                f"{self.job.KEYS['output_dir']} to a folder that they share, to use --resume."
             )
         self.checkpointer.strict = resume and bool(last)
         self.checkpointer.resume_or_load(self.job.weights, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
         if self.ema is not None and self.start_iter > 0 and self.ema.n_averaged == 0:
-            logger.info("%s has no average of the weights: it starts from here.", last)
+            logger.info("%s has no averaged weights: the average starts now.", last)
 
     def train(self) -> OrderedDict:
-        """Train to ``max_iter``; return the last results, empty but in the main process."""
+        """Train to ``max_iter`` and return the last results; empty except in the main process."""
         TrainerBase.train(self, self.start_iter, self.max_iter)
         self.job.verify(self._last_eval_results)
         return self._last_eval_results
@@ -177,7 +179,7 @@ class JobTrainer(TrainerBase):
             loader = job.build_train_loader(num_workers=0)
             precise = (job.eval_period, self.model, loader, job.precise_bn_iters)
             built.append(hooks.PreciseBN(*precise))
-        if is_main or self._sharded:  # all processes save their parts
+        if is_main or self._sharded:  # saving a sharded model takes all processes
             period, kept = job.checkpoint_period, job.checkpoints_kept
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, period, max_to_keep=kept))
         built.append(hooks.EvalHook(job.eval_period, self._evaluate))
@@ -198,12 +200,12 @@ class JobTrainer(TrainerBase):
 
     @contextmanager
     def _model_to_test(self) -> Iterator[nn.Module]:
-        """The same model in every process: averaged if there is an average, never sharded."""
+        """Return the same unsharded model in every process: the averaged one, if there is one."""
         if self._sharded:
             source = self.model if self.ema is None else self.ema.module
             self._tested.load_state_dict(full_state(source.state_dict()))
             self._tested.to(self._device)
-        # Each process has batch norm statistics of its own; checkpoints hold the main process's.
+        # Batch norm statistics differ between processes; checkpoints hold the main process's.
         broadcast(self._tested.buffers())
         with self._preemption.saving_at_once():
             yield self._tested
@@ -233,7 +235,7 @@ class JobTrainer(TrainerBase):
 class Trainer(JobTrainer, DefaultTrainer):
     """detectron2's DefaultTrainer for long-tailed detection, on a yaml config.
 
-    Its class methods build the parts of the job; override them as those of DefaultTrainer.
+    Subclasses may override its class methods, as those of DefaultTrainer.
 
     Attributes:
         cfg: the config, scaled to the number of processes.
@@ -245,10 +247,10 @@ class Trainer(JobTrainer, DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Scale a config as DefaultTrainer does, ``MODEL.APA.LOG_PERIOD`` and the EMA included.
+        """Scale a config as DefaultTrainer does, and ``MODEL.APA.LOG_PERIOD`` and the EMA decay.
 
-        The decay of the averaged weights is taken to the power of the batch's growth ("How to Scale
-        Your EMA", Busbridge et al., 2023).
+        If the batch grows by a factor k, the decay is raised to the power k ("How to Scale Your
+        EMA", Busbridge et al., 2023).
         """
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if scaled is cfg:
@@ -296,7 +298,7 @@ class Trainer(JobTrainer, DefaultTrainer):
         if kind == "cityscapes_instance":
             return CityscapesInstanceEvaluator(dataset_name)
         raise NotImplementedError(
-            f"There is no evaluator for the dataset {dataset_name} of evaluator_type {kind}."
+            f"There is no evaluator for the dataset {dataset_name} of evaluator_type {kind!r}."
         )
 
     @classmethod

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from ..errors import UserError
 from ..evaluation import evaluate, read_results
 from ..evaluation.evaluator import read_ground_truth
 from ..evaluation.resampling import draw_image_weights, resampled_ap
@@ -134,7 +135,7 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
     results: dict[str, dict[int, dict]] = {row.name: {} for row in plan.rows}
     done = [run for run in plan.runs if run.is_done]
     if not done:
-        raise ValueError(f"No run of the comparison in {plan.output_dir} is done yet.")
+        raise UserError(f"No run of the comparison in {plan.output_dir} is done yet.")
     for run in done:
         results[run.row][run.seed] = read_json(run.result_file)
     job = plan.rows[0].job
@@ -168,7 +169,7 @@ def _require_same(run: Run, task: str, metrics: dict, aps: dict[str, np.ndarray]
     for name, (again, *_) in aps.items():
         value = metrics[f"{task}/{name}"]
         if not np.allclose(100 * again, math.nan if value is None else value, 0, _TOLERANCE, True):
-            raise ValueError(
+            raise UserError(
                 f"{run.predictions_file} gives {task}/{name} {100 * again:.4f}, and "
                 f"{run.result_file} says {value}: they do not belong together, or the test set "
                 f"has changed. Delete {run.result_file}, and run the comparison again."

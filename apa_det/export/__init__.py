@@ -1,23 +1,23 @@
-"""Detectors for where neither apa_det nor detectron2 is: TorchScript, ONNX, torch.export.
+"""Export detectors to TorchScript, ONNX or torch.export, to run without apa_det and detectron2.
 
-An exported detector takes one picture and gives its detections, as detectron2's model does before
-it resizes them to another output size:
+An exported detector maps one image to its detections, like detectron2's model before it rescales
+them to the output size:
 
 ===========  =======================================================================================
-``image``    float32, (C, H, W): the picture in the channel order of ``INPUT.FORMAT``, values from 0
-             to 255, resized as for testing (``INPUT.MIN_SIZE_TEST``, ``MAX_SIZE_TEST``). It is
-             normalised and padded within.
+``image``    float32, (C, H, W): channels in the order of ``INPUT.FORMAT``, values from 0 to 255,
+             resized as for testing (``INPUT.MIN_SIZE_TEST``, ``MAX_SIZE_TEST``). The detector
+             normalizes and pads it.
 ``boxes``    float32, (N, 4): x0, y0, x1, y1 in pixels of ``image``.
-``classes``  int64, (N,), from 0 on.
+``classes``  int64, (N,), from 0.
 ``scores``   float32, (N,), in descending order.
-``masks``    float32, (N, 1, M, M), of models with masks: probabilities on a grid over each box.
-             Resized to the box linearly, pixels of at least 0.5 are in the mask
-             (``detectron2.layers.paste_masks_in_image`` does it). A threshold of another value
-             (``MODEL.ROI_MASK_HEAD.THRESHOLD``) is in the values already.
+``masks``    float32, (N, 1, M, M), only of models with masks: probabilities on a grid over each
+             box. To get a binary mask, resize the grid to the box linearly and take the pixels
+             >= 0.5 (see ``detectron2.layers.paste_masks_in_image``). If
+             ``MODEL.ROI_MASK_HEAD.THRESHOLD`` is not 0.5, the values are scaled so that 0.5 applies.
 ===========  =======================================================================================
 
-TorchScript modules return a dict by these names. An exported backbone takes ``images``, which are
-the same but of shape (N, C, H, W), H and W multiples of twice its ``size_divisibility``, and
+TorchScript modules return a dict with these keys. An exported backbone takes ``images``, of shape
+(N, C, H, W) and otherwise the same, with H and W multiples of twice its ``size_divisibility``, and
 returns a dict of feature maps.
 """
 

@@ -1,34 +1,36 @@
-"""Backbones as torch.export's programs."""
+"""Export backbones with torch.export."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 __all__ = ["Backbone", "export_backbone"]
 
 
 class Backbone(nn.Module):
-    """The feature maps of pictures; see :mod:`apa_det.export`.
+    """Maps images to feature maps; see :mod:`apa_det.export`.
 
     Args:
-        model: a detector of detectron2 in evaluation mode.
+        model: a detectron2 detector in evaluation mode.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.backbone = model.backbone
-        # A level of the FPN above the last stage has half its size, rounded up: odd and even sizes
-        # would be two cases to torch.export.
+        # FPN levels above the last stage halve its size, rounding up. torch.export would treat odd
+        # and even sizes as different cases, so only even ones are allowed.
         self.step = 2 * max(model.backbone.size_divisibility, 1)
         self.register_buffer("pixel_mean", model.pixel_mean)
         self.register_buffer("pixel_std", model.pixel_std)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Args: images of shape (N, C, H, W). Returns: the maps by name, each (N, C', H', W')."""
+        """Map images, (N, C, H, W), to feature maps by name, (N, C', H', W')."""
         return self.backbone((images - self.pixel_mean) / self.pixel_std)
 
     def batch(self, image: Tensor) -> Tensor:
-        """Args: image of shape (C, H, W). Returns: a batch of it, padded to a size it takes."""
+        """Return an image, (C, H, W), padded to a valid size, as a batch of one."""
         image, step = image.to(self.pixel_mean.device), self.step
         return F.pad(image, (0, -image.shape[2] % step, 0, -image.shape[1] % step))[None]
 
@@ -36,29 +38,33 @@ class Backbone(nn.Module):
 def export_backbone(
     model: nn.Module, image: Tensor, *, dynamic: bool = True
 ) -> torch.export.ExportedProgram:
-    """A detector's backbone as a program of :func:`torch.export.export`.
+    """Export a detector's backbone with :func:`torch.export.export`.
 
     Args:
-        model: a detector of detectron2 in evaluation mode; it is left as it is.
-        image: shape (C, H, W), float32.
-        dynamic: whether it takes any number of pictures of any size, or only one of that of
+        model: a detectron2 detector in evaluation mode; it is not modified.
+        image: (C, H, W), float32.
+        dynamic: accept any number of images of any size, not only one image of the size of
             ``image``.
 
     Returns:
-        The program, of images (N, C, H, W) to a dict of feature maps. H and W are multiples of
-        twice the backbone's ``size_divisibility``, at least two of them where ``dynamic``.
+        The program, which maps images (N, C, H, W) to a dict of feature maps. H and W must be
+        multiples of twice the backbone's ``size_divisibility``; if ``dynamic``, at least two times
+        that.
 
     Raises:
-        ValueError: an image too small for ``dynamic``.
+        UserError: the image is too small for ``dynamic``.
     """
     backbone = Backbone(model).eval()
     images, shapes = backbone.batch(image), None
     if dynamic:
         step = backbone.step
         if min(images.shape[2:]) < 2 * step:
-            raise ValueError(f"For any size, export with a picture of more than {step} pixels.")
+            raise UserError(
+                f"To export for any image size, the sample image must be larger than {step} pixels "
+                "on both sides."
+            )
         height, width = (step * torch.export.Dim(name, min=2) for name in ("rows", "columns"))
-        shapes = ({0: torch.export.Dim("pictures"), 2: height, 3: width},)
+        shapes = ({0: torch.export.Dim("images"), 2: height, 3: width},)
         images = images.repeat(2, 1, 1, 1)
     with torch.no_grad():
         return torch.export.export(backbone, (images,), dynamic_shapes=shapes)

@@ -1,4 +1,4 @@
-"""A detector as a function of one picture to tensors, which can be traced and scripted."""
+"""Wrap a detector as a function from one image to tensors, for tracing and scripting."""
 
 from typing import Dict  # noqa: UP035
 
@@ -9,40 +9,43 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 __all__ = ["Detector", "ScriptableDetector"]
 
 
 class Detector(nn.Module):
-    """The detections of one picture, as tensors by name; see :mod:`apa_det.export`.
+    """Maps one image to its detections as tensors by name; see :mod:`apa_det.export`.
 
-    They are those of the model itself for a picture without another "height" and "width", but that
-    the masks stay on their boxes.
+    The detections are those of the model for an input without "height" and "width", except that
+    masks are not pasted into the image.
 
     Args:
-        model: a detector of detectron2 in evaluation mode: R-CNN, Cascade R-CNN, RetinaNet, FCOS,
-            and what inherits from them.
+        model: a detectron2 detector in evaluation mode: R-CNN, Cascade R-CNN, RetinaNet, FCOS, or
+            a subclass.
 
     Raises:
-        ValueError: the model is in training mode, none of those, or has keypoints.
+        ValueError: the model is in training mode.
+        UserError: the model is another architecture, or has keypoints.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         if model.training:
-            raise ValueError("A detector is exported in evaluation mode: call model.eval() first.")
+            raise ValueError("The detector must be in evaluation mode: call model.eval() first.")
         self.is_rcnn = isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN)
         if not self.is_rcnn and not isinstance(model, DenseDetector):
-            raise ValueError(
-                f"{type(model).__name__} cannot be exported: only detectors of detectron2's "
-                "GeneralizedRCNN and DenseDetector (RetinaNet, FCOS) can."
+            raise UserError(
+                f"{type(model).__name__} cannot be exported. Supported are detectron2's "
+                "GeneralizedRCNN and DenseDetector (RetinaNet, FCOS)."
             )
         if getattr(getattr(model, "roi_heads", None), "keypoint_on", False):
-            raise ValueError("Keypoints cannot be exported: set MODEL.KEYPOINT_ON False.")
+            raise UserError("Keypoints cannot be exported: set MODEL.KEYPOINT_ON False.")
         self.model = model
         self.eval()
 
     def forward(self, image: Tensor) -> Dict[str, Tensor]:  # noqa: UP006
-        """Args: image of shape (C, H, W). Returns: boxes, classes, scores and, if any, masks."""
+        """Map an image, (C, H, W), to boxes, classes, scores and masks, if the model has them."""
         with torch.no_grad(), patch_builtin_len():
             inputs = [{"image": image}]
             if self.is_rcnn:
@@ -51,26 +54,26 @@ class Detector(nn.Module):
 
 
 class ScriptableDetector(Detector):
-    """The same for :func:`torch.jit.script`, which cannot see through ``with``."""
+    """A detector for :func:`torch.jit.script`, which does not support these ``with`` blocks."""
 
     is_rcnn: torch.jit.Final[bool]
 
     def forward(self, image: Tensor) -> Dict[str, Tensor]:  # noqa: UP006
         inputs = [{"image": image}]
         if self.is_rcnn:
-            found = self.model.inference(inputs, do_postprocess=False)
+            instances = self.model.inference(inputs, do_postprocess=False)
         else:
-            found = self.model(inputs)
-        return _by_name(found[0])
+            instances = self.model(inputs)
+        return _by_name(instances[0])
 
 
-def _by_name(found: Instances) -> Dict[str, Tensor]:  # noqa: UP006
-    """The fields of what was found, without the boxes that have no area within the picture."""
-    boxes = found.pred_boxes
-    boxes.clip(found.image_size)
-    found = found[boxes.nonempty()]
-    outputs = {"boxes": found.pred_boxes.tensor, "classes": found.pred_classes}
-    outputs["scores"] = found.scores
-    if found.has("pred_masks"):
-        outputs["masks"] = found.pred_masks
+def _by_name(instances: Instances) -> Dict[str, Tensor]:  # noqa: UP006
+    """Return the fields by name, without boxes that are empty once clipped to the image."""
+    boxes = instances.pred_boxes
+    boxes.clip(instances.image_size)
+    instances = instances[boxes.nonempty()]
+    outputs = {"boxes": instances.pred_boxes.tensor, "classes": instances.pred_classes}
+    outputs["scores"] = instances.scores
+    if instances.has("pred_masks"):
+        outputs["masks"] = instances.pred_masks
     return outputs

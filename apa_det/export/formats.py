@@ -20,7 +20,7 @@ from .torchscript import export_scripting, export_tracing
 __all__ = ["FILES", "describe_file", "export_file", "read_sample"]
 
 FILES = {"torchscript": "model.ts", "onnx": "model.onnx", "torch_export": "backbone.pt2"}
-"""The file of each format."""
+"""The file name of each format."""
 
 
 def export_file(
@@ -35,8 +35,8 @@ def export_file(
     """Export a detector, or with ``torch_export`` its backbone.
 
     Args:
-        model: in evaluation mode; on the CPU unless the format is ``torchscript``.
-        image: shape (C, H, W), float32; the model detects something in it.
+        model: the model, in evaluation mode; on the CPU unless the format is ``torchscript``.
+        image: (C, H, W), float32; the model must detect something in it.
         output_dir: an existing folder.
         format: a key of :data:`FILES`.
         method: ``tracing`` or ``scripting``, for ``torchscript``.
@@ -70,10 +70,10 @@ def export_file(
 def describe_file(
     model: nn.Module, image: Tensor, format: str, image_format: str, *, dynamic: bool = True
 ) -> str:
-    """Return a table of the input and the outputs of a file of :func:`export_file`.
+    """Return a table of the inputs and outputs of a file written by :func:`export_file`.
 
     Args:
-        model, image, format, dynamic: as exported.
+        model, image, format, dynamic: as in :func:`export_file`.
         image_format: the order of the channels, e.g. "RGB".
     """
     channels, note = len(image), f"{image_format}, 0 to 255, resized as for testing"
@@ -101,7 +101,7 @@ def describe_file(
 
 
 def read_sample(path: str, mapper: DatasetMapper) -> Tensor:
-    """Read an image as for testing: (C, H, W), float32, resized, with the channels of the model.
+    """Read an image and resize it with a test mapper: (C, H, W), float32.
 
     Raises:
         MissingFileError: the file does not exist.

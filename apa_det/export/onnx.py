@@ -1,4 +1,4 @@
-"""Detectors as ONNX graphs of standard operators."""
+"""Export detectors as ONNX graphs of standard operators."""
 
 import sys
 import warnings
@@ -11,35 +11,38 @@ from torch import Tensor, nn
 from torch.onnx import register_custom_op_symbolic, symbolic_helper, unregister_custom_op_symbolic
 from torchvision.ops import _register_onnx_ops
 
+from ..errors import MissingPackageError, UserError
 from .detector import Detector
 from .torchscript import nms_in_graph, without_trace_warnings
 
 __all__ = ["OPSET", "export_onnx"]
 
 OPSET = 17
-"""The version of ONNX's operators: from 16 on RoIAlign is detectron2's, with 17 came LayerNorm."""
+"""ONNX operator set: RoIAlign has ``aligned`` since version 16, LayerNorm exists since 17."""
 
 
 def export_onnx(model: nn.Module, image: Tensor, file: str, *, dynamic: bool = True) -> None:
-    """Write a detector as an ONNX graph, which onnxruntime runs.
+    """Write a detector as an ONNX graph for onnxruntime.
 
-    Its input is ``image``; its outputs are ``boxes``, ``classes``, ``scores`` and, where the model
-    has them, ``masks``; see :mod:`apa_det.export`.
+    The input is ``image``; the outputs are ``boxes``, ``classes``, ``scores`` and, if the model has
+    them, ``masks``; see :mod:`apa_det.export`.
 
     Args:
-        model: see :class:`Detector`, on the CPU; it is left as it is.
-        image: shape (C, H, W), float32: a picture in which the model finds something.
+        model: see :class:`Detector`; on the CPU; it is not modified.
+        image: (C, H, W), float32; the model must detect something in it.
         file: the file to write.
-        dynamic: whether it takes pictures of any size, or only of that of ``image``.
+        dynamic: accept images of any size, not only that of ``image``.
 
     Raises:
-        ImportError: the package onnx is not installed.
-        ValueError: the model cannot be exported.
+        MissingPackageError: the package onnx is not installed.
+        UserError: the model cannot be exported.
     """
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise ImportError("ONNX takes the package onnx: pip install 'apa_det[export]'.") from error
+        raise MissingPackageError(
+            "ONNX export needs the package onnx: pip install 'apa_det[export]'."
+        ) from error
     detector = _Tuple(Detector(model)).eval()
     names = list(detector.detector(image))
     axes = {name: {0: "detections"} for name in names}
@@ -59,9 +62,9 @@ def export_onnx(model: nn.Module, image: Tensor, file: str, *, dynamic: bool = T
                 opset_version=OPSET,
                 dynamo=False,
             )
-        except RuntimeError as error:  # OnnxExporterError is one, and others come from inside
+        except RuntimeError as error:  # OnnxExporterError and others
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"The model cannot be written as ONNX: {reason}") from error
+            raise UserError(f"The model cannot be exported to ONNX: {reason}") from error
 
 
 class _Tuple(nn.Module):
@@ -74,7 +77,7 @@ class _Tuple(nn.Module):
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """torchvision's, with the same results to the last bit as on a CPU."""
+    """torchvision's ``batched_nms``, bit-identical to its results on the CPU."""
     if boxes.numel() == 0:
         kept = torch.zeros_like(idxs)
     elif boxes.numel() <= 4000:
@@ -84,16 +87,16 @@ def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: flo
         kept = torch.zeros_like(idxs[:0])
         for value in torch.unique(idxs):
             members = torch.nonzero(idxs == value).reshape(-1)
-            chosen = torchvision.ops.nms(boxes[members], scores[members], iou_threshold)
-            kept = torch.cat([kept.reshape(-1), members[chosen].reshape(-1)])
+            selected = torchvision.ops.nms(boxes[members], scores[members], iou_threshold)
+            kept = torch.cat([kept.reshape(-1), members[selected].reshape(-1)])
         kept = kept.reshape(-1).sort()[0]
         kept = kept[scores[kept].sort(descending=True)[1]]
-    return kept.reshape(-1)  # ONNX forgets the rank in branches and loops
+    return kept.reshape(-1)  # the rank is lost in ONNX branches and loops
 
 
 @contextmanager
 def _symbolics() -> Iterator[None]:
-    """Within, operators are exported that are not otherwise, or not precisely."""
+    """Register exporters for operators that PyTorch exports inexactly or not at all."""
     register_custom_op_symbolic("aten::log1p", _log1p, OPSET)
     register_custom_op_symbolic("aten::expm1", _expm1, OPSET)
     register_custom_op_symbolic("torchvision::nms", _nms, OPSET)
@@ -106,7 +109,7 @@ def _symbolics() -> Iterator[None]:
 
 
 def _log1p(g, x):
-    """log u + (x − (u − 1))/u, where u = 1 + x: the second term is what u lost in rounding."""
+    """log u + (x − (u − 1))/u with u = 1 + x: the second term corrects the rounding of u."""
     one = _constant(g, 1.0)
     u = g.op("Add", x, one)
     lost = g.op("Sub", x, g.op("Sub", u, one))
@@ -114,7 +117,7 @@ def _log1p(g, x):
 
 
 def _expm1(g, x):
-    """2t/(1 − t), where t = tanh(x/2), for small x."""
+    """2t/(1 − t) with t = tanh(x/2) for |x| < 1, e^x − 1 elsewhere."""
     one, half = _constant(g, 1.0), g.op("Mul", x, _constant(g, 0.5))
     t = g.op("Tanh", half)
     small = g.op("Div", g.op("Add", t, t), g.op("Sub", one, t))
@@ -123,16 +126,16 @@ def _expm1(g, x):
 
 
 def _nms(g, boxes, scores, iou_threshold):
-    """torchvision's, of known rank also where it is in a loop."""
+    """As torchvision's exporter, but the result has a known rank inside loops too."""
     threshold = symbolic_helper._maybe_get_const(iou_threshold, "f")
-    chosen = g.op(
+    selected = g.op(
         "NonMaxSuppression",
         g.op("Unsqueeze", boxes, _constant(g, [0])),
         g.op("Unsqueeze", scores, _constant(g, [0, 1])),
         _constant(g, [sys.maxsize]),
         _constant(g, [threshold]),
     )
-    return g.op("Gather", chosen, _constant(g, 2), axis_i=1)
+    return g.op("Gather", selected, _constant(g, 2), axis_i=1)
 
 
 def _constant(g, value):

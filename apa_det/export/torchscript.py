@@ -1,4 +1,4 @@
-"""Detectors as TorchScript, by tracing and by scripting."""
+"""Export detectors to TorchScript by tracing or scripting."""
 
 import copy
 import warnings
@@ -13,6 +13,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..modeling.box_predictor import APAFastRCNNOutputLayers
 from .detector import Detector, ScriptableDetector
 
@@ -29,19 +30,17 @@ _FIELDS = {
 
 
 def export_tracing(model: nn.Module, image: Tensor) -> torch.jit.ScriptModule:
-    """A detector as TorchScript, by running it on a picture.
-
-    It takes pictures of any size, one at a time.
+    """Trace a detector on an image. The result accepts images of any size, one at a time.
 
     Args:
-        model: see :class:`Detector`; it is left as it is.
-        image: shape (C, H, W), float32: a picture in which the model finds something.
+        model: see :class:`Detector`; it is not modified.
+        image: (C, H, W), float32; the model must detect something in it.
 
     Returns:
-        The module, of an image to a dict of tensors; see :mod:`apa_det.export`.
+        A module that maps an image to a dict of tensors; see :mod:`apa_det.export`.
 
     Raises:
-        ValueError: the model cannot be exported.
+        UserError: the model cannot be exported.
     """
     batched_nms = torch.jit.script(torchvision.ops.batched_nms)
     with nms_in_graph(batched_nms), without_trace_warnings(), torch.no_grad():
@@ -49,37 +48,37 @@ def export_tracing(model: nn.Module, image: Tensor) -> torch.jit.ScriptModule:
 
 
 def export_scripting(model: nn.Module) -> torch.jit.ScriptModule:
-    """A detector as TorchScript, by compiling its Python code.
+    """Script a detector.
 
     Args:
-        model: see :class:`Detector`; it is left as it is. detectron2's Cascade R-CNN is not
+        model: see :class:`Detector`; it is not modified. detectron2's Cascade R-CNN is not
             scriptable.
 
     Returns:
-        As :func:`export_tracing`.
+        A module as that of :func:`export_tracing`.
 
     Raises:
-        ValueError: the model cannot be exported.
+        UserError: the model cannot be exported.
     """
     if isinstance(getattr(model, "roi_heads", None), CascadeROIHeads):
-        raise ValueError("detectron2's Cascade R-CNN cannot be scripted: trace it.")
+        raise UserError("detectron2's Cascade R-CNN cannot be scripted: use tracing.")
     detector = ScriptableDetector(_without_sync(_copy(model)))
     for module in detector.modules():
         if isinstance(module, APAFastRCNNOutputLayers):
             if module.calibration is not None or module.class_loss.num_outputs:
-                raise ValueError(
-                    "A box classifier with a calibration, or whose loss asks for other outputs, "
-                    "cannot be scripted: trace it."
+                raise UserError(
+                    "A box predictor with a calibration, or with a class loss that sets its number "
+                    "of outputs, cannot be scripted: use tracing."
                 )
-            del module.class_loss  # it is of no use here, and is not scriptable
+            del module.class_loss  # unused in inference, and not scriptable
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
         try:
             return scripting_with_instances(detector, _FIELDS)
         except (RuntimeError, torch.jit.frontend.FrontendError) as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"torch.jit.script does not take this model: trace it. ({reason})"
+            raise UserError(
+                f"torch.jit.script does not support this model: use tracing. ({reason})"
             ) from error
 
 
@@ -88,7 +87,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _without_sync(module: nn.Module) -> nn.Module:
-    """With plain batch norms, which are the same in evaluation, for synchronised ones."""
+    """Replace SyncBatchNorm by batch norm, which is identical in evaluation."""
     if type(module) is nn.SyncBatchNorm:
         plain = nn.BatchNorm2d(
             module.num_features,
@@ -106,11 +105,11 @@ def _without_sync(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def nms_in_graph(batched_nms: Callable) -> Iterator[None]:
-    """Within, a trace records how many boxes make ``batched_nms`` go class by class.
+    """Replace torchvision's ``batched_nms`` while tracing, to keep its branch in the graph.
 
-    Traced itself, torchvision's always moves the boxes of each class far apart to suppress those of
-    all classes at once. float32 then rounds boxes of a late class among many to whole eighths of a
-    pixel, and other boxes are kept than by the model.
+    For many boxes, torchvision runs NMS class by class; for few, it offsets the boxes of each class
+    and runs NMS once. A trace of it always does the latter: with many classes, float32 then rounds
+    boxes to eighths of a pixel, and NMS keeps other boxes than in the model.
     """
     with mock.patch.object(torchvision.ops.boxes, "batched_nms", batched_nms):
         yield
@@ -118,7 +117,7 @@ def nms_in_graph(batched_nms: Callable) -> Iterator[None]:
 
 @contextmanager
 def without_trace_warnings() -> Iterator[None]:
-    """Within, nobody is told what could be constant in a graph: the sizes of RoIs are."""
+    """Suppress warnings about constants in the graph: RoI sizes are meant to be constant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -1,4 +1,4 @@
-"""What an exported file gives, against what the model gives."""
+"""Compare the outputs of an exported file with those of the model."""
 
 import math
 from collections.abc import Callable
@@ -26,28 +26,28 @@ __all__ = [
 ]
 
 BOX_TOLERANCE = 0.01
-"""Of the coordinates of boxes, in pixels."""
+"""Largest difference of box coordinates, in pixels."""
 SCORE_TOLERANCE = 1e-4
-"""Of scores, and of the probabilities in masks."""
+"""Largest difference of scores and of mask probabilities."""
 FEATURE_TOLERANCE = 1e-4
-"""Of features, in units of the largest of their level."""
+"""Largest difference of features, relative to the largest feature of their level."""
 
-# Rounding decides which of two detections whose scores are so close is the last in the list.
+# Rounding decides which of two detections with scores this close comes last in the list.
 _TIE = 1e-6
 
 
 class Difference(NamedTuple):
-    """How far two lists of detections of one picture are apart.
+    """The differences between two lists of detections in one image.
 
     Attributes:
-        expected, found: the numbers of detections.
-        compared: of the expected ones, how many have been compared.
-        boxes: the largest difference of a coordinate, in pixels.
-        scores, masks: the largest differences of scores, and of probabilities in masks.
+        expected, actual: number of detections in each list.
+        compared: number of expected detections that were compared.
+        boxes: largest difference of box coordinates, in pixels.
+        scores, masks: largest differences of scores and of mask probabilities.
     """
 
     expected: int
-    found: int
+    actual: int
     compared: int
     boxes: float
     scores: float
@@ -55,7 +55,7 @@ class Difference(NamedTuple):
 
     @property
     def is_small(self) -> bool:
-        """Whether it is within the tolerances, and anything has been compared."""
+        """Whether all differences are within the tolerances, and something was compared."""
         return (
             self.boxes <= BOX_TOLERANCE
             and max(self.scores, self.masks) <= SCORE_TOLERANCE
@@ -63,23 +63,23 @@ class Difference(NamedTuple):
         )
 
 
-def compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> Difference:
-    """Compare detections, each with the nearest of its class in the other list.
+def compare(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> Difference:
+    """Compare each detection with the nearest one of its class in the other list.
 
-    One without a near one is left out where its score is, but for rounding, the lowest: there the
-    list may end before it or after it.
+    Detections with the lowest score of a list (up to rounding) are ignored if they have no near
+    one: rounding decides which of them the list ends with.
 
     Args:
-        expected, found: boxes (N, 4), classes (N,), scores (N,) and perhaps masks (N, 1, M, M).
+        expected, actual: boxes (N, 4), classes (N,), scores (N,) and optionally masks (N, 1, M, M).
     """
-    compared, *differences = _differences(expected, found)
-    _, *back = _differences(found, expected)
-    largest = [max(pair) for pair in zip(differences, back, strict=True)]
-    return Difference(len(expected["scores"]), len(found["scores"]), compared, *largest)
+    compared, *differences = _differences(expected, actual)
+    _, *reverse = _differences(actual, expected)
+    largest = [max(pair) for pair in zip(differences, reverse, strict=True)]
+    return Difference(len(expected["scores"]), len(actual["scores"]), compared, *largest)
 
 
 def _differences(these: dict[str, Tensor], others: dict[str, Tensor]) -> tuple[float, ...]:
-    """The number of these compared, and the largest differences of their boxes, scores, masks."""
+    """Return the number of detections compared, and the largest box, score and mask difference."""
     if len(these["scores"]) == 0:
         return 0, 0.0, 0.0, 0.0
     if len(others["scores"]) == 0:
@@ -100,24 +100,24 @@ def _differences(these: dict[str, Tensor], others: dict[str, Tensor]) -> tuple[f
     return len(compared), float(boxes[pairs].max()), float(scores[pairs].max()), masks
 
 
-def compare_features(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
-    """Return the largest difference of feature maps, in units of the largest of their level."""
+def compare_features(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> float:
+    """Return the largest difference of features, relative to the largest one of their level."""
     return max(
-        float((features - found[level]).abs().max() / features.abs().max())
+        float((features - actual[level]).abs().max() / features.abs().max())
         for level, features in expected.items()
     )
 
 
 @dataclass(frozen=True)
 class Verification:
-    """An exported file compared with its model on images. Built by :func:`verify_file`."""
+    """The comparison of an exported file with its model on images, made by :func:`verify_file`."""
 
     header: tuple[str, ...]
-    rows: list[tuple]  # one for each image
-    errors: list[str]  # one for each image whose difference is too large
+    rows: list[tuple]  # one per image
+    errors: list[str]  # one per image with too large a difference
 
     def table(self) -> str:
-        """Return one line for each image."""
+        """Return a table with one line per image."""
         return tabulate(self.rows, self.header, floatfmt=".1e")
 
     def check(self) -> None:
@@ -129,14 +129,14 @@ class Verification:
 def verify_file(
     model: nn.Module, path: str, images: dict[str, Tensor], *, dynamic: bool = True
 ) -> Verification:
-    """Run an exported file and the model on the same images, and compare what they return.
+    """Run an exported file and the model on the same images, and compare their outputs.
 
     Args:
         model: the model, in evaluation mode.
-        path: written by :func:`apa_det.export.export_file`.
-        images: by name, shape (C, H, W) each. The first one is the one of the export.
-        dynamic: whether the file accepts images of any size: then a cropped image is added, else
-            images of another size than the first one are left out.
+        path: a file written by :func:`apa_det.export.export_file`.
+        images: (C, H, W) each, by name. The first one is the image of the export.
+        dynamic: whether the file accepts images of any size. If so, a crop of the first image is
+            added; if not, images of other sizes are skipped.
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
@@ -165,7 +165,7 @@ def _verify_detections(model: nn.Module, path: str, images: dict[str, Tensor]) -
                 f"{difference.boxes:.3g} pixels and scores by {difference.scores:.2g}; the "
                 f"tolerances are {BOX_TOLERANCE} and {SCORE_TOLERANCE}."
             )
-    header = ("image", "size", "model's", "file's", "compared", "boxes [px]", "scores", "masks")
+    header = ("image", "size", "model", "file", "compared", "boxes [px]", "scores", "masks")
     return Verification(header, rows, errors)
 
 
@@ -179,10 +179,10 @@ def _verify_features(model: nn.Module, path: str, images: dict[str, Tensor]) -> 
         rows.append((name, _size(batch[0]), difference))
         if not difference <= FEATURE_TOLERANCE:
             errors.append(
-                f"{path} does not give the features of the model for {name}: they differ by up to "
-                f"{difference:.2g} of the largest; the tolerance is {FEATURE_TOLERANCE}."
+                f"{path} does not return the features of the model for {name}: they differ by up "
+                f"to {difference:.2g} of the largest one; the tolerance is {FEATURE_TOLERANCE}."
             )
-    return Verification(("image", "size, padded", "features, of the largest"), rows, errors)
+    return Verification(("image", "padded size", "relative difference"), rows, errors)
 
 
 def _size(image: Tensor) -> str:
@@ -190,7 +190,7 @@ def _size(image: Tensor) -> str:
 
 
 def load_exported(file: str) -> Callable[[Tensor], dict[str, Tensor]]:
-    """What runs an exported detector, a .ts or .onnx file, on an image (C, H, W).
+    """Return a function that runs an exported detector, .ts or .onnx, on an image (C, H, W).
 
     Raises:
         MissingPackageError: onnxruntime is not installed.
@@ -202,7 +202,7 @@ def load_exported(file: str) -> Callable[[Tensor], dict[str, Tensor]]:
         import onnxruntime
     except ImportError as error:
         raise MissingPackageError(
-            "ONNX files are run by the package onnxruntime: pip install 'apa_det[export]'."
+            "Running ONNX files needs the package onnxruntime: pip install 'apa_det[export]'."
         ) from error
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apa_det.demo import find_pictures, output_paths
-from apa_det.demo.files import read_picture
+from apa_det.demo import find_images, output_paths
+from apa_det.demo.files import read_image
 
 
 @pytest.fixture
@@ -20,16 +20,16 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_names_folders_and_patterns(folder):
-    assert find_pictures(["b/1.png", "a"]) == ["b/1.png", "a/1.png", "a/2.JPG"]
-    assert find_pictures(["*/1.*", "a/1.png"]) == ["a/1.png", "b/1.png"]
-    assert find_pictures(["b/**/*.webp"]) == ["b/c/3.webp"]
+    assert find_images(["b/1.png", "a"]) == ["b/1.png", "a/1.png", "a/2.JPG"]
+    assert find_images(["*/1.*", "a/1.png"]) == ["a/1.png", "b/1.png"]
+    assert find_images(["b/**/*.webp"]) == ["b/c/3.webp"]
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "nowhere/*.png", "empty"])
 def test_what_is_missing_is_named(folder, name):
     (folder / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=name.replace("*", r"\*")):
-        find_pictures(["a", name])
+        find_images(["a", name])
 
 
 def test_outputs(folder):
@@ -53,7 +53,7 @@ def test_nothing_is_written_over(folder):
 @pytest.mark.parametrize("mode, value", [("L", 7), ("RGBA", (7, 7, 7, 128)), ("P", 7), ("1", 0)])
 def test_reads_any_mode(tmp_path, mode, value):
     Image.new(mode, (5, 3), value).save(tmp_path / "x.png")
-    assert read_picture(str(tmp_path / "x.png")).shape == (3, 5, 3)
+    assert read_image(str(tmp_path / "x.png")).shape == (3, 5, 3)
 
 
 @pytest.mark.parametrize("end", [0, 10, 300])
@@ -63,4 +63,4 @@ def test_a_broken_picture_is_named(tmp_path, end):
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:end])
     with pytest.raises(ValueError, match="broken.jpg cannot be read as a picture"):
-        read_picture(str(path))
+        read_image(str(path))

@@ -10,7 +10,8 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from apa_det.demo import ClassInfo, Predictor, build_predictor
-from apa_det.demo.files import read_picture
+from apa_det.demo.files import read_image
+from apa_det.engine import read_job
 from apa_det.evaluation import FrequencyGroups
 
 
@@ -26,18 +27,18 @@ def check_same(found, expected):
 @pytest.mark.parametrize("mask_on", [True, False])
 def test_as_detectron2_predicts(detector, image_format, mask_on, tmp_path):
     opts = [*detector.opts, "INPUT.FORMAT", image_format, "MODEL.MASK_ON", mask_on]
-    predictor = build_predictor(detector.yaml, opts, "0")
+    predictor = build_predictor(read_job(detector.yaml, opts), "0")
     theirs = DefaultPredictor(detector.config(*opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0))
-    image = read_picture(detector.pictures[0])
+    image = read_image(detector.images[0])
     found = predictor(image)
     check_same(found, theirs(image[:, :, ::-1])["instances"])
     assert found.has("pred_masks") == mask_on
 
 
 def test_lazy_config(detector):
-    image = read_picture(detector.pictures[0])
-    ours = build_predictor(detector.lazy, detector.lazy_opts, "0")
-    theirs = build_predictor(detector.yaml, detector.opts, "0")
+    image = read_image(detector.images[0])
+    ours = build_predictor(read_job(detector.lazy, detector.lazy_opts), "0")
+    theirs = build_predictor(read_job(detector.yaml, detector.opts), "0")
     check_same(ours(image), theirs(image))
     assert ours.classes.names == theirs.classes.names
     assert ours.classes.group_indices.tolist() == theirs.classes.group_indices.tolist()
@@ -52,7 +53,8 @@ def test_needs_no_training_set(detector, tmp_path):
     state["roi_heads.box_predictor.fed_loss_cls_weights"] = torch.ones(4)
     torch.save({"model": state}, weights)
     opts += ["MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True, "DATASETS.TRAIN", ("nowhere",)]
-    assert build_predictor(detector.yaml, opts, "0.5").classes.groups.names == ("r", "c", "f")
+    predictor = build_predictor(read_job(detector.yaml, opts), "0.5")
+    assert predictor.classes.groups.names == ("r", "c", "f")
 
 
 class FourScores(nn.Module):
@@ -95,15 +97,15 @@ def test_refuses_what_detects_nothing():
     [
         (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", 5], "demo_val has 4 classes, and the model 5"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 5], "does not fit the model"),
         (["MODEL.FPN.OUT_CHANNELS", 32], "does not fit the model"),
     ],
 )
 def test_errors(detector, opts, message):
     with pytest.raises((FileNotFoundError, ValueError), match=message):
-        build_predictor(detector.yaml, [*detector.opts, *opts], "0.5")
+        build_predictor(read_job(detector.yaml, [*detector.opts, *opts]), "0.5")
 
 
 def test_missing_config():
     with pytest.raises(FileNotFoundError, match="no config file nowhere.py"):
-        build_predictor("nowhere.py", [], "0.5")
+        build_predictor(read_job("nowhere.py", []), "0.5")

@@ -1,6 +1,5 @@
 """tools/demo.py, as a program: pictures and videos drawn, and their detections as JSON."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,26 +9,17 @@ import pytest
 from PIL import Image
 
 from apa_det.demo import build_predictor
-from apa_det.demo.files import read_picture
+from apa_det.demo.files import read_image
+from apa_det.engine import read_job
 
-TOOL = Path(__file__).parents[2] / "tools/demo.py"
-
-
-@pytest.fixture
-def tool(fresh_loggers):
-    spec = importlib.util.spec_from_file_location("demo", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
 
 @pytest.fixture
 def main(tool, detector):
-    def run(*arguments, threshold="0", opts=()):
-        command = ["--config-file", detector.yaml, "--confidence-threshold", threshold]
-        return tool.main(
-            [*map(str, [*command, *arguments]), "--opts", *map(str, [*detector.opts, *opts])]
-        )
+    def run(*arguments, threshold="0"):
+        flags = ["--config-file", detector.yaml, "--confidence-threshold", threshold]
+        return tool("demo", *flags, *arguments, "--opts", *detector.opts)
 
     return run
 
@@ -38,15 +28,15 @@ def test_pictures(main, detector, tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     out = tmp_path / "out"
-    assert main("--input", broken, *detector.pictures[:2], "--output", out) == 1
+    assert main("--input", broken, *detector.images[:2], "--output", out) == 1
     assert capsys.readouterr().out.count("broken.jpg cannot be read as a picture") == 1
     records = json.loads((out / "detections.json").read_text())
     assert not [path for path in out.rglob("*") if path.name == "broken.jpg"]
 
-    predictor = build_predictor(detector.yaml, detector.opts, "0")
+    predictor = build_predictor(read_job(detector.yaml, detector.opts), "0")
     classes = predictor.classes
-    for image_id, path in enumerate(detector.pictures[:2], start=1):
-        found = predictor(read_picture(path))
+    for image_id, path in enumerate(detector.images[:2], start=1):
+        found = predictor(read_image(path))
         ours = [record for record in records if record["image_id"] == image_id]
         assert len(ours) == len(found) == 5
         for record, c, score, box in zip(
@@ -60,7 +50,7 @@ def test_pictures(main, detector, tmp_path, capsys):
             x, y, w, h = record["bbox"]
             assert [x, y, x + w, y + h] == pytest.approx(box.tolist(), abs=1e-3)
             assert record["segmentation"]["size"] == [64, 64]
-    (drawn,) = out.rglob(Path(detector.pictures[0]).name)
+    (drawn,) = out.rglob(Path(detector.images[0]).name)
     assert Image.open(drawn).size == (640, 640)
 
 
@@ -86,8 +76,8 @@ def test_nothing_found(main, detector, tmp_path, capsys):
     assert len(list(tmp_path.glob("*.jpg"))) == 4
 
 
-def test_one_line_errors_before_any_work(main, tool, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tool, "build_predictor", None)  # it is not called
+def test_one_line_errors_before_any_work(main, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("apa_det.demo.build_predictor", None)  # it is not called
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     for arguments, message in (
@@ -102,7 +92,7 @@ def test_one_line_errors_before_any_work(main, tool, tmp_path, capsys, monkeypat
 
 
 def test_one_line_error_of_the_thresholds(main, detector, tmp_path, capsys):
-    arguments = ["--input", detector.pictures[0], "--output", tmp_path]
+    arguments = ["--input", detector.images[0], "--output", tmp_path]
     assert main(*arguments, threshold="x:0.5,0.1") == 2
     assert capsys.readouterr().err.endswith(
         "names the frequency group 'x': the groups are r, c, f.\n"

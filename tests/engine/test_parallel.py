@@ -30,7 +30,7 @@ def test_two_processes(arguments, tmp_path):
         assert done.stdout.count(f"check_{check}: ok") == 2, done.stdout + done.stderr
     # the last one ends the job: an unused parameter, for which the other process would wait
     assert done.returncode == 1
-    line = "error: In this iteration 2 parameters got no gradient, such as act.lambda_param."
+    line = "two_processes.py: In this iteration 2 parameters got no gradient, such as act.lambda_param."
     assert line in done.stderr and "SOLVER.FIND_UNUSED_PARAMETERS True" in done.stderr
 
 

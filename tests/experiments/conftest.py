@@ -1,12 +1,8 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 import yaml
 
 from apa_det.data import generate_dataset
 
-TOOL = Path(__file__).parents[2] / "tools/compare.py"
 CONFIG = """
 MODEL:
   DEVICE: cpu
@@ -67,15 +63,6 @@ def describe(config_file, tmp_path_factory):
         return str(path)
 
     return write
-
-
-@pytest.fixture(scope="session")
-def main():
-    """The command line."""
-    spec = importlib.util.spec_from_file_location("compare", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Runs that are really trained: alone, resumed, and by the tool."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -85,20 +86,20 @@ def test_the_meter_leaves_reading_out_and_goes_on_after_a_restart(monkeypatch):
     assert restarted.summary()["seconds_per_iteration"] == 2.25  # of 0.75, 2.5 and 2.25
 
 
-def test_the_tool(describe, tmp_path, main, capfd):
+def test_the_tool(describe, tmp_path, tool, capfd):
     """One row trains and one fails; what is done stays, and what is added is trained."""
-    folder = str(tmp_path / "out")
+    compare = partial(tool, "compare", "--output", tmp_path / "out")
     broken = {"name": "broken", "opts": ["MODEL.ROI_BOX_HEAD.NAME", "NoSuchHead"]}
     description = describe({"name": "first"}, broken)
-    assert main([description, "--output", folder, "--dry-run"]) == 0
+    assert compare(description, "--dry-run") == 0
     out = capfd.readouterr().out
-    assert "to do" in out and "8 pictures in all" in out
+    assert "to do" in out and "8 images in total" in out
     assert not (tmp_path / "out").exists()
 
-    assert main([description, "--output", folder, "--report-only"]) == 2
+    assert compare(description, "--report-only") == 2
     assert "No run of the comparison" in capfd.readouterr().err
 
-    assert main([description, "--output", folder, "--resamples", "10"]) == 1
+    assert compare(description, "--resamples", "10") == 1
     captured = capfd.readouterr()
     assert "broken, seed 0 failed with exit code 1" in captured.err
     assert "NoSuchHead" in captured.err
@@ -109,11 +110,11 @@ def test_the_tool(describe, tmp_path, main, capfd):
 
     second = {"name": "second", "opts": ["MODEL.APA.ACTIVATION", "aglu"]}
     added = describe({"name": "first"}, second)
-    assert main([added, "--output", folder, "--resamples", "10"]) == 0
+    assert compare(added, "--resamples", "10") == 0
     out = capfd.readouterr().out
     assert "Not trained on the pictures" not in out
     assert "- first: `MODEL.APA.ACTIVATION relu`\n- second: `MODEL.APA.ACTIVATION aglu`" in out
     assert (run / "result.json").stat().st_mtime_ns == written
 
-    assert main([describe({"name": "first"}), "--output", folder, "--opts", "SEED"]) == 2
+    assert compare(describe({"name": "first"}), "--opts", "SEED") == 2
     assert "odd length" in capfd.readouterr().err

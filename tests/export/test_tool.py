@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 
 from apa_det.export import Detector, Difference
 
-from .conftest import KINDS, QUICKSTART, ROOT, SMALL
+from .conftest import KINDS, QUICKSTART, SMALL
 
 ALONE = """
 import sys
@@ -30,14 +29,6 @@ assert not {"apa_det", "detectron2"} & sys.modules.keys()
 """
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = spec_from_file_location("tool", ROOT / "tools/export_model.py")
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
 @pytest.fixture
 def export(tool, detectors, tmp_path, capsys):
     """Runs the tool on the published kind; (exit status, stdout, stderr)."""
@@ -45,10 +36,10 @@ def export(tool, detectors, tmp_path, capsys):
     Image.linear_gradient("L").resize((160, 96)).convert("RGB").save(tmp_path / "picture.png")
 
     def export(*flags, picture="picture.png", weights="model.pth"):
-        flags = ["--config-file", QUICKSTART, "--sample-image", str(tmp_path / picture), *flags]
+        flags = ["--config-file", QUICKSTART, "--sample-image", tmp_path / picture, *flags]
         opts = [*SMALL, *KINDS["published"].split(), "INPUT.MIN_SIZE_TEST", "96"]
-        opts += ["MODEL.WEIGHTS", str(tmp_path / weights)]
-        return tool.main([*flags, *opts]), *capsys.readouterr()
+        opts += ["MODEL.WEIGHTS", tmp_path / weights]
+        return tool("export_model", *flags, *opts), *capsys.readouterr()
 
     return export
 
@@ -69,22 +60,25 @@ def test_files_run_without_apa_det(export, detectors, images, tmp_path):
     subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, check=True)
 
 
-def test_what_differs_is_said(export, tool, tmp_path, monkeypatch):
+def test_a_file_that_differs_from_the_model(export, tmp_path, monkeypatch):
     differs = Difference(20, 20, 20, 0.5, 0.001, 0.0)
-    monkeypatch.setattr(tool, "compare", lambda expected, found: differs)
+    monkeypatch.setattr("apa_det.export.verification.compare", lambda expected, found: differs)
     status, _, err = export("--fixed-size", "--output", str(tmp_path))
     assert status == 2
-    assert "model.ts finds other objects than the model in" in err
+    assert "model.ts does not detect the same as the model in" in err
     assert "boxes differ by up to 0.5 pixels and scores by 0.001" in err
 
 
 def test_errors(export, tmp_path):
     for flags, message in (
-        (["--format", "onnx", "--export-method", "scripting"], "is for --format torchscript"),
-        ([], "There is no picture"),
+        (
+            ["--format", "onnx", "--export-method", "scripting"],
+            "works only with --format torchscript",
+        ),
+        ([], "There is no image"),
     ):
         status, _, err = export(*flags, "--output", str(tmp_path / "none"), picture="none.png")
         assert status == 2 and message in err and err.count("\n") == 1
     status, _, err = export(weights="none.pth")
-    assert status == 2 and "MODEL.WEIGHTS is" in err
+    assert status == 2 and "none.pth" in err
     assert not (tmp_path / "none").exists()

@@ -157,13 +157,13 @@ def score_strengths(
     """
     predictors = [m for m in model.modules() if isinstance(m, APAFastRCNNOutputLayers)]
     if not predictors:
-        raise ValueError(
+        raise UserError(
             "The model has no APAFastRCNNOutputLayers to calibrate: use APAROIHeads or "
             "APACascadeROIHeads."
         )
     calibrations = [CALIBRATION_REGISTRY.get(method)(strength) for strength in strengths]
     if calibrations[0].needs_counts and not all(p.calibration_datasets for p in predictors):
-        raise ValueError(
+        raise UserError(
             f"{method} goes by the image counts of the training set: give the box predictors "
             "calibration_datasets."
         )

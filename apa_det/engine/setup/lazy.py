@@ -1,4 +1,4 @@
-"""Jobs of detectron2's LazyConfigs."""
+"""Jobs of LazyConfigs."""
 
 import copy
 import logging
@@ -16,7 +16,6 @@ from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRC
 from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from ...data import build_train_loader, ensure_metadata
 from ...data.sampling import TRAIN_SAMPLER_REGISTRY
-from ...errors import MissingFileError, UserError
+from ...errors import UserError
 from ...evaluation import LongTailEvaluator, evaluator_metric_names
 from ...modeling import APAFastRCNNOutputLayers
 from ..job import Job
@@ -34,65 +33,11 @@ from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
 from .reading import available_device, register_datasets
 
-__all__ = ["LazyJob", "is_lazy_config", "read_lazy_config"]
+__all__ = ["LazyJob"]
 
 logger = logging.getLogger(__name__)
 
-_PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
-_MODELS = ("model", "model.model")  # the second within L(apa_det.modeling.injected)
-
-
-def is_lazy_config(path: str) -> bool:
-    """Return whether a config file is a LazyConfig: not a yaml, or a yaml that contains calls.
-
-    The ``config.yaml`` that a LazyConfig's training keeps is such a yaml.
-    """
-    if not path.endswith((".yaml", ".yml")):
-        return True
-    with PathManager.open(path) as f:
-        return "_target_" in f.read()
-
-
-def read_lazy_config(config_file: str, opts: Sequence[str] = ()) -> DictConfig:
-    """Read a LazyConfig of a training.
-
-    Args:
-        config_file: the file.
-        opts: overrides ``key=value`` of existing keys or of a call's arguments; any other new key
-            is written ``+key=value``.
-
-    Raises:
-        UserError: the file is missing or is not a training config, or an override is not valid.
-    """
-    if not PathManager.isfile(config_file):
-        raise MissingFileError(f"There is no config file {config_file}.")
-    cfg = LazyConfig.load(config_file)
-    missing = [part for part in _PARTS if part not in cfg]
-    if missing:
-        raise UserError(f"{config_file} is not a training config: missing key {missing[0]!r}.")
-    for option in opts:
-        _require_key(cfg, option)
-    try:
-        return LazyConfig.apply_overrides(cfg, list(opts))
-    except Exception as error:  # those of Hydra, OmegaConf and detectron2
-        message = " ".join(str(error).partition("\nSee ")[0].split())
-        raise UserError(f"The overrides on the command line: {message}") from error
-
-
-def _require_key(cfg: DictConfig, option: str) -> None:
-    """Raise a UserError for an override of a key that does not exist, which would do nothing."""
-    key, node = option.partition("=")[0], cfg
-    if key.startswith(("+", "~")):
-        return
-    for name in key.split("."):
-        if not isinstance(node, DictConfig) or "_target_" in node:
-            return
-        if name not in node:
-            raise UserError(
-                f"The config has no key {key}: instead of {name}, there are {', '.join(node)}. To "
-                f"add it, write +{option}"
-            )
-        node = node[name]
+_MODELS = ("model", "model.model")  # plain, or the argument of L(apa_det.modeling.injected)
 
 
 class LazyJob(Job):

@@ -1,23 +1,119 @@
-"""What reading either config format has in common."""
+"""Read config files of both formats, and what their settings have in common."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
 from yaml import YAMLError
 
+from ...config import add_apa_config
 from ...data import register_lvis_format
-from ...errors import UserError
+from ...errors import MissingFileError, UserError
 
-__all__ = ["available_device", "config_errors", "register_datasets"]
+__all__ = [
+    "available_device",
+    "config_errors",
+    "is_lazy_config",
+    "read_config",
+    "read_lazy_config",
+    "register_datasets",
+]
 
 logger = logging.getLogger(__name__)
+
+_LAZY_PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+_OVERRIDES = "The overrides on the command line"
+
+
+def read_config(config_file: str, opts: Sequence = ()) -> CfgNode:
+    """Read a yaml config with all keys of detectron2 and apa_det.
+
+    Args:
+        config_file: the file; "" for the defaults.
+        opts: overrides, ``[KEY, VALUE, ...]``.
+
+    Raises:
+        UserError: the file is missing, or it or an override is not valid.
+    """
+    cfg = get_cfg()
+    add_apa_config(cfg)
+    if config_file:
+        _require_file(config_file)
+        with config_errors(config_file):
+            cfg.merge_from_file(config_file)
+    with config_errors(_OVERRIDES):
+        cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def is_lazy_config(path: str) -> bool:
+    """Return whether a config file is a LazyConfig: not yaml, or yaml that contains LazyCalls.
+
+    The training of a LazyConfig saves its ``config.yaml`` in the latter form.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    _require_file(path)
+    if not path.endswith((".yaml", ".yml")):
+        return True
+    with config_errors(path), PathManager.open(path) as f:
+        return "_target_" in f.read()
+
+
+def read_lazy_config(config_file: str, opts: Sequence[str] = ()) -> DictConfig:
+    """Read a LazyConfig for training.
+
+    Args:
+        config_file: the file.
+        opts: overrides: ``key=value`` for existing keys and arguments of LazyCalls,
+            ``+key=value`` for other new keys.
+
+    Raises:
+        UserError: the file is missing or is not a training config, or an override is not valid.
+    """
+    _require_file(config_file)
+    cfg = LazyConfig.load(config_file)
+    missing = [part for part in _LAZY_PARTS if part not in cfg]
+    if missing:
+        raise UserError(f"{config_file} is not a training config: missing key {missing[0]!r}.")
+    for option in opts:
+        _require_key(cfg, option)
+    try:
+        return LazyConfig.apply_overrides(cfg, list(opts))
+    except Exception as error:  # of Hydra, OmegaConf or detectron2
+        message = " ".join(str(error).partition("\nSee ")[0].split())
+        raise UserError(f"{_OVERRIDES}: {message}") from error
+
+
+def _require_key(cfg: DictConfig, option: str) -> None:
+    """Raise a UserError for an override of an unknown key, which would have no effect."""
+    key, node = option.partition("=")[0], cfg
+    if key.startswith(("+", "~")):
+        return
+    for name in key.split("."):
+        if not isinstance(node, DictConfig) or "_target_" in node:
+            return
+        if name not in node:
+            raise UserError(
+                f"Unknown config key {key}: {name} must be one of {', '.join(node)}. To add a new "
+                f"key, write +{option}"
+            )
+        node = node[name]
+
+
+def _require_file(path: str) -> None:
+    if not PathManager.isfile(path):
+        raise MissingFileError(f"Config file not found: {path}.")
 
 
 @contextmanager
 def config_errors(source: str) -> Iterator[None]:
-    """Turn the errors of reading a config into a UserError that names where it was read."""
+    """Turn errors of reading a config into UserErrors that start with their source."""
     try:
         yield
     except (AssertionError, KeyError, ValueError, OSError, YAMLError) as error:
@@ -26,7 +122,7 @@ def config_errors(source: str) -> Iterator[None]:
 
 
 def available_device(device: str, key: str) -> str:
-    """Return the device of the config's key, or "cpu" with a warning if there is no CUDA."""
+    """Return the device, or "cpu" with a warning if it needs CUDA and there is none."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("%s is %s, but CUDA is not available: using cpu.", key, device)
         return "cpu"
@@ -34,10 +130,10 @@ def available_device(device: str, key: str) -> str:
 
 
 def register_datasets(entries: Sequence[Sequence[str]], key: str) -> None:
-    """Register the datasets in LVIS format that the config lists under a key.
+    """Register the datasets in LVIS format that a config lists under a key.
 
     Raises:
-        UserError: an entry is not a name, a file and a folder, or the name is taken.
+        UserError: an entry is not ``[name, json_file, image_root]``, or the name is taken.
     """
     for entry in entries:
         if len(entry) != 3 or not all(isinstance(value, str) for value in entry):

@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from ...errors import MissingFileError
 from ..job import Job
 from ..trainer import Trainer
 from .checks import check_job
-from .lazy import LazyJob, is_lazy_config, read_lazy_config
-from .yaml import YamlJob, read_config
+from .lazy import LazyJob
+from .reading import is_lazy_config, read_config, read_lazy_config
+from .yaml import YamlJob
 
 __all__ = ["overrides", "read_job", "setup_job"]
 
@@ -66,19 +65,13 @@ def read_job(
 
 def overrides(config_file: str, values: Mapping[str, object]) -> list[str]:
     """Return overrides of settings by their names in :attr:`Job.KEYS`, in the config's syntax."""
-    if _is_lazy(config_file):
+    if is_lazy_config(config_file):
         return [f"{LazyJob.KEYS[name]}={value}" for name, value in values.items()]
     return [str(x) for name, value in values.items() for x in (YamlJob.KEYS[name], value)]
 
 
-def _is_lazy(config_file: str) -> bool:
-    if config_file and not PathManager.isfile(config_file):
-        raise MissingFileError(f"There is no config file {config_file}.")
-    return bool(config_file) and is_lazy_config(config_file)
-
-
 def _read(config_file: str, opts: Sequence[str], imports: Sequence[str]) -> CfgNode | DictConfig:
-    if _is_lazy(config_file):
+    if is_lazy_config(config_file):
         config = read_lazy_config(config_file, opts)
         before = config.train.get("imports", ())
         config.train.imports = [*imports]

@@ -1,4 +1,4 @@
-"""Jobs of detectron2's yaml configs."""
+"""Jobs of yaml configs."""
 
 import os
 from collections import OrderedDict
@@ -29,7 +29,7 @@ from ...data import ensure_metadata
 from ...data.class_counts import class_counts
 from ...data.frequency import FrequencyGroups
 from ...data.sampling import require_train_sampler
-from ...errors import MissingFileError, UserError
+from ...errors import UserError
 from ...evaluation import (
     LongTailEvaluator,
     evaluator_metric_names,
@@ -40,11 +40,11 @@ from ...modeling.calibration import CALIBRATION_REGISTRY
 from ...modeling.losses import BoxClassLoss
 from ..job import Job
 from .checks import check_num_classes
-from .reading import available_device, config_errors, register_datasets
+from .reading import available_device, register_datasets
 
-__all__ = ["YamlJob", "read_config"]
+__all__ = ["YamlJob"]
 
-# Where detectron2's architectures keep their number of classes.
+# Config nodes with the number of classes, by meta-architecture
 _NUM_CLASSES_NODES = {
     "GeneralizedRCNN": "ROI_HEADS",
     "PanopticFPN": "ROI_HEADS",
@@ -52,28 +52,6 @@ _NUM_CLASSES_NODES = {
 }
 _COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
-
-
-def read_config(config_file: str, opts: Sequence = ()) -> CfgNode:
-    """Read a yaml config with every key of detectron2 and apa_det.
-
-    Args:
-        config_file: the file; "" for the defaults.
-        opts: overrides, ``[KEY, VALUE, ...]``.
-
-    Raises:
-        UserError: the file is missing, or it or an override is not valid.
-    """
-    cfg = get_cfg()
-    add_apa_config(cfg)
-    if config_file:
-        if not PathManager.isfile(config_file):
-            raise MissingFileError(f"There is no config file {config_file}.")
-        with config_errors(config_file):
-            cfg.merge_from_file(config_file)
-    with config_errors("The overrides on the command line"):
-        cfg.merge_from_list(list(opts))
-    return cfg
 
 
 class YamlJob(Job):

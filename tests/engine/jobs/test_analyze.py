@@ -1,7 +1,6 @@
 """The analysis of a checkpoint by the tool, as a user runs it."""
 
 import csv
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,6 @@ from apa_det.engine import setup_job
 
 ROOT = Path(__file__).parents[3]
 SIZES = {"summary.png", "gates.png", "activations.png", "class_scores.png", "layers.csv"}
-
-
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location(
-        "analyze_activations", ROOT / "tools/analyze_activations.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def rows(folder):
@@ -39,7 +28,8 @@ def test_yaml(arguments, tool, tmp_path, capsys):
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     out = tmp_path / "analysis"
     flags = ["--config-file", args.config_file, "--num-images", "2", "--output", str(out)]
-    assert tool.main([*flags, *opts, "MODEL.WEIGHTS", str(tmp_path / "model.pth")]) == 0
+    flags += [*opts, "MODEL.WEIGHTS", tmp_path / "model.pth"]
+    assert tool("analyze_activations", *flags) == 0
     assert SIZES <= {path.name for path in out.iterdir()}
     printed = capsys.readouterr().out
     assert "learned η" in printed and str(out / "summary.png") in printed
@@ -57,7 +47,9 @@ def test_yaml(arguments, tool, tmp_path, capsys):
 
 def test_lazy(data, tool, tmp_path, monkeypatch):
     analyses = []
-    monkeypatch.setattr(tool, "write_analysis", lambda *args: analyses.append(args) or [])
+    monkeypatch.setattr(
+        "apa_det.analysis.write_analysis", lambda *args: analyses.append(args) or []
+    )
     small = [
         "train.device=cpu",
         f"dataloader.lvis_format=[[engine_lazy, '{data}/val.json', '{data}']]",
@@ -69,7 +61,8 @@ def test_lazy(data, tool, tmp_path, monkeypatch):
     cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), small)
     torch.save({"model": instantiate(cfg.model).state_dict()}, tmp_path / "model.pth")
     flags = ["--config-file", str(config), "--num-images", "1", "--output", str(tmp_path / "out")]
-    assert tool.main([*flags, *small, f"train.init_checkpoint={tmp_path / 'model.pth'}"]) == 0
+    small.append(f"train.init_checkpoint={tmp_path / 'model.pth'}")
+    assert tool("analyze_activations", *flags, *small) == 0
     analysis, folder = analyses[0]
     assert folder == str(tmp_path / "out") and analysis.num_images == 1
     kinds = {kind: len(analysis.of_kind(kind)) for kind in (GATE, ACTIVATION, CLASS_SCORE)}
@@ -79,12 +72,12 @@ def test_lazy(data, tool, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "flags,message",
     [
-        (["--metrics", "nowhere.json"], "There is no file nowhere.json"),
+        (["--metrics", "nowhere.json"], "nowhere.json does not exist"),
         (["--config-file", "nowhere.yaml"], "no config file nowhere.yaml"),
         (["--config-file", "nowhere.py"], "no config file nowhere.py"),
     ],
 )
 def test_errors(tool, capsys, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
-    assert tool.main(flags) == 2
+    assert tool("analyze_activations", *flags) == 2
     assert message in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """The fit of a calibration: each row is what evaluation gives with that strength in the config."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from apa_det.engine.testing import build_subset_loader
 from apa_det.evaluation import LongTailEvaluator
 
 ROOT = Path(__file__).parents[3]
-TOOL = ROOT / "tools/calibrate.py"
 NAMES = {
     False: ("MODEL.ROI_HEADS.NAME", "APAROIHeads"),
     True: (
@@ -25,14 +23,6 @@ NAMES = {
     ),
 }
 CALIBRATION = ("MODEL.ROI_BOX_HEAD.CALIBRATION", "MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH")
-
-
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("calibrate", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -112,7 +102,7 @@ def test_tool(arguments, checkpoint, output, tool, capsys):
     options = [str(option) for option in checkpoint()]
     flags = ["--config-file", arguments().config_file, "--method", "LogitAdjustment"]
     flags += ["--num-images", "4", "--strengths", "0.1,0.2"]
-    assert tool.main([*flags, *options]) == 0
+    assert tool("calibrate", *flags, *options) == 0
     printed = capsys.readouterr().out
     assert "detections a picture" in printed
     assert (output / "calibration/LogitAdjustment.png").stat().st_size > 1000
@@ -143,7 +133,7 @@ def test_lazy_config(data, output, tool, capsys):
     weights["roi_heads.box_predictor.cls_score.weight"].normal_(std=0.3)
     torch.save({"model": weights, "__author__": "apa_det"}, output / "weights.pth")
     flags = ["--method", "NorCal", "--num-images", "4", "--strengths", "1"]
-    assert tool.main(["--config-file", f"{config}.py", *flags, *options]) == 0
+    assert tool("calibrate", "--config-file", f"{config}.py", *flags, *options) == 0
     by_lazy = capsys.readouterr().out
     options = [
         *("OUTPUT_DIR", str(output), "MODEL.WEIGHTS", f"{output}/weights.pth"),
@@ -152,7 +142,7 @@ def test_lazy_config(data, output, tool, capsys):
         *("INPUT.MIN_SIZE_TEST", "64", "MODEL.ROI_HEADS.NUM_CLASSES", "4"),
         *("TEST.DETECTIONS_PER_IMAGE", "100"),
     ]
-    assert tool.main(["--config-file", f"{config}.yaml", *flags, *options]) == 0
+    assert tool("calibrate", "--config-file", f"{config}.yaml", *flags, *options) == 0
     by_yaml = capsys.readouterr().out
     assert "detections a picture" in by_yaml
     assert table(by_lazy) == table(by_yaml)
@@ -176,9 +166,9 @@ def test_tool_refuses_in_one_line(arguments, checkpoint, tool, capsys):
     flags = ["--config-file", arguments().config_file, "--method", "NorCal"]
     options = [str(option) for option in checkpoint()]
     for wrong, message in (
-        ([*flags, "--num-images", "0"], "--num-images is at least 1"),
+        ([*flags, "--num-images", "0"], "--num-images: must be >= 1, got 0"),
         ([*flags, *options, "MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "no effect on Standard"),
         ([*flags, *options, "DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
     ):
-        assert tool.main(wrong) == 2
+        assert tool("calibrate", *wrong) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]

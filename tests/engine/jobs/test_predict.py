@@ -1,8 +1,5 @@
 """Predictions of checkpoints, kept and combined."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
@@ -11,8 +8,6 @@ from detectron2.modeling import build_model
 from apa_det.engine import setup_job
 from apa_det.engine.jobs import write_predictions
 from apa_det.evaluation import GroundTruth, read_results
-
-TOOL = Path(__file__).parents[3] / "tools/ensemble.py"
 
 
 @pytest.fixture
@@ -24,22 +19,17 @@ def checkpoint(arguments, tmp_path):
     return path
 
 
-def test_a_checkpoint_and_a_result_file_are_combined(arguments, checkpoint, data, tmp_path, capsys):
+def test_a_checkpoint_and_a_result_file_are_combined(arguments, checkpoint, data, tmp_path, tool):
     """With itself a checkpoint's result is the same, but for boxes that overlap one another."""
     pytest.importorskip("ensemble_boxes")
-    spec = importlib.util.spec_from_file_location("ensemble_tool", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     weights = ("MODEL.WEIGHTS", checkpoint)
     first = write_predictions(
         setup_job(arguments(*weights, eval_only=True)), str(tmp_path / "first")
     )
     output = tmp_path / "both.json"
-    command = [str(output), "--config-file", arguments().config_file, "--method", "nms"]
-    assert (
-        tool.main([*command, "--iou", "0.5", "--results", first, "--checkpoints", str(checkpoint)])
-        == 0
-    )
+    flags = ["--output", output, "--config-file", arguments().config_file, "--method", "nms"]
+    flags += ["--iou", 0.5, "--results", first, "--checkpoints", checkpoint]
+    assert tool("ensemble", *flags) == 0
     truth = GroundTruth.from_file(data / "val.json")
     alone, both = (read_results(path, truth) for path in (first, output))
     assert len(alone) == len(both) > 0 and both.masks is not None
