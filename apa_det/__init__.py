@@ -19,17 +19,3 @@ from .injection import inject, restore
 from .modeling import fuse
 
 __version__ = "0.2.0"
-
-__all__ = [
-    "AGLU",
-    "APA",
-    "add_apa_config",
-    "aglu",
-    "apa",
-    "fuse",
-    "inject",
-    "log_apa",
-    "logit_apa",
-    "modeling",
-    "restore",
-]

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from .errors import UserError
 from .kernels import eager, ops
 
-__all__ = ["APA", "AGLU", "affine_aglu", "aglu", "apa", "apa_cross_entropy", "log_apa", "logit_apa"]
-
 Backend = Literal["eager", "native", "triton"]
 
 _CHOICES = ("auto", *ops.BACKENDS)

@@ -3,21 +3,3 @@ from .inputs import ACTIVATION, CLASS_SCORE, GATE, InputSample, InputSampler, et
 from .layer_statistics import Analysis, Layer, analyze
 from .output import write_analysis
 from .parameter_history import layer_kinds, plot_parameter_history, read_parameter_history
-
-__all__ = [
-    "ACTIVATION",
-    "Analysis",
-    "CLASS_SCORE",
-    "GATE",
-    "GeneralizedLogistic",
-    "InputSample",
-    "InputSampler",
-    "Layer",
-    "analyze",
-    "eta_parameters",
-    "fit",
-    "layer_kinds",
-    "plot_parameter_history",
-    "read_parameter_history",
-    "write_analysis",
-]

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from .inputs import CLASS_SCORE, InputSampler, eta_parameters
 
-__all__ = ["has_roi_class_scores", "sample_dense_class_scores", "sample_roi_class_scores"]
-
 _BACKGROUND = 512  # background anchors per batch
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["GeneralizedLogistic", "fit"]
-
 _GUMBEL_BELOW = 1e-12  # λ up to here is treated as 0
 _MAX_STEPS = 1000
 _TOLERANCE = 1e-10

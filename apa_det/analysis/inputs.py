@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from ..activation import AGLU, APA
 from ..layers import Swish
 
-__all__ = ["ACTIVATION", "CLASS_SCORE", "GATE", "InputSample", "InputSampler", "eta_parameters"]
-
 GATE, ACTIVATION, CLASS_SCORE = "gate", "activation", "class score"
 
 _GATES = (APA, nn.Sigmoid, nn.Hardsigmoid)

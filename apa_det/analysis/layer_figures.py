@@ -13,8 +13,6 @@ from ..utils.plotting import GREY, INK, grid, group_color, label
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
 from .layer_statistics import Analysis, Layer
 
-__all__ = ["distributions", "network_part", "short_name", "summary"]
-
 _FITS = {"logistic": "#b57f00", "Gumbel": "#a8329e", "neither": GREY, "": GREY}
 _MARKERS = {GATE: "D", ACTIVATION: "o"}
 _PLURALS = {GATE: "gates", ACTIVATION: "activations"}

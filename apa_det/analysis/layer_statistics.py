@@ -21,8 +21,6 @@ from .class_scores import (
 from .distributions import GeneralizedLogistic, fit
 from .inputs import InputSample, InputSampler
 
-__all__ = ["Analysis", "Layer", "analyze"]
-
 logger = logging.getLogger(__name__)
 
 

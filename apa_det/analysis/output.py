@@ -11,8 +11,6 @@ from .inputs import ACTIVATION, CLASS_SCORE, GATE
 from .layer_figures import distributions, summary
 from .layer_statistics import Analysis
 
-__all__ = ["write_analysis"]
-
 _FILES = {GATE: "gates.png", ACTIVATION: "activations.png", CLASS_SCORE: "class_scores.png"}
 
 

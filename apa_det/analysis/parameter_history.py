@@ -21,8 +21,6 @@ from ..utils.plotting import DPI, INK, grid
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
 from .layer_figures import network_part
 
-__all__ = ["layer_kinds", "plot_parameter_history", "read_parameter_history"]
-
 _KEY = re.compile(r"apa/(?P<layer>.+?)/(?P<symbol>lambda|kappa)(/mean)?")
 _SYMBOLS = {"lambda": "λ", "kappa": "κ"}
 _TITLES = {ACTIVATION: "activations", GATE: "gates", CLASS_SCORE: "class score"}

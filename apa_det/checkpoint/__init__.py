@@ -3,20 +3,3 @@ from .conversion import Conversion, TensorRecord, adapt, convert, reverse
 from .layouts import Layout, recognize, select_state
 from .reading import load_checkpoint
 from .transfer import ClassTransfer, match_classes, read_class_names, transfer_rows
-
-__all__ = [
-    "ClassTransfer",
-    "Conversion",
-    "Layout",
-    "TensorRecord",
-    "adapt",
-    "average_checkpoints",
-    "convert",
-    "load_checkpoint",
-    "match_classes",
-    "read_class_names",
-    "recognize",
-    "reverse",
-    "select_state",
-    "transfer_rows",
-]

@@ -10,8 +10,6 @@ from ..errors import UserError
 from .layouts import select_state
 from .reading import load_checkpoint
 
-__all__ = ["average_checkpoints"]
-
 
 def average_checkpoints(
     paths: Sequence[str], weights: Sequence[float] | None = None, *, ema: bool = False

@@ -8,16 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "CONSTRUCTORS",
-    "Inert",
-    "NumpyType",
-    "Storage",
-    "numpy_contents",
-    "numpy_to_tensor",
-    "storage_dtype",
-]
-
 
 class Inert:
     """Placeholder for an object outside the allow-list: only its name is kept."""

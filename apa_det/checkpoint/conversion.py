@@ -15,8 +15,6 @@ from ..errors import UserError
 from .layouts import Layout, recognize, select_state
 from .names import BOTTOM_UP, to_detectron2, to_published
 
-__all__ = ["Conversion", "TensorRecord", "adapt", "convert", "reverse"]
-
 logger = logging.getLogger(__name__)
 
 Status = Literal[

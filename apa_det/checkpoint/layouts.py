@@ -8,8 +8,6 @@ from torch import Tensor
 
 from ..errors import UserError
 
-__all__ = ["Layout", "recognize", "select_state"]
-
 logger = logging.getLogger(__name__)
 
 

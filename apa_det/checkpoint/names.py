@@ -4,8 +4,6 @@ from functools import lru_cache
 
 from ..modeling.resnet import NUM_BLOCKS
 
-__all__ = ["to_detectron2", "to_published"]
-
 BOTTOM_UP = "backbone.bottom_up."
 
 _SE = {

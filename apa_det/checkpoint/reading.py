@@ -15,8 +15,6 @@ from .constructors import Inert, Storage, storage_dtype
 from .safetensors import is_safetensors, read_safetensors
 from .unpickler import RunsCodeError, unpickle
 
-__all__ = ["load_checkpoint", "read_torch_file"]
-
 logger = logging.getLogger(__name__)
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

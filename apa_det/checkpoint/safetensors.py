@@ -7,8 +7,6 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-__all__ = ["is_safetensors", "read_safetensors"]
-
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

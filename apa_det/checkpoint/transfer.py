@@ -17,14 +17,6 @@ from ..errors import UserError
 from ..utils.json_files import read_json
 from .conversion import OPTIONAL_BUFFERS
 
-__all__ = [
-    "ClassTransfer",
-    "TransferredRows",
-    "match_classes",
-    "read_class_names",
-    "transfer_rows",
-]
-
 logger = logging.getLogger(__name__)
 
 # Names of the layers whose rows are classes, in all supported architectures

@@ -14,8 +14,6 @@ import torch
 
 from .constructors import CONSTRUCTORS, Inert, NumpyType, numpy_contents, numpy_to_tensor
 
-__all__ = ["RunsCodeError", "unpickle"]
-
 
 class RunsCodeError(ValueError):
     """A pickle calls a function that could run a program."""

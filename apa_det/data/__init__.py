@@ -12,21 +12,3 @@ from .lvis_format import (
 from .sampling import TRAIN_SAMPLER_REGISTRY, build_train_loader
 from .synthetic import generate_dataset
 from .validation import Problem, read_coco_json, read_lvis_json
-
-__all__ = [
-    "TRAIN_SAMPLER_REGISTRY",
-    "DatasetReport",
-    "Problem",
-    "build_train_loader",
-    "check_dataset",
-    "coco_to_lvis",
-    "complete_categories",
-    "ensure_metadata",
-    "frequency_group",
-    "generate_dataset",
-    "load_lvis_format",
-    "read_coco_json",
-    "read_lvis_json",
-    "register_lvis_format",
-    "require_dataset_files",
-]

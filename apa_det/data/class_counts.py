@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ..errors import UserError
 
-__all__ = ["ClassCount", "check_num_classes", "class_counts", "class_names", "get_scarce_classes"]
-
 ClassCount = Literal["image_count", "instance_count"]
 
 # Training images with instances: missing in detectron2's built-in metadata.

@@ -9,8 +9,6 @@ from ..errors import UserError
 from .frequency import COMMON_MAX, RARE_MAX, complete_categories
 from .validation import is_polygon
 
-__all__ = ["coco_to_lvis"]
-
 
 def coco_to_lvis(
     coco: dict,

@@ -16,8 +16,6 @@ from .frequency import COMMON_MAX, FREQUENCY_LABELS, RARE_MAX, complete_categori
 from .lvis_format import relative_file_name
 from .validation import Problem, index_by_id, structure_problems
 
-__all__ = ["DatasetReport", "GroupCounts", "check_dataset"]
-
 _GROUPS = dict(reversed(FREQUENCY_LABELS.items()))
 _EXIF_ORIENTATION = 0x0112
 

@@ -11,15 +11,6 @@ import numpy as np
 from ..errors import UserError
 from ..utils.json_files import read_json
 
-__all__ = [
-    "COMMON_MAX",
-    "FREQUENCY_LABELS",
-    "RARE_MAX",
-    "FrequencyGroups",
-    "complete_categories",
-    "frequency_group",
-]
-
 RARE_MAX = 10
 COMMON_MAX = 100
 FREQUENCY_LABELS = {"r": "rare", "c": "common", "f": "frequent"}

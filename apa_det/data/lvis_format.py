@@ -14,13 +14,6 @@ from ..utils.json_files import gc_paused
 from .frequency import COMMON_MAX, RARE_MAX, check_thresholds, complete_categories
 from .validation import read_lvis_json
 
-__all__ = [
-    "ensure_metadata",
-    "load_lvis_format",
-    "register_lvis_format",
-    "require_dataset_files",
-]
-
 logger = logging.getLogger(__name__)
 
 

@@ -9,8 +9,6 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import MissingFileError, UserError
 
-__all__ = ["register_v3det"]
-
 _DOWNLOAD = (
     "Download V3Det (github.com/V3Det/V3Det) to this path, or set the environment variable "
     "DETECTRON2_DATASETS to the folder that contains v3det/."

@@ -8,15 +8,6 @@ from dataclasses import dataclass
 from ..errors import UserError
 from ..utils.json_files import read_json
 
-__all__ = [
-    "Problem",
-    "is_coco_format",
-    "read_coco_json",
-    "read_coco_or_lvis_json",
-    "read_lvis_json",
-    "structure_problems",
-]
-
 _TABLES = ("images", "annotations", "categories")
 
 

@@ -8,8 +8,8 @@ from .job import Job
 from .launch import run
 from .optimizer import build_optimizer
 from .setup.checks import check_job
+from .setup.config_files import read_config, read_lazy_config
 from .setup.lazy import LazyJob
-from .setup.reading import read_config, read_lazy_config
 from .setup.start import overrides, read_job, setup_job
 from .setup.yaml import YamlJob
 from .testing import evaluate, load_model

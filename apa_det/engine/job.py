@@ -1,4 +1,4 @@
-"""What a run is: its model, weights, data, evaluation and schedule, in either config format."""
+"""The job of a config: its model, data, schedule and evaluation, whatever the config format."""
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -15,20 +15,22 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ..data.frequency import FrequencyGroups
+from ..errors import UserError
 from ..evaluation import LongTailEvaluator
 
 __all__ = ["Job"]
 
 
 class Job(ABC):
-    """A run, read from a config.
+    """Settings of a training or evaluation, and the parts that are built from them.
 
-    :class:`~apa_det.engine.setup.yaml.YamlJob` reads detectron2's yaml configs and
-    :class:`~apa_det.engine.setup.lazy.LazyJob` its LazyConfigs. Training, evaluation, calibration,
-    analysis, demo, export and experiments take a job and do not depend on the config format.
+    :class:`~apa_det.engine.setup.yaml.YamlJob` reads them from detectron2's yaml configs and
+    :class:`~apa_det.engine.setup.lazy.LazyJob` from its LazyConfigs. Training, evaluation,
+    calibration, analysis, demo, export and experiments take a job, so they work with both.
 
     Attributes:
-        KEYS: the config key of each setting, for error messages.
+        KEYS: config key of each setting, for :meth:`changed` and for messages.
+        LONG_TAIL_ADVICE: how to set the long-tail evaluation in the config, for messages.
         config: the config that the job was read from.
         seed: seed of the run; negative for a random one.
         output_dir: folder for checkpoints, logs and results.
@@ -36,13 +38,14 @@ class Job(ABC):
         device: device of the model, such as "cuda" or "cpu".
         train_datasets, test_datasets: names of registered datasets.
         batch_size: images per optimizer step, over all processes; None if unknown.
-        num_parts: parts that each process splits its images of a step into.
-        reference_world_size: number of processes that the config was written for; 0 for any.
+        num_parts: gradient accumulation: parts that each process splits its batch into.
+        reference_world_size: number of processes that the config is written for; 0 for any.
         max_iter: number of training iterations.
-        eval_period, checkpoint_period, parameter_log_period: iterations between two evaluations,
-            checkpoints, and records of λ and κ; 0: only at the end (λ and κ: never).
+        eval_period: iterations between evaluations; 0 for one at the end.
+        checkpoint_period: iterations between checkpoints.
         checkpoints_kept: number of periodic checkpoints to keep; None for all.
-        log_period: iterations between two lines of the log and of ``metrics.json``.
+        log_period: iterations between lines of the log and of ``metrics.json``.
+        parameter_log_period: iterations between records of λ and κ; 0 for none.
         mixed_precision: whether to train with autocast.
         ema_decay: decay of the averaged weights; None for no average.
         fsdp: whether to shard the model over the processes.
@@ -51,16 +54,17 @@ class Job(ABC):
             ``MODEL.TRANSFER_FROM``.
         best_metric: metric whose best checkpoint is kept; "" for none.
         subset: images per test set to evaluate during training; 0 for all.
-        test_time_augmentation: whether to evaluate with it too, after training.
-        precise_bn_iters: iterations that recompute batch norm statistics before an evaluation; 0
-            for none.
-        groups: frequency groups of the evaluation; None for LVIS's.
-        count_from: registered dataset to take image counts from; None for the evaluated one.
+        test_time_augmentation: whether to evaluate with it as well, after training.
+        precise_bn_iters: iterations to recompute batch norm statistics before an evaluation; 0 for
+            none.
+        groups: frequency groups of the evaluation; None for those of the dataset.
+        count_from: registered dataset with the image counts for them; None for the evaluated one.
         imports: modules that were imported to register components.
         extra_metrics, engine: see ``TEST.EXTRA_METRICS`` and ``TEST.ENGINE``.
     """
 
     KEYS: ClassVar[Mapping[str, str]]
+    LONG_TAIL_ADVICE: ClassVar[str]
 
     config: CfgNode | DictConfig
     seed: int
@@ -95,10 +99,10 @@ class Job(ABC):
     extra_metrics: Sequence[str]
     engine: str
 
-    # ---------------------------------------------------------------- parts of the run
+    # ---------------------------------------------------------------- parts of the job
     @abstractmethod
     def build_model(self) -> nn.Module:
-        """Build the model, with initial weights, on ``device``."""
+        """Build the model on ``device``, with initial weights."""
 
     @abstractmethod
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -106,7 +110,7 @@ class Job(ABC):
 
     @abstractmethod
     def build_lr_scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
-        """Build the learning rate schedule, stepped once per iteration."""
+        """Build the learning rate schedule; it is stepped once per iteration."""
 
     @abstractmethod
     def build_train_loader(self, num_workers: int | None = None) -> Iterable[list[dict]]:
@@ -114,21 +118,31 @@ class Job(ABC):
 
     @abstractmethod
     def build_test_mapper(self) -> Callable[[dict], dict]:
-        """Build what reads and resizes a test image; it has the fields of a ``DatasetMapper``."""
+        """Build the test mapper, which has the attributes of detectron2's ``DatasetMapper``."""
 
     @abstractmethod
     def build_test_loader(self, records: list[dict], mapper: Callable | None = None) -> DataLoader:
-        """Build a test loader of dataset dicts; ``mapper`` replaces :meth:`build_test_mapper`'s."""
+        """Build a test loader of dataset dicts, by default with :meth:`build_test_mapper`."""
+
+    def first_test_dataset(self) -> str:
+        """Return the first test dataset.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self.test_datasets:
+            raise UserError(f"{self.KEYS['test_datasets']} is empty: set it to a dataset.")
+        return self.test_datasets[0]
 
     def read_test_records(self, dataset_name: str) -> list[dict]:
-        """Read the dataset dicts of a registered dataset, images without objects included."""
+        """Read the dataset dicts of a registered dataset, including images without objects."""
         return get_detection_dataset_dicts([dataset_name], filter_empty=False)
 
     @abstractmethod
     def build_long_tail_evaluator(self, dataset_name: str, **kwargs) -> LongTailEvaluator:
-        """Build the evaluator of a dataset for which :meth:`is_long_tail` holds.
+        """Build the evaluator of a dataset for which :meth:`is_long_tail` is true.
 
-        ``kwargs`` override the config's arguments of :class:`LongTailEvaluator`.
+        ``kwargs`` override the arguments of :class:`LongTailEvaluator` from the config.
         """
 
     @abstractmethod
@@ -141,7 +155,7 @@ class Job(ABC):
 
     @abstractmethod
     def test(self, model: nn.Module) -> OrderedDict:
-        """Evaluate a model on the test sets; empty in all processes but the main one."""
+        """Evaluate a model on the test sets; empty except in the main process."""
 
     @abstractmethod
     def augmented(self, model: nn.Module) -> nn.Module:
@@ -149,12 +163,15 @@ class Job(ABC):
 
     @abstractmethod
     def test_with_augmentation(self, model: nn.Module) -> OrderedDict:
-        """:meth:`test` with test-time augmentation; the keys of the results end in ``_TTA``."""
+        """Evaluate with test-time augmentation; the keys of the results end in ``_TTA``."""
 
-    # ---------------------------------------------------------------- variants of the run
+    # ---------------------------------------------------------------- variants of the job
     @abstractmethod
     def scaled(self, world_size: int) -> "Job":
-        """Scale batch, learning rate and iterations from the reference number of processes."""
+        """Return the job scaled from the reference number of processes to another.
+
+        The batch size and the learning rate grow by the ratio, iterations and periods shrink by it.
+        """
 
     @abstractmethod
     def stages(self) -> list["Job"]:
@@ -166,19 +183,19 @@ class Job(ABC):
 
     @abstractmethod
     def changed(self, values: Mapping[str, object]) -> "Job":
-        """Return the job with other values of some settings, by their names in ``KEYS``."""
+        """Return the job with other values of settings, given by their names in ``KEYS``."""
 
     @abstractmethod
     def for_inference(self) -> "Job":
-        """Return the job without what only training needs, such as data of the training set."""
+        """Return the job without settings of training that would read the training set."""
 
     @abstractmethod
     def with_calibration(self, method: str, strength: float) -> "Job":
-        """Return the job with a calibration of the class scores."""
+        """Return the job with a calibration of the class scores, see ``CALIBRATION_REGISTRY``."""
 
     @abstractmethod
     def calibration_overrides(self, method: str, strength: float) -> list[str]:
-        """Return :meth:`with_calibration` as overrides for the command line."""
+        """Return the settings of :meth:`with_calibration` as lines of command-line overrides."""
 
     @abstractmethod
     def save_config(self) -> None:
@@ -187,27 +204,27 @@ class Job(ABC):
     # ---------------------------------------------------------------- facts and checks
     @abstractmethod
     def is_long_tail(self, dataset_name: str) -> bool:
-        """Return whether a test set is evaluated by :class:`LongTailEvaluator`."""
+        """Return whether :class:`LongTailEvaluator` evaluates a test set."""
 
     @abstractmethod
     def num_classes(self) -> tuple[int, str] | None:
-        """Return the model's number of classes and its config key; None if unknown."""
+        """Return the number of classes and its config key; None if unknown."""
 
     @abstractmethod
     def metric_names(self) -> list[str] | None:
-        """Return the values that ``best_metric`` may have; None if unknown."""
+        """Return the possible values of ``best_metric``; None if unknown."""
 
     @abstractmethod
     def read_class_counts(self) -> None:
-        """Read the training sets whose image counts the model's calibration needs.
+        """Read the image counts that the model's calibration needs, if any.
 
         Raises:
-            UserError: a set is missing or broken, or has no image counts.
+            UserError: a training set is missing or invalid, or has no image counts.
         """
 
     @abstractmethod
     def check(self, *, eval_only: bool) -> None:
-        """Raise a UserError for settings of this config format that cannot work."""
+        """Raise a UserError for invalid settings of this config format."""
 
     def check_model(self, model: nn.Module) -> None:  # noqa: B027
         """Raise a UserError for settings that have no effect on the built model."""

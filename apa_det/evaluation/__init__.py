@@ -14,30 +14,3 @@ from .subset import choose_subset
 from .v3det_evaluator import V3DetEvaluator
 
 # The built-in extra metrics.
-
-__all__ = [
-    "METRICS",
-    "METRIC_REGISTRY",
-    "Comparison",
-    "Detections",
-    "Evaluation",
-    "FrequencyGroups",
-    "GroundTruth",
-    "LongTailEvaluator",
-    "Masks",
-    "Matches",
-    "V3DetEvaluator",
-    "choose_subset",
-    "compare",
-    "draw_detections",
-    "draw_groups",
-    "evaluate",
-    "evaluator_metric_names",
-    "fixed_ap",
-    "load_engine",
-    "metric_names",
-    "pooled_ap",
-    "read_results",
-    "require_extra_metrics",
-    "write_report",
-]

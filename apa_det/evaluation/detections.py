@@ -10,8 +10,6 @@ import numpy as np
 from ..errors import UserError
 from ..utils.json_files import json_list
 
-__all__ = ["Detections", "Masks"]
-
 
 @dataclass(frozen=True, eq=False)
 class Masks:

@@ -16,8 +16,6 @@ from torch import nn
 from ..data.frequency import FrequencyGroups
 from ..utils.plotting import group_color, label
 
-__all__ = ["draw_detections", "draw_groups"]
-
 _MIN_SIZE = 640  # pixels of the longer side, for legible labels
 
 

@@ -14,8 +14,6 @@ from .ground_truth import GroundTruth
 from .result import Evaluation
 from .selection import find
 
-__all__ = ["ENGINES", "IOU_TYPES", "evaluate", "load_engine"]
-
 logger = logging.getLogger(__name__)
 
 ENGINES = ("fast", "lvis")

@@ -11,8 +11,6 @@ from .detections import Detections, Masks
 from .ground_truth import GroundTruth
 from .selection import find
 
-__all__ = ["ENSEMBLE_METHODS", "ensemble", "load_ensemble_boxes"]
-
 
 def load_ensemble_boxes():
     """Import the package ensemble-boxes.

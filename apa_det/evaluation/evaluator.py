@@ -25,8 +25,6 @@ from .predictions import PredictionStore, detections_from_instances
 from .result import Evaluation, metric_names
 from .subset import choose_subset
 
-__all__ = ["METRICS", "LongTailEvaluator", "category_ids", "read_ground_truth"]
-
 logger = logging.getLogger(__name__)
 
 METRICS = metric_names()

@@ -9,8 +9,6 @@ from .engines import evaluate
 from .ground_truth import GroundTruth
 from .result import FALSE_POSITIVE, RECALL_THRESHOLDS, TRUE_POSITIVE, Evaluation
 
-__all__ = ["MAX_DETS_PER_CATEGORY", "fixed_ap", "pooled_ap"]
-
 logger = logging.getLogger(__name__)
 
 MAX_DETS_PER_CATEGORY = 10_000

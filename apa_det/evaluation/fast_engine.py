@@ -35,8 +35,6 @@ if ultrafast_pycocotools.__version__ != VERSION:  # the native module is not a s
         f"{ultrafast_pycocotools.__version__}. Run: {_INSTALL}"
     )
 
-__all__ = ["run"]
-
 _NO_MASK = {"counts": b""}
 _OUTCOMES = np.empty(3, np.uint8)  # maps the engine's codes to ours
 _OUTCOMES[native.OUTCOME_FALSE_POSITIVE] = FALSE_POSITIVE

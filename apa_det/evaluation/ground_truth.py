@@ -13,8 +13,6 @@ from ..data.coco_to_lvis import copy_counts, usable_annotations
 from ..data.frequency import COMMON_MAX, RARE_MAX, FrequencyGroups
 from ..data.validation import is_coco_format, read_coco_or_lvis_json
 
-__all__ = ["GroundTruth"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -22,8 +22,6 @@ except ImportError as error:
 finally:
     logging.root.handlers[:] = _handlers  # lvis-api configures the root logger
 
-__all__ = ["run"]
-
 
 def run(
     truth: GroundTruth,

@@ -13,13 +13,6 @@ from .extras import fixed_ap, pooled_ap
 from .ground_truth import GroundTruth
 from .result import Evaluation, metric_names
 
-__all__ = [
-    "METRIC_REGISTRY",
-    "compute_metrics",
-    "evaluator_metric_names",
-    "require_extra_metrics",
-]
-
 METRIC_REGISTRY = Registry("METRIC")
 METRIC_REGISTRY.__doc__ = """
 Extra metrics, by the names that ``TEST.EXTRA_METRICS`` lists.

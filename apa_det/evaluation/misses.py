@@ -8,8 +8,6 @@ import numpy as np
 from .detections import Detections
 from .result import IGNORED, Evaluation
 
-__all__ = ["ImageResults", "image_results", "worst_images"]
-
 _MIN_KEPT, _MAX_KEPT = 5, 30  # detections per image
 
 

@@ -12,8 +12,6 @@ from detectron2.utils import comm
 from ..errors import UserError
 from .detections import Detections, Masks
 
-__all__ = ["PredictionStore", "detections_from_instances"]
-
 # Images that each process sends at once: some tens of megabytes with 300 masks each.
 _IMAGES_AT_ONCE = 500
 _MASKS_AT_ONCE = 32

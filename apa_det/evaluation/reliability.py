@@ -6,8 +6,6 @@ import numpy as np
 
 from .result import IGNORED, TRUE_POSITIVE, Evaluation
 
-__all__ = ["ReliabilityBins", "reliability_bins"]
-
 NUM_BINS = 10
 
 

@@ -4,8 +4,6 @@ import numpy as np
 
 from .result import FALSE_POSITIVE, IOU_THRESHOLDS, RECALL_THRESHOLDS, TRUE_POSITIVE, Evaluation
 
-__all__ = ["draw_image_weights", "resampled_ap"]
-
 
 def draw_image_weights(num_images: int, num_resamples: int, seed: int = 0) -> np.ndarray:
     """Draw B bootstrap resamples of I images; return (B, I) int64, how often each is drawn."""

@@ -6,19 +6,6 @@ import numpy as np
 
 from .ground_truth import GroundTruth
 
-__all__ = [
-    "AREAS",
-    "AREA_RANGES",
-    "FALSE_POSITIVE",
-    "IGNORED",
-    "IOU_THRESHOLDS",
-    "RECALL_THRESHOLDS",
-    "TRUE_POSITIVE",
-    "Evaluation",
-    "Matches",
-    "metric_names",
-]
-
 # Computed as in lvis-api: other formulas differ in the last bit.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)

@@ -15,8 +15,6 @@ from ..utils.json_stream import read_json_list
 from .detections import Detections, Masks
 from .ground_truth import GroundTruth
 
-__all__ = ["read_results"]
-
 _CHUNK = 100_000  # records
 _ZIP = b"PK\x03\x04"  # torch.save writes a zip archive, or a pickle
 _PICKLE = b"\x80"

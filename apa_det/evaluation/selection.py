@@ -7,8 +7,6 @@ import numpy as np
 from .detections import Detections
 from .ground_truth import GroundTruth
 
-__all__ = ["Selection", "find", "select"]
-
 _TABLE_LIMIT = 1 << 28
 
 

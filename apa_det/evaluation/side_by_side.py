@@ -22,8 +22,6 @@ from .reliability import ReliabilityBins, reliability_bins
 from .result import Evaluation
 from .result_files import read_results
 
-__all__ = ["Comparison", "FileResults", "IouTypeResults", "compare", "format_number"]
-
 logger = logging.getLogger(__name__)
 
 _RECALLS_BY_SIZE = ("ARs@", "ARm@", "ARl@")  # not in the tables

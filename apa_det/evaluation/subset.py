@@ -4,8 +4,6 @@ import numpy as np
 
 from .ground_truth import GroundTruth
 
-__all__ = ["choose_subset"]
-
 
 def choose_subset(truth: GroundTruth, num_images: int, seed: int = 0) -> np.ndarray:
     """Choose images so that all frequency groups get about the same number of them.

@@ -14,8 +14,6 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-__all__ = ["V3DetEvaluator", "box_ap_by_class"]
-
 _AREAS = {"AP": "all", "APs": "small", "APm": "medium", "APl": "large"}
 
 

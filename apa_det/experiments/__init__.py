@@ -1,4 +1,4 @@
-"""Models trained and evaluated under the same conditions, several seeds each, in one table."""
+"""Train and evaluate several configs with several seeds each, and compare them in one table."""
 
 from .difference_figure import write_figure
 from .plan import Plan, Row, Run, read_plan

@@ -1,4 +1,4 @@
-"""Train a run: ``python -m apa_det.experiments FOLDER [MODULE ...]``, see :func:`train_run`."""
+"""Train one run: ``python -m apa_det.experiments FOLDER [MODULE ...]``, see :func:`train_run`."""
 
 import argparse
 

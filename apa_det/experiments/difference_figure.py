@@ -1,4 +1,4 @@
-"""The results of a comparison in a picture."""
+"""Plot the results of a comparison."""
 
 import math
 import os
@@ -9,41 +9,41 @@ from matplotlib.lines import Line2D
 
 from ..utils.plotting import DPI, GREY, INK, grid, group_color, label
 from .results import Results
-from .table import TASKS, format_difference
+from .table import IOU_TYPE_NAMES, format_difference
 
 __all__ = ["draw", "write_figure"]
 
-_COLOUR = group_color(2)
-_ROW = 0.62  # inches
+_COLOR = group_color(2)
+_ROW_HEIGHT = 0.62  # inches
 
 
 def write_figure(results: Results, output_dir: str) -> str:
-    """Write ``comparison.png``, and return its path."""
+    """Write ``comparison.png`` and return its path."""
     path = os.path.join(output_dir, "comparison.png")
     draw(results).savefig(path, dpi=DPI)
     return path
 
 
 def draw(results: Results) -> Figure:
-    """A panel for each task and metric: the seeds of each row, their mean, and its difference."""
+    """Plot a panel per IoU type and metric: each row's seeds, mean and difference to the first."""
     rows, metrics = results.plan.rows, results.metrics
-    tasks = results.tasks or ("bbox",)
-    height = _ROW * len(rows) + 0.7
-    figure = Figure(figsize=(2.2 + 3 * len(metrics), height * len(tasks) + 0.6))
+    iou_types = results.iou_types or ("bbox",)
+    height = _ROW_HEIGHT * len(rows) + 0.7
+    figure = Figure(figsize=(2.2 + 3 * len(metrics), height * len(iou_types) + 0.6))
     figure.set_layout_engine("constrained")
-    axes = figure.subplots(len(tasks), len(metrics), sharey=True, squeeze=False)
-    for line, task in zip(axes, tasks, strict=True):
+    axes = figure.subplots(len(iou_types), len(metrics), sharey=True, squeeze=False)
+    for line, iou_type in zip(axes, iou_types, strict=True):
         for axis, metric in zip(line, metrics, strict=True):
-            _draw_panel(axis, results, task, metric)
+            _draw_panel(axis, results, iou_type, metric)
         line[0].set_yticks(range(len(rows)), [label(row.name) for row in rows])
-    axes[0, 0].set_ylim(len(rows) - 0.4, -0.7)  # the first row above
+    axes[0, 0].set_ylim(len(rows) - 0.4, -0.7)  # first row at the top
     figure.legend(handles=_legend(results), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
-def _draw_panel(axis: Axes, results: Results, task: str, metric: str) -> None:
-    first = results.mean(results.plan.rows[0].name, task, metric)
-    axis.set_title(f"{metric}, {TASKS[task]}", fontsize=10)
+def _draw_panel(axis: Axes, results: Results, iou_type: str, metric: str) -> None:
+    first = results.mean(results.plan.rows[0].name, iou_type, metric)
+    axis.set_title(f"{metric}, {IOU_TYPE_NAMES[iou_type]}", fontsize=10)
     axis.tick_params(axis="y", length=0)
     grid(axis, "x")
     if math.isnan(first):
@@ -52,17 +52,16 @@ def _draw_panel(axis: Axes, results: Results, task: str, metric: str) -> None:
         return
     axis.axvline(first, color=GREY, linewidth=1, linestyle="--", zorder=1)
     for y, row in enumerate(results.plan.rows):
-        values = list(results.values(row.name, task, metric).values())
-        mean = results.mean(row.name, task, metric)
-        colour = _COLOUR if y else INK
-        beneath = [y + 0.22] * len(values)
-        axis.scatter(values, beneath, s=18, color=colour, alpha=0.6, linewidths=0)
-        axis.scatter([mean], [y], s=55, color=colour, marker="D", zorder=3)
-        difference = results.differences.get((row.name, task, metric))
+        values = list(results.values(row.name, iou_type, metric).values())
+        mean = results.mean(row.name, iou_type, metric)
+        color = _COLOR if y else INK
+        axis.scatter(values, [y + 0.22] * len(values), s=18, color=color, alpha=0.6, linewidths=0)
+        axis.scatter([mean], [y], s=55, color=color, marker="D", zorder=3)
+        difference = results.differences.get((row.name, iou_type, metric))
         if difference is None or math.isnan(difference.difference):
             continue
         axis.plot(
-            [first + difference.low, first + difference.high], [y, y], color=colour, linewidth=1.5
+            [first + difference.low, first + difference.high], [y, y], color=color, linewidth=1.5
         )
         axis.annotate(
             format_difference(difference),
@@ -80,7 +79,7 @@ def _draw_panel(axis: Axes, results: Results, task: str, metric: str) -> None:
 
 def _legend(results: Results) -> list[Line2D]:
     def mark(text: str, **kwargs) -> Line2D:
-        return Line2D([], [], color=_COLOUR, label=text, **{"linestyle": "none", **kwargs})
+        return Line2D([], [], color=_COLOR, label=text, **{"linestyle": "none", **kwargs})
 
     first = label(results.plan.rows[0].name)
     return [

@@ -1,4 +1,4 @@
-"""What a comparison trains: the config of every row, checked to be comparable, and its runs."""
+"""Plan a comparison: read the configs of its rows, and check that they can be compared."""
 
 import logging
 import os
@@ -11,15 +11,15 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from ..engine import Job, check_job, read_job
-from ..engine.setup.reading import config_errors
+from ..engine.setup.config_files import config_errors
 from ..errors import MissingFileError, UserError
 
 __all__ = ["Plan", "Row", "Run", "read_plan"]
 
 logger = logging.getLogger(__name__)
 
-# What all rows must have the same, or the comparison says nothing: keys, or how they begin.
-_SAME = (
+# Data, schedule and evaluation: keys, or prefixes of keys, whose values all rows must share.
+_SHARED_YAML_KEYS = (
     "DATASETS.",
     "DATALOADER.NUM_WORKERS",
     "SOLVER.MAX_ITER",
@@ -42,34 +42,38 @@ _SAME = (
     "TEST.FREQUENCY_GROUPS",
     "TEST.LONG_TAIL",
     "TEST.SUBSET",
-    "dataloader.evaluator.",
+)
+_SHARED_LAZY_KEYS = (
     "dataloader.lvis_format",
-    "dataloader.test.",
     "dataloader.train.dataset.",
     "dataloader.train.num_workers",
     "dataloader.train.total_batch_size",
+    "dataloader.test.dataset.",
+    "dataloader.test.mapper.augmentations",
+    "dataloader.evaluator.",
     "lr_multiplier.",
-    "train.eval_period",
-    "train.eval_subset",
+    "model.roi_heads.box_predictor.test_topk_per_image",
     "train.max_iter",
     "train.reference_world_size",
+    "train.eval_period",
+    "train.eval_subset",
     "train.test_augmentation.",
 )
-# What says nothing of the model or the conditions.
-_OF_A_RUN = ("OUTPUT_DIR", "SEED", "train.output_dir", "train.seed")
+_SHARED_KEYS = _SHARED_YAML_KEYS + _SHARED_LAZY_KEYS
+_RUN_KEYS = ("OUTPUT_DIR", "SEED", "train.output_dir", "train.seed")  # set for each run
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """A config to compare, one line of the table."""
 
     name: str
-    job: Job  # without the seed and the folder of a run
+    job: Job  # without the seed and output folder of a run
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, in a folder of its own."""
+    """The training of a row with one seed, in its own folder."""
 
     row: str
     seed: int
@@ -82,7 +86,7 @@ class Run:
 
     @property
     def result_file(self) -> str:
-        """It is written last."""
+        """The file that is written last."""
         return os.path.join(self.folder, "result.json")
 
     @property
@@ -95,13 +99,13 @@ class Run:
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return os.path.isfile(os.path.join(self.folder, "last_checkpoint"))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows and seeds of a comparison, and where its runs are."""
+    """The rows, seeds and output folder of a comparison."""
 
     rows: list[Row]
     seeds: list[int]
@@ -109,7 +113,7 @@ class Plan:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """All rows of the first seed, then those of the next: what is stopped is balanced."""
+        """All rows with the first seed, then all with the next: stopped early, it stays balanced."""
         return [self._run(row, seed) for seed in self.seeds for row in self.rows]
 
     def _run(self, row: Row, seed: int) -> Run:
@@ -117,16 +121,16 @@ class Plan:
         return Run(row.name, seed, folder, row.job.changed({"seed": seed, "output_dir": folder}))
 
     def differences(self) -> dict[str, dict[str, tuple]]:
-        """For each row but the first, the keys whose values differ: (the first row's, its own)."""
+        """Return, per row except the first, the keys that differ: (first row's value, its value)."""
         first, *others = self.rows
         return {row.name: _differences(first.job, row.job) for row in others}
 
     def check(self) -> None:
-        """Raise an error unless all rows can be trained, and compared.
+        """Raise a UserError unless all rows can be trained and compared.
 
         Raises:
-            FileNotFoundError, ValueError: rows differ in what must be the same, a config cannot
-                work (see :func:`apa_det.engine.check_config`), or a kept config is another one.
+            UserError: rows differ in data, schedule or evaluation; a config is not valid (see
+                :func:`apa_det.engine.check_job`); or a run was started with another config.
         """
         self.require_same_conditions()
         for row in self.rows:
@@ -136,20 +140,27 @@ class Plan:
         names, key = tuple(job.test_datasets), job.KEYS["test_datasets"]
         if len(names) != 1 or not job.is_long_tail(names[0]):
             raise UserError(
-                f"{key} is {names}: a comparison needs one dataset with the long-tail evaluation; "
-                f"{job.KEYS['long_tail']}."
+                f"{key} must be one dataset with the long-tail evaluation, got {names}; "
+                f"{job.LONG_TAIL_ADVICE}."
             )
         for run in self.runs:
             _require_same_config(run)
 
     def require_same_conditions(self) -> None:
-        """Raise a ValueError where rows differ in data, schedule or evaluation."""
+        """Raise a UserError if rows differ in data, schedule or evaluation."""
+        first, *others = self.rows
+        for row in others:
+            if type(row.job) is not type(first.job):
+                raise UserError(
+                    f'One of the rows "{first.name}" and "{row.name}" is a yaml config and the '
+                    "other a LazyConfig: use one format for all rows."
+                )
         for name, keys in self.differences().items():
-            for key, (theirs, own) in keys.items():
-                if key.startswith(_SAME):
+            for key, values in keys.items():
+                if key.startswith(_SHARED_KEYS):
                     raise UserError(
-                        f'The rows "{self.rows[0].name}" and "{name}" differ in {key}, {theirs!r} '
-                        f"and {own!r}: set it to one value for all, as a comparison needs the "
+                        f'The rows "{first.name}" and "{name}" differ in {key}, {values[0]!r} and '
+                        f"{values[1]!r}: set it to one value, as all rows of a comparison need the "
                         "same data, schedule and evaluation."
                     )
 
@@ -163,69 +174,71 @@ def read_plan(
     opts: Sequence[str] = (),
     imports: Sequence[str] = (),
 ) -> Plan:
-    """Read what to compare.
+    """Read the plan of a comparison.
 
     Args:
         output_dir: the folder of the comparison.
         description: a yaml file with ``base``, the config file of all rows; ``overrides``, a list
-            ``[KEY, VALUE, ...]`` for all rows; ``seeds``, a list; and ``rows``, each with a
-            ``name``, and, as far as it needs them, ``config``, a config file in place of ``base``,
-            and ``opts``, overrides of its own. Files are relative to its folder. The first row is
-            the one that others are held against.
-        configs: config files, each a row more.
-        seeds: in place of those of the description.
-        opts: overrides for all rows, after those of the description.
+            of overrides of all rows (``[KEY, VALUE, ...]`` for yaml configs, ``["key=value", ...]``
+            for LazyConfigs); ``seeds``, a list; and ``rows``. Each row has a ``name`` and
+            optionally a ``config``, which replaces ``base``, and its own overrides ``opts``. Paths
+            are relative to the folder of the file. The other rows are compared with the first one.
+        configs: config files, one additional row each.
+        seeds: replace those of the description.
+        opts: overrides of all rows, applied after those of the description.
         imports: modules that were imported to register components; each run imports them too.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing, or something in it is wrong.
+        UserError: a file is missing or not valid.
     """
     content = {"rows": []} if description is None else _read_description(description)
     rows = [_described_row(description, content, row, opts, imports) for row in content["rows"]]
     rows += [Row(os.path.splitext(os.path.basename(c))[0], _job(c, opts, imports)) for c in configs]
     seeds = list(seeds or content.get("seeds", ()))
     if not rows:
-        raise UserError("There is nothing to compare: give a description, or --configs.")
+        raise UserError("There is nothing to compare: give a description or --config-file.")
     if not seeds or len(set(seeds)) < len(seeds) or any(type(s) is not int or s < 0 for s in seeds):
-        raise UserError(f"The seeds are {seeds}: give different whole numbers from 0.")
+        raise UserError(f"seeds must be different integers >= 0, got {seeds}.")
     slugs = [_slug(row.name) for row in rows]
     for i, slug in enumerate(slugs):
         if slug in slugs[:i] or not slug:
-            raise UserError(
-                f'The name "{rows[i].name}" of a row gives its folder the name "{slug}", which is '
-                f"{'that of another row' if slug else 'empty'}: give it another name."
+            problem = (
+                f'its folder "{slug}" is that of another row' if slug else "it has no a-z, 0-9"
             )
+            raise UserError(f'Rename the row "{rows[i].name}": {problem}.')
     return Plan(rows, seeds, output_dir)
 
 
 def _read_description(path: str) -> dict:
     if not os.path.isfile(path):
-        raise MissingFileError(f"There is no description {path} of a comparison.")
+        raise MissingFileError(f"There is no comparison file {path}.")
     with config_errors(path), open(path, encoding="utf-8") as file:
         content = yaml.safe_load(file)
     _require_keys(path, content, {"base", "overrides", "seeds", "rows"})
     if not isinstance(content.get("rows"), list) or not content["rows"]:
-        raise UserError(f"{path} needs a list of rows, each with a name.")
+        raise UserError(f"{path}: rows must be a list of rows, each with a name.")
     if not isinstance(content.get("seeds", []), list):
-        raise UserError(f"{path}: seeds is a list of whole numbers, not {content['seeds']!r}.")
+        raise UserError(f"{path}: seeds must be a list, got {content['seeds']!r}.")
     if not isinstance(content.get("overrides", []), list):
-        raise UserError(f"{path} needs overrides as a list [KEY, VALUE, ...].")
+        raise UserError(f"{path}: overrides must be a list, got {content['overrides']!r}.")
     for row in content["rows"]:
         _require_keys(f"{path}, a row", row, {"name", "config", "opts"})
         if not isinstance(row.get("name"), str):
-            raise UserError(f"{path}: the row {row!r} needs a name.")
+            raise UserError(f"{path}: the name of a row must be a string, got {row!r}.")
         if not isinstance(row.get("opts", []), list):
-            raise UserError(f'{path}: the row "{row["name"]}" needs opts as a list, as overrides.')
+            raise UserError(
+                f'{path}: opts of the row "{row["name"]}" must be a list, got {row["opts"]!r}.'
+            )
         if not row.get("config", content.get("base")):
-            raise UserError(f'{path}: there is no base, so the row "{row["name"]}" needs a config.')
+            raise UserError(f'{path}: the row "{row["name"]}" needs a config, as there is no base.')
     return content
 
 
 def _require_keys(what: str, content, known: set[str]) -> None:
     keys = content.keys() if isinstance(content, dict) else {content}
     if keys - known:
-        wrong = ", ".join(map(str, keys - known))
-        raise UserError(f"{what} has the keys {', '.join(sorted(known))}, and not {wrong}.")
+        unknown = ", ".join(map(str, keys - known))
+        raise UserError(f"{what}: unknown key {unknown}; expected {', '.join(sorted(known))}.")
 
 
 def _described_row(
@@ -233,25 +246,27 @@ def _described_row(
 ) -> Row:
     file = row.get("config", content.get("base"))
     file = os.path.join(os.path.dirname(path), file)
-    own = [*content.get("overrides", ()), *row.get("opts", ()), *opts]
+    opts = [*content.get("overrides", ()), *row.get("opts", ()), *opts]
     with config_errors(f'{path}, row "{row["name"]}"'):
-        return Row(row["name"], _job(file, own, imports))
+        return Row(row["name"], _job(file, opts, imports))
 
 
 def _job(file: str, opts: Sequence, imports: Sequence[str]) -> Job:
+    if not file.endswith((".yaml", ".yml")):
+        opts = [str(option) for option in opts]  # key=value
     job = read_job(file, opts, imports)
-    return job.changed({"save_predictions": True})  # the intervals need them
+    return job.changed({"save_predictions": True})  # for the intervals
 
 
 def _require_same_config(run: Run) -> None:
-    """Raise a ValueError where the run was begun with another config than it has now."""
+    """Raise a UserError if the run was started with another config."""
     if not os.path.isfile(run.config_file):
         return
     kept = read_job(run.config_file, imports=run.job.imports)
     for key, (before, now) in _differences(kept, run.job).items():
         raise UserError(
-            f'{run.config_file} was begun with {key} {before!r}, and the row "{run.row}" has '
-            f"{now!r} now: give the row another name, or delete the folder {run.folder}."
+            f'{key} was {before!r} when the row "{run.row}" was started ({run.config_file}), but '
+            f"is {now!r} now: rename the row, or delete the folder {run.folder}."
         )
 
 
@@ -276,7 +291,7 @@ def _flat(node: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _comparable(value):
-    """Return lists for tuples and names for functions, as a yaml file has them."""
+    """Convert tuples to lists and functions to their names, as in a yaml file."""
     if isinstance(value, list | tuple):
         return [_comparable(v) for v in value]
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Training pictures that depend on the seed alone, whatever the model draws at random."""
+"""Training images that depend on the seed only, not on random numbers drawn by the model."""
 
 import hashlib
 import random
@@ -14,24 +14,24 @@ __all__ = ["ReproducibleLoader"]
 
 
 class ReproducibleLoader:
-    """A training loader with random numbers of its own.
+    """A training loader with its own random number generators.
 
-    The order of the pictures is drawn when a loader is built, after the model, and augmentations
-    are drawn between its steps. So models that draw differently would see different pictures from
-    the same seed. Here the sampler, the augmentations and the worker processes draw from a stream
-    that nothing else draws from.
+    The order of the images is drawn when the loader is built, after the model, and augmentations
+    are drawn between training steps. So with one seed, models that draw different amounts of random
+    numbers would see different images. Here the sampler, the augmentations and the worker processes
+    use a separate random state.
 
     Attributes:
-        skip: batches to leave out at the start, those that a resumed training has seen.
-        digest: of the pictures given so far: which they are, in which order, and where their
-            objects are after augmentation. A resumed training sets it to what it was.
+        skip: number of batches to skip at the start, those that a resumed training has seen.
+        digest: hash of the images yielded so far: their ids, order, sizes and augmented boxes. A
+            resumed training restores it.
     """
 
     def __init__(self, build: Callable[[], Iterable[list[dict]]], seed: int):
         """
         Args:
-            build: makes the loader.
-            seed: of its random numbers.
+            build: builds the loader.
+            seed: the seed of the random state.
         """
         self.skip = 0
         self.digest = ""
@@ -39,11 +39,11 @@ class ReproducibleLoader:
         seed_all_rng(seed)
         self._inside = _state()
         _set_state(outside)
-        with self._own_random_numbers():
+        with self._own_random_state():
             self._loader = build()
 
     def __iter__(self) -> Iterator[list[dict]]:
-        with self._own_random_numbers():
+        with self._own_random_state():
             batches = iter(self._loader)
         for _ in trange(self.skip, desc="Batches already seen", disable=not self.skip):
             self._next(batches)
@@ -53,11 +53,11 @@ class ReproducibleLoader:
             yield batch
 
     def _next(self, batches: Iterator[list[dict]]) -> list[dict]:
-        with self._own_random_numbers():
+        with self._own_random_state():
             return next(batches)
 
     @contextmanager
-    def _own_random_numbers(self) -> Iterator[None]:
+    def _own_random_state(self) -> Iterator[None]:
         outside = _state()
         _set_state(self._inside)
         try:
@@ -67,12 +67,12 @@ class ReproducibleLoader:
             _set_state(outside)
 
 
-def _digest(before: str, batch: list[dict]) -> str:
-    digest = hashlib.sha256(before.encode())
-    for picture in batch:
-        digest.update(f"{picture['image_id']} {tuple(picture['image'].shape)}".encode())
-        if "instances" in picture:
-            digest.update(picture["instances"].gt_boxes.tensor.numpy().tobytes())
+def _digest(previous: str, batch: list[dict]) -> str:
+    digest = hashlib.sha256(previous.encode())
+    for record in batch:
+        digest.update(f"{record['image_id']} {tuple(record['image'].shape)}".encode())
+        if "instances" in record:
+            digest.update(record["instances"].gt_boxes.tensor.numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,9 +1,9 @@
-"""What the runs of a comparison reached, and how sure the differences between rows are."""
+"""Collect the results of a comparison, with confidence intervals of the differences."""
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from tqdm import tqdm
@@ -20,15 +20,16 @@ __all__ = ["Difference", "Results", "gather"]
 logger = logging.getLogger(__name__)
 
 _LEVEL = 95  # percent
-_TOLERANCE = 1e-6  # between AP in percent as evaluated, and as computed anew
+_LOADING = ("DATALOADER.", "INPUT.", "dataloader.train.")  # keys that change the training images
+_TOLERANCE = 1e-6  # between AP in percent in result.json and recomputed
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a row to the first one, over the seeds that both have."""
+    """A row's mean minus that of the first row, over the seeds that both have."""
 
     difference: float
-    low: float  # of the bootstrap interval of 95 %
+    low: float  # bounds of the 95 % bootstrap interval
     high: float
 
 
@@ -37,44 +38,44 @@ UNDEFINED = Difference(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Results:
-    """What a comparison has reached so far. AP is in percent, NaN where undefined.
+    """The results of the finished runs. AP is in percent, NaN if undefined.
 
     Attributes:
-        plan: what was compared.
-        results: by row and seed, the content of ``result.json``; without runs that are not done.
-        tasks: of "bbox" and "segm".
-        metrics: AP and those of the frequency groups.
-        differences: by row but the first, task and metric.
-        num_pictures: in the test set.
-        num_resamples: of the bootstrap.
+        plan: the comparison.
+        results: the content of ``result.json`` by row and seed, of the finished runs.
+        iou_types: those evaluated, of "bbox" and "segm".
+        metrics: AP and the APs of the frequency groups.
+        differences: by row (except the first), IoU type and metric.
+        num_images: number of test images.
+        num_resamples: number of bootstrap resamples.
     """
 
     plan: Plan
     results: dict[str, dict[int, dict]]
-    tasks: tuple[str, ...]
+    iou_types: tuple[str, ...]
     metrics: tuple[str, ...]
     differences: dict[tuple[str, str, str], Difference]
-    num_pictures: int
+    num_images: int
     num_resamples: int
 
-    def values(self, row: str, task: str, metric: str) -> dict[int, float]:
-        """The metric of each seed."""
+    def values(self, row: str, iou_type: str, metric: str) -> dict[int, float]:
+        """Return the metric of each seed."""
         values = {}
         for seed, result in self.results[row].items():
-            value = result["metrics"].get(f"{task}/{metric}")
+            value = result["metrics"].get(f"{iou_type}/{metric}")
             values[seed] = math.nan if value is None else value
         return values
 
-    def mean(self, row: str, task: str, metric: str) -> float:
-        """The mean of the metric over seeds."""
-        return _mean(list(self.values(row, task, metric).values()))
+    def mean(self, row: str, iou_type: str, metric: str) -> float:
+        """Return the mean of the metric over seeds."""
+        return _mean(list(self.values(row, iou_type, metric).values()))
 
     def costs(self, row: str, key: str) -> list[float]:
-        """The ``seconds_per_iteration`` or ``peak_memory_mb`` of each seed."""
+        """Return the ``seconds_per_iteration`` or ``peak_memory_mb`` of each seed."""
         return [result[key] for result in self.results[row].values()]
 
     def notes(self) -> list[str]:
-        """What a reader of the table has to know."""
+        """Return notes for the reader of the table, e.g. on missing runs."""
         missing = []
         for row in self.plan.rows:
             seeds = [str(s) for s in self.plan.seeds if s not in self.results[row.name]]
@@ -85,122 +86,117 @@ class Results:
         if once:
             which = "all rows" if once == others else ", ".join(once)
             notes.append(
-                f"One seed: the intervals of {which} do not hold what another seed would change."
+                f"One seed: the intervals of {which} do not include the variance between seeds."
             )
-        notes += self._other_pictures()
+        notes += self._notes_on_images()
         versions = [r["versions"] for results in self.results.values() for r in results.values()]
         for key in versions[0] if versions else ():
-            found = sorted({version[key] for version in versions})
-            if len(found) > 1:
-                notes.append(f"The runs had different {key}: {' and '.join(found)}.")
+            values = sorted({version[key] for version in versions})
+            if len(values) > 1:
+                notes.append(f"The runs had different {key}: {' and '.join(values)}.")
         return notes
 
-    def _other_pictures(self) -> list[str]:
+    def _notes_on_images(self) -> list[str]:
         first = self.plan.rows[0].name
         rows_by_reason: dict[str, list[str]] = {}
         for name, keys in self.plan.differences().items():
             pairs = [
-                (self.results[first][seed].get("pictures"), result.get("pictures"))
+                (self.results[first][seed].get("image_digest"), result.get("image_digest"))
                 for seed, result in self.results[name].items()
                 if seed in self.results[first]
             ]
-            if any(theirs and own and theirs != own for theirs, own in pairs):
-                reasons = [key for key in keys if key.startswith(("DATALOADER.", "INPUT."))]
+            if any(a and b and a != b for a, b in pairs):
+                reasons = [key for key in keys if key.startswith(_LOADING)]
                 why = f"they differ in {', '.join(reasons)}" if reasons else "the reason is unknown"
                 rows_by_reason.setdefault(why, []).append(name)
         return [
-            f"Not trained on the pictures of {first} ({why}): {'; '.join(names)}."
+            f"Not trained on the same images as {first} ({why}): {'; '.join(names)}."
             for why, names in rows_by_reason.items()
         ]
 
 
 def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
-    """Read what is done, and hold each row against the first one.
+    """Read the results of the finished runs, and compare each row with the first one.
 
-    The intervals are percentiles of paired bootstrap resamples. Each draws the pictures of the test
-    set with replacement, the same for all rows, and computes AP anew; and it draws n - 1 of the n
+    The intervals are percentiles of paired bootstrap resamples. Each resample draws the test images
+    with replacement, the same ones for all rows, and recomputes AP; and it draws n - 1 of the n
     seeds with replacement, which gives their mean the variance of a mean of n (McCarthy and
-    Snowden, "The bootstrap and finite population sampling", 1985). As both are drawn, what varies
-    from picture to picture and from seed to seed alike counts more than once: the intervals are
-    rather too wide than too narrow (Owen, "The pigeonhole bootstrap", 2007).
+    Snowden, "The bootstrap and finite population sampling", 1985). With both drawn, variance that
+    images and seeds share counts more than once: the intervals are too wide rather than too narrow
+    (Owen, "The pigeonhole bootstrap", 2007).
 
     Args:
-        plan: checked.
-        num_resamples: of the bootstrap.
-        seed: of its draws.
+        plan: a checked plan.
+        num_resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: nothing is done yet, or a result and its predictions do not belong together.
+        UserError: no run is done yet, or a result does not match its predictions.
     """
     results: dict[str, dict[int, dict]] = {row.name: {} for row in plan.rows}
     done = [run for run in plan.runs if run.is_done]
     if not done:
-        raise UserError(f"No run of the comparison in {plan.output_dir} is done yet.")
+        raise UserError(f"No run of the comparison in {plan.output_dir} is finished yet.")
     for run in done:
         results[run.row][run.seed] = read_json(run.result_file)
     job = plan.rows[0].job
     name = job.test_datasets[0]
     truth = read_ground_truth(name, job.groups, job.count_from)
     metrics = ("AP", *(f"AP{name}" for name in truth.groups.names))
-    named = {name for run in done for name in results[run.row][run.seed]["metrics"]}
-    tasks = tuple(task for task in ("bbox", "segm") if f"{task}/AP" in named)
+    names = {name for run in done for name in results[run.row][run.seed]["metrics"]}
+    iou_types = tuple(iou_type for iou_type in ("bbox", "segm") if f"{iou_type}/AP" in names)
     weights = draw_image_weights(len(truth.image_ids), num_resamples, seed)
-    weights = np.concatenate([np.ones_like(weights[:1]), weights])  # as they are, first
+    weights = np.concatenate([np.ones_like(weights[:1]), weights])  # first, without resampling
     resampled: dict[tuple[str, int, str], dict[str, np.ndarray]] = {}
     for run in tqdm(done, desc="Bootstrap", unit="run", disable=None):
         detections = read_results(run.predictions_file, truth)
-        for task in tasks:
-            if f"{task}/AP" not in results[run.row][run.seed]["metrics"]:
+        for iou_type in iou_types:
+            if f"{iou_type}/AP" not in results[run.row][run.seed]["metrics"]:
                 continue
-            evaluation = evaluate(truth, detections, task, engine=job.engine, matches=True)
+            evaluation = evaluate(truth, detections, iou_type, engine=job.engine, matches=True)
             aps = resampled_ap(evaluation, weights)
-            _require_same(run, task, results[run.row][run.seed]["metrics"], aps)
-            resampled[run.row, run.seed, task] = {
+            _require_same(run, iou_type, results[run.row][run.seed]["metrics"], aps)
+            resampled[run.row, run.seed, iou_type] = {
                 name: 100 * values[1:] for name, values in aps.items()
             }
-    found = Results(plan, results, tasks, metrics, {}, len(truth.image_ids), num_resamples)
-    for row, task, metric in _compared(found):
-        difference = _difference(found, resampled, row, task, metric, seed)
-        found.differences[row, task, metric] = difference
-    return found
+    gathered = Results(plan, results, iou_types, metrics, {}, len(truth.image_ids), num_resamples)
+    for row, iou_type, metric in product(plan.rows[1:], iou_types, metrics):
+        key = (row.name, iou_type, metric)
+        gathered.differences[key] = _difference(gathered, resampled, *key, seed)
+    return gathered
 
 
-def _require_same(run: Run, task: str, metrics: dict, aps: dict[str, np.ndarray]) -> None:
-    for name, (again, *_) in aps.items():
-        value = metrics[f"{task}/{name}"]
-        if not np.allclose(100 * again, math.nan if value is None else value, 0, _TOLERANCE, True):
+def _require_same(run: Run, iou_type: str, metrics: dict, aps: dict[str, np.ndarray]) -> None:
+    for name, (ap, *_) in aps.items():
+        value = metrics[f"{iou_type}/{name}"]
+        if not np.allclose(100 * ap, math.nan if value is None else value, 0, _TOLERANCE, True):
             raise UserError(
-                f"{run.predictions_file} gives {task}/{name} {100 * again:.4f}, and "
-                f"{run.result_file} says {value}: they do not belong together, or the test set "
-                f"has changed. Delete {run.result_file}, and run the comparison again."
+                f"{run.result_file} does not match {run.predictions_file}: {iou_type}/{name} is "
+                f"{value} in the former, but {100 * ap:.4f} by the latter. One of the files or the "
+                f"test set has changed: delete {run.result_file}, and run the comparison again."
             )
 
 
-def _compared(found: Results) -> Iterator[tuple[str, str, str]]:
-    for row in found.plan.rows[1:]:
-        for task in found.tasks:
-            for metric in found.metrics:
-                yield row.name, task, metric
-
-
 def _difference(
-    found: Results, resampled: dict, row: str, task: str, metric: str, seed: int
+    gathered: Results, resampled: dict, row: str, iou_type: str, metric: str, seed: int
 ) -> Difference:
-    first = found.plan.rows[0].name
+    first = gathered.plan.rows[0].name
     seeds = [
-        s for s in found.plan.seeds if (first, s, task) in resampled and (row, s, task) in resampled
+        s
+        for s in gathered.plan.seeds
+        if (first, s, iou_type) in resampled and (row, s, iou_type) in resampled
     ]
     if not seeds:
         return UNDEFINED
-    theirs, own = (found.values(name, task, metric) for name in (first, row))
-    mean = _mean([own[s] - theirs[s] for s in seeds])
-    each = np.stack(
-        [resampled[row, s, task][metric] - resampled[first, s, task][metric] for s in seeds]
+    ours, theirs = (gathered.values(name, iou_type, metric) for name in (row, first))
+    mean = _mean([ours[s] - theirs[s] for s in seeds])
+    differences = np.stack(
+        [resampled[row, s, iou_type][metric] - resampled[first, s, iou_type][metric] for s in seeds]
     )  # (seeds, resamples)
     drawn = np.random.default_rng(seed).integers(
-        len(seeds), size=(max(1, len(seeds) - 1), each.shape[1])
+        len(seeds), size=(max(1, len(seeds) - 1), differences.shape[1])
     )
-    means = np.take_along_axis(each, drawn, axis=0).mean(0)
+    means = np.take_along_axis(differences, drawn, axis=0).mean(0)
     means = means[~np.isnan(means)]
     if not len(means):
         return Difference(mean, math.nan, math.nan)

@@ -1,4 +1,4 @@
-"""The runs of a comparison before they are trained."""
+"""List the runs of a comparison before they are trained."""
 
 from tabulate import tabulate
 

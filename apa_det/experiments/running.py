@@ -1,4 +1,4 @@
-"""The runs of a comparison, each in a process of its own."""
+"""Train the runs of a comparison, each in its own process."""
 
 import json
 import logging
@@ -17,19 +17,18 @@ __all__ = ["run_all"]
 
 logger = logging.getLogger(__name__)
 
-_TAIL = 15  # lines of the output of a run that failed
-_PERIOD = 0.5  # seconds between two looks at the processes
+_TAIL = 15  # output lines of a failed run to show
+_PERIOD = 0.5  # seconds between two polls of the processes
 
 
 def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
-    """Train what is not done yet; where some runs fail, the others go on.
+    """Train the runs that are not done yet; a failed run does not stop the others.
 
-    On SIGINT and SIGTERM each running process saves a checkpoint, and the same call goes on from
-    there.
+    On SIGINT and SIGTERM each running process saves a checkpoint, from which the next call resumes.
 
     Args:
-        plan: checked.
-        jobs: how many runs at once. With several GPUs they take turns on them.
+        plan: a checked plan.
+        jobs: number of runs at the same time; they are spread over the GPUs.
 
     Returns:
         The runs that failed.
@@ -38,7 +37,7 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
     running: list[_Process] = []
     failed: list[Run] = []
     previous = signal.signal(signal.SIGTERM, _interrupt)
-    period = 1 if sys.stderr.isatty() else 60  # seconds between two lines of progress
+    period = 1 if sys.stderr.isatty() else 60  # seconds between two progress updates
     iterations = sum(run.job.max_iter for run in waiting)
     try:
         with tqdm(total=iterations, mininterval=period, miniters=0, disable=not waiting) as bar:
@@ -56,7 +55,9 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
                         bar.set_description(process.name, refresh=False)
                 time.sleep(_PERIOD)
     except KeyboardInterrupt:
-        logger.warning("Stopping: what runs saves a checkpoint. The same command goes on from it.")
+        logger.warning(
+            "Stopping: running trainings save a checkpoint. Run the same command to resume."
+        )
         raise
     finally:
         for process in running:
@@ -72,7 +73,7 @@ def _interrupt(*_) -> None:
 
 
 class _Process:
-    """The process of a run, in a session of its own, so that Ctrl-C is ours to pass on."""
+    """The process of a run, in its own session: only :func:`run_all` passes Ctrl-C on to it."""
 
     def __init__(self, run: Run, slot: int, jobs: int):
         self.run, self.slot = run, slot
@@ -92,20 +93,20 @@ class _Process:
             )
 
     def advance(self, bar: tqdm, ended: bool) -> None:
-        """Show how far it is; it says so every 20 iterations."""
+        """Update the progress bar; the process logs its iteration every 20 iterations."""
         total = self.run.job.max_iter
         now = total if ended else min(_last_iteration(self.run.folder), total)
         bar.update(max(0, now - self._seen))
         self._seen = max(self._seen, now)
 
     def finish(self, bar: tqdm) -> list[Run]:
-        """This run, if it failed."""
+        """Return the run in a list if it failed; print the end of its output."""
         if self.run.is_done:
             return []
         with open(self._output, encoding="utf-8", errors="replace") as file:
             tail = file.readlines()[-_TAIL:]
         bar.write(
-            f"{self.name} failed with exit code {self.popen.returncode}; the end of "
+            f"{self.name} failed with exit code {self.popen.returncode}. The end of "
             f"{self._output}:\n  " + "  ".join(tail),
             file=sys.stderr,
         )
@@ -133,6 +134,6 @@ def _last_iteration(folder: str) -> int:
     for line in reversed(lines):
         try:
             return json.loads(line)["iteration"] + 1
-        except (ValueError, KeyError):  # half a line
+        except (ValueError, KeyError):  # an incomplete line
             continue
     return 0

@@ -1,4 +1,4 @@
-"""The results of a comparison in words: tables for people, and files for programs."""
+"""Write the results of a comparison as a Markdown table, CSV and JSON."""
 
 import csv
 import io
@@ -13,10 +13,10 @@ from tabulate import tabulate
 from ..utils.json_files import write_json
 from .results import UNDEFINED, Difference, Results
 
-__all__ = ["TASKS", "format_difference", "format_tables", "write_tables"]
+__all__ = ["IOU_TYPE_NAMES", "format_difference", "format_tables", "write_tables"]
 
-TASKS = {"bbox": "boxes", "segm": "masks"}
-_COSTS = {"seconds_per_iteration": 1000, "peak_memory_mb": 1}  # with the factor in the table
+IOU_TYPE_NAMES = {"bbox": "boxes", "segm": "masks"}
+_COSTS = {"seconds_per_iteration": 1000, "peak_memory_mb": 1}  # factor of the unit in the table
 
 
 def write_tables(results: Results, output_dir: str) -> str:
@@ -34,31 +34,32 @@ def write_tables(results: Results, output_dir: str) -> str:
 
 
 def format_tables(results: Results) -> str:
-    """Markdown: a table for each task, one of the costs, the notes, and what the rows change."""
+    """Return Markdown: a table per IoU type, the costs, notes, and what each row changes."""
     first = results.plan.rows[0].name
     parts = [
         f"Mean ± standard deviation over {_listed(results.plan.seeds)}; Δ is the "
         f"difference to {first}, with the 95 % interval of {results.num_resamples:,} bootstrap "
-        f"resamples of the {results.num_pictures:,} test pictures and of the seeds. An iteration's "
-        "time is the median, without the reading of pictures; memory is the most in training."
+        f"resamples of the {results.num_images:,} test images and of the seeds. The time per "
+        "iteration is the median, without image loading; memory is the peak in training."
     ]
-    parts += [_task_table(results, task) for task in results.tasks]
+    parts += [_ap_table(results, iou_type) for iou_type in results.iou_types]
     parts.append(_cost_table(results))
     parts += results.notes()
     parts.append(_changes(results))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _task_table(results: Results, task: str) -> str:
-    headers = [TASKS[task]]
+def _ap_table(results: Results, iou_type: str) -> str:
+    headers = [IOU_TYPE_NAMES[iou_type]]
     for metric in results.metrics:
         headers += [metric, f"Δ{metric}"]
     lines = []
     for row in results.plan.rows:
         cells = []
         for metric in results.metrics:
-            cells.append(_mean_and_spread(list(results.values(row.name, task, metric).values())))
-            difference = results.differences.get((row.name, task, metric))
+            values = results.values(row.name, iou_type, metric)
+            cells.append(_mean_and_spread(list(values.values())))
+            difference = results.differences.get((row.name, iou_type, metric))
             cells.append("" if difference is None else format_difference(difference))
         lines.append([row.name, *cells])
     return _markdown(lines, headers)
@@ -80,20 +81,22 @@ def _cost_table(results: Results) -> str:
 
 
 def _changes(results: Results) -> str:
-    """The keys that rows set, at the first row with its own values of all of them."""
+    """List the keys in which rows differ from the first one, with their values in each row."""
     changes = results.plan.differences()
     if not changes:
         return ""
     first: dict[str, object] = {}
     for keys in changes.values():
-        first.update({key: theirs for key, (theirs, _) in keys.items()})
+        first.update({key: value for key, (value, _) in keys.items()})
     rows = {results.plan.rows[0].name: first}
-    rows |= {name: {key: own for key, (_, own) in keys.items()} for name, keys in changes.items()}
+    rows |= {
+        name: {key: value for key, (_, value) in keys.items()} for name, keys in changes.items()
+    }
     lines = []
     for name, keys in rows.items():
         listed = ", ".join(f"`{key} {value}`" for key, value in keys.items())
         lines.append(f"- {name}: {listed or 'nothing'}")
-    return "\n".join(["What the rows change in the first one, and what that has:", "", *lines])
+    return "\n".join(["Settings in which the rows differ from the first one:", "", *lines])
 
 
 def _content(results: Results) -> dict:
@@ -101,7 +104,7 @@ def _content(results: Results) -> dict:
         "numbers": list(_records(results)),
         "runs": results.results,
         "seeds": results.plan.seeds,
-        "pictures": results.num_pictures,
+        "images": results.num_images,
         "resamples": results.num_resamples,
         "notes": results.notes(),
         "changes": results.plan.differences(),
@@ -112,8 +115,8 @@ def _csv(results: Results) -> str:
     file = io.StringIO()
     writer = None
     for record in _records(results):
-        of_seeds = record.pop("seeds")
-        record |= {f"seed{seed}": of_seeds.get(seed, math.nan) for seed in results.plan.seeds}
+        values = record.pop("seeds")
+        record |= {f"seed{seed}": values.get(seed, math.nan) for seed in results.plan.seeds}
         if writer is None:
             writer = csv.DictWriter(file, record, lineterminator="\n")
             writer.writeheader()
@@ -122,14 +125,14 @@ def _csv(results: Results) -> str:
 
 
 def _records(results: Results) -> Iterator[dict]:
-    """For each row and number: mean, std, the difference with its interval, and all seeds."""
+    """Yield, per row and metric: mean, std, the difference with its interval, and all seeds."""
     for row in results.plan.rows:
-        for task in results.tasks:
+        for iou_type in results.iou_types:
             for metric in results.metrics:
-                values = results.values(row.name, task, metric)
+                values = results.values(row.name, iou_type, metric)
                 yield {
-                    **_record(row.name, task, metric, values),
-                    **asdict(results.differences.get((row.name, task, metric), UNDEFINED)),
+                    **_record(row.name, iou_type, metric, values),
+                    **asdict(results.differences.get((row.name, iou_type, metric), UNDEFINED)),
                     "seeds": values,
                 }
         for key in _COSTS:
@@ -137,10 +140,10 @@ def _records(results: Results) -> Iterator[dict]:
             yield {**_record(row.name, "", key, values), **asdict(UNDEFINED), "seeds": values}
 
 
-def _record(row: str, task: str, metric: str, values: dict[int, float]) -> dict:
+def _record(row: str, iou_type: str, metric: str, values: dict[int, float]) -> dict:
     numbers = list(values.values())
     mean, std = _mean(numbers), _spread(numbers)
-    return {"row": row, "task": task, "metric": metric, "mean": mean, "std": std}
+    return {"row": row, "iou_type": iou_type, "metric": metric, "mean": mean, "std": std}
 
 
 def _mean(values: list[float]) -> float:
@@ -148,7 +151,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _spread(values: list[float]) -> float:
-    """The standard deviation of a sample."""
+    """Return the sample standard deviation."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
@@ -159,7 +162,7 @@ def _mean_and_spread(values: list[float], digits: int = 1) -> str:
 
 
 def format_difference(difference: Difference) -> str:
-    """ "+1.2 [+0.3, +2.1]"; "–" where undefined."""
+    """Return e.g. "+1.2 [+0.3, +2.1]"; "–" if undefined."""
     if math.isnan(difference.difference):
         return "–"
     text = _signed(difference.difference)
@@ -192,7 +195,7 @@ def _write(text: str, path: str) -> None:
 
 
 def _without_nan(content):
-    """The same with None for NaN, which is no JSON."""
+    """Replace NaN, which JSON does not have, by None."""
     if isinstance(content, dict):
         return {key: _without_nan(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -1,4 +1,4 @@
-"""One run of a comparison, trained and evaluated in this process, with what it costs."""
+"""Train and evaluate one run of a comparison in this process, and measure its cost."""
 
 import gzip
 import hashlib
@@ -34,11 +34,17 @@ logger = logging.getLogger(__name__)
 
 
 def train_run(folder: str, imports: Sequence[str] = ()) -> None:
-    """Train and evaluate what ``config.yaml`` in a folder says, or go on from its last checkpoint.
+    """Train and evaluate the ``config.yaml`` of a folder, or resume from its last checkpoint.
 
-    ``result.json`` is written last: the metrics, what an iteration costs, a digest of the pictures
-    that were seen, versions and device. ``predictions.json.gz`` holds the predictions for the test
-    set.
+    Write ``predictions.json.gz``, the predictions for the test set, and last ``result.json``:
+    metrics, cost per iteration, a digest of the training images, versions and device.
+
+    Args:
+        folder: the folder of the run.
+        imports: modules that were imported to register components.
+
+    Raises:
+        UserError: the config is not valid.
     """
     config_file = os.path.join(folder, "config.yaml")
     opts = overrides(config_file, {"output_dir": folder})
@@ -46,10 +52,12 @@ def train_run(folder: str, imports: Sequence[str] = ()) -> None:
         Namespace(config_file=config_file, opts=opts, imports=imports, eval_only=False, resume=True)
     )
     if len(job.stages()) > 1:
+        decoupled = job.KEYS["decoupled_trained"].rpartition(".")[0]
         raise UserError(
-            "A comparison trains in one stage: set SOLVER.DECOUPLED.MAX_ITER to 0, and name "
-            "model_final.pth of the first stage as MODEL.WEIGHTS, with SOLVER.TRAINED, "
-            "MODEL.REINITIALIZE and DATALOADER.SAMPLER_TRAIN, to compare second stages."
+            f"A comparison trains one stage, but {decoupled} sets a second one: set its number of "
+            f"iterations to 0. To compare second stages, set {job.KEYS['weights']} to "
+            f"model_final.pth of the first stage, and set {job.KEYS['trained']}, the parameters to "
+            "reinitialize and the sampler directly."
         )
     trainer = ReproducibleTrainer(job)
     trainer.resume_or_load(resume=True)
@@ -62,18 +70,17 @@ def train_run(folder: str, imports: Sequence[str] = ()) -> None:
         "metrics": {n: v if np.isfinite(v) else None for n, v in trainer.metrics().items()},
         "iterations": job.max_iter,
         **trainer.costs.summary(),
-        "pictures": trainer.pictures.digest,
+        "image_digest": trainer.job_loader.digest,
         "versions": _versions(job.device),
     }
     write_json(result, os.path.join(folder, "result.json"))
 
 
 class CostMeter(HookBase):
-    """The time and the memory of training iterations, kept in checkpoints.
+    """Measures the time and the peak memory of training iterations; saved in checkpoints.
 
-    Reading pictures, evaluation and other hooks are left out. The memory is the most that was
-    allocated on the GPU; on a CPU it is the most that the process took (outside of Linux, up to
-    then, evaluation included).
+    Data loading, evaluation and other hooks are not included. The memory is the peak allocated on
+    the GPU, or on the CPU the peak of the process (except on Linux, evaluation so far included).
     """
 
     def __init__(self, device: torch.device):
@@ -95,8 +102,8 @@ class CostMeter(HookBase):
         else:
             memory = _peak_memory()
         elapsed = time.perf_counter() - self._start
-        reading, _ = get_event_storage().latest()["data_time"]
-        self._seconds.append(elapsed - reading)
+        data_time, _ = get_event_storage().latest()["data_time"]
+        self._seconds.append(elapsed - data_time)
         self._bytes = max(self._bytes, memory)
 
     def state_dict(self) -> dict:
@@ -106,7 +113,7 @@ class CostMeter(HookBase):
         self._seconds, self._bytes = list(state["seconds"]), state["bytes"]
 
     def summary(self) -> dict[str, float]:
-        """The median of the seconds of an iteration, and the most memory in MB (10^6 bytes)."""
+        """Return the median time of an iteration and the peak memory in MB (10^6 bytes)."""
         return {
             "seconds_per_iteration": float(np.median(self._seconds)),
             "peak_memory_mb": self._bytes / 1e6,
@@ -114,33 +121,33 @@ class CostMeter(HookBase):
 
 
 class ReproducibleTrainer(JobTrainer):
-    """The trainer, with pictures that depend on ``SEED`` alone, also after ``--resume``.
+    """A trainer whose training images depend on the seed only, also when it resumes.
 
     Attributes:
-        costs: what its iterations cost.
+        costs: the cost of its iterations.
     """
 
     def build_hooks(self) -> list[HookBase]:
         self.costs = CostMeter(self._device)
-        return [self.costs, *super().build_hooks()]  # next to the step
+        return [self.costs, *super().build_hooks()]  # first: directly around the step
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        self.pictures.skip = self.start_iter
+        self.job_loader.skip = self.start_iter
 
     @property
-    def pictures(self) -> ReproducibleLoader:
+    def job_loader(self) -> ReproducibleLoader:
         return self._trainer.data_loader
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "pictures": self.pictures.digest}
+        return {**super().state_dict(), "image_digest": self.job_loader.digest}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.pictures.digest = state["pictures"]
+        self.job_loader.digest = state["image_digest"]
 
     def metrics(self) -> dict[str, float]:
-        """Those of the last evaluation, such as "bbox/AP"."""
+        """Return the metrics of the last evaluation, e.g. "bbox/AP"."""
         return flatten_results_dict(self._last_eval_results)
 
     def build_job_loader(self) -> ReproducibleLoader:
@@ -153,7 +160,7 @@ def _reset_peak_memory() -> None:
 
 
 def _peak_memory() -> int:
-    """Bytes. Of getrusage only where there is no /proc: it starts from what the parent held."""
+    """Return bytes; from getrusage only without /proc, as it includes the parent's memory."""
     try:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
@@ -163,14 +170,14 @@ def _peak_memory() -> int:
 
 
 def _compress(source: str, target: str) -> None:
-    with open(source, "rb") as plain, gzip.open(f"{target}.partial", "wb", 6) as packed:
-        shutil.copyfileobj(plain, packed)
+    with open(source, "rb") as file, gzip.open(f"{target}.partial", "wb", 6) as compressed:
+        shutil.copyfileobj(file, compressed)
     os.replace(f"{target}.partial", target)
     os.remove(source)
 
 
 def _code_digest() -> str:
-    """Of the package's files: a checkout that changes keeps its version."""
+    """Return a hash of the package's files, as a changed checkout keeps its version."""
     root = Path(apa_det.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

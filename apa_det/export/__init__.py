@@ -13,7 +13,7 @@ them to the output size:
 ``masks``    float32, (N, 1, M, M), only of models with masks: probabilities on a grid over each
              box. To get a binary mask, resize the grid to the box linearly and take the pixels
              >= 0.5 (see ``detectron2.layers.paste_masks_in_image``). If
-             ``MODEL.ROI_MASK_HEAD.THRESHOLD`` is not 0.5, the values are scaled so that 0.5 applies.
+             ``MODEL.ROI_MASK_HEAD.THRESHOLD`` is another one, the values are scaled accordingly.
 ===========  =======================================================================================
 
 TorchScript modules return a dict with these keys. An exported backbone takes ``images``, of shape

@@ -6,5 +6,3 @@ Activations called as functions are not modules: rewriting/ rewrites the methods
 """
 
 from .api import inject, injected, restore
-
-__all__ = ["inject", "injected", "restore"]

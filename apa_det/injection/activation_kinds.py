@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from ..activation import aglu, apa
 from ..errors import UserError
 
-__all__ = ["KINDS", "Kind", "closest_parameters", "kind_of_function", "kind_of_module"]
-
 Function = Callable[[Tensor], Tensor]
 
 RELU_KAPPA = 300.0

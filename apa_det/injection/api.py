@@ -25,8 +25,6 @@ from .locations import (
     set_attribute,
 )
 
-__all__ = ["inject", "injected", "restore"]
-
 logger = logging.getLogger(__name__)
 
 Type = str | type[nn.Module]

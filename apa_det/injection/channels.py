@@ -12,8 +12,6 @@ from ..activation import AGLU, APA
 from ..errors import UserError
 from .locations import Location, insert_modules, restore_attributes
 
-__all__ = ["Channels", "ChannelsLastAGLU", "ChannelsLastAPA", "find_channels"]
-
 
 class _ChannelsLast(APA):
     def parameters_for(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,17 +12,6 @@ from .activation_kinds import KINDS, kind_of_function, kind_of_module
 from .rewriting.activation_calls import ActivationCall, find_calls, iterates_over_children
 from .rewriting.subclasses import Replacements, subclass_with_modules
 
-__all__ = [
-    "Location",
-    "find_locations",
-    "find_obstacle",
-    "has_hooks",
-    "injected_names",
-    "insert_modules",
-    "restore_attributes",
-    "set_attribute",
-]
-
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["is_dense", "is_supported", "match_layout", "sizes_along"]
-
 
 def is_dense(x: Tensor) -> bool:
     """Return whether x is contiguous or channels-last contiguous."""

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from . import eager, native, triton_kernels
 
-__all__ = ["BACKENDS", "activation", "affine_aglu", "class_loss"]
-
 BACKENDS: dict[str, ModuleType] = {"eager": eager, "native": native, "triton": triton_kernels}
 
 _LIBRARY = torch.library.Library("apa_det", "DEF")

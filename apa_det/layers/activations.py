@@ -12,8 +12,6 @@ from ..activation import AGLU
 from ..activation import aglu as evaluate_aglu
 from ..errors import UserError
 
-__all__ = ["ACTIVATION_REGISTRY", "Swish", "activation_from_config", "get_activation"]
-
 ACTIVATION_REGISTRY = Registry("ACTIVATION")
 ACTIVATION_REGISTRY.__doc__ = """
 Registry of activations, for ``MODEL.APA.ACTIVATION`` and similar config keys.

@@ -10,8 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["CARAFE", "carafe"]
-
 # Number of columns per block. Each output row of a block is one matrix product: the kernels, as a
 # band matrix, times the k surrounding input rows. The band matrix grows quadratically with _BLOCK.
 _BLOCK = 16

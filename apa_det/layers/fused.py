@@ -9,8 +9,6 @@ from ..activation import AGLU, affine_aglu
 from .gates import SEGate
 from .norm import EvalBatchNorm2d, scale_and_shift
 
-__all__ = ["can_fuse", "conv_norm_aglu", "norm_gate_shortcut_aglu"]
-
 
 def can_fuse(
     conv: nn.Module,

@@ -14,16 +14,6 @@ from ..activation import APA
 from ..errors import UserError
 from .norm import norm_from_name
 
-__all__ = [
-    "CBAMGate",
-    "GATE_REGISTRY",
-    "SEGate",
-    "gate_from_config",
-    "get_gate",
-    "get_gate_activation",
-    "keep_strongest",
-]
-
 GATE_REGISTRY = Registry("GATE")
 GATE_REGISTRY.__doc__ = """
 Registry of gates, for ``MODEL.APA.GATE``.

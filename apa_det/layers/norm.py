@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["EvalBatchNorm2d", "norm_from_name", "scale_and_shift"]
-
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that always uses its running statistics; weight and bias are trained.

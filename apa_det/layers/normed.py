@@ -8,16 +8,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = [
-    "NormedConv2d",
-    "NormedLinear",
-    "WrappedCauchyLinear",
-    "l2_normalize",
-    "normed_conv2d",
-    "normed_linear",
-    "wrapped_cauchy_linear",
-]
-
 _EPS = 1e-6
 
 

@@ -19,32 +19,3 @@ from .resnet_blocks import (
     APADeformBottleneckBlock,
 )
 from .roi_heads import APACascadeROIHeads, APAROIHeads
-
-__all__ = [
-    "CALIBRATION_REGISTRY",
-    "APABasicBlock",
-    "APABasicStem",
-    "APABottleneckBlock",
-    "APACascadeROIHeads",
-    "APADeformBottleneckBlock",
-    "APAFastRCNNConvFCHead",
-    "APAFastRCNNOutputLayers",
-    "APAInjected",
-    "APAMaskRCNNConvUpsampleHead",
-    "APAROIHeads",
-    "BOX_CLASS_LOSS_REGISTRY",
-    "BoxClassLoss",
-    "Calibration",
-    "LogitAdjustment",
-    "NorCal",
-    "TauNorm",
-    "build_apa_resnet_backbone",
-    "build_apa_resnet_fpn_backbone",
-    "build_apa_retinanet_resnet_fpn_backbone",
-    "fuse",
-    "inject",
-    "injected",
-    "make_apa_resnet",
-    "meta_architecture",
-    "restore",
-]

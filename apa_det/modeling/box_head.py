@@ -11,8 +11,6 @@ from torch import nn
 from ..errors import UserError
 from ..layers import activation_from_config, gate_from_config, get_activation, get_gate
 
-__all__ = ["APAFastRCNNConvFCHead"]
-
 _GATES = {"none": (), "roi": ("roi",), "fc": ("fc",), "roi_fc": ("roi", "fc")}
 
 

@@ -28,8 +28,6 @@ from .losses import (
     build_box_class_loss,
 )
 
-__all__ = ["APAFastRCNNOutputLayers"]
-
 CLASS_SCORES = ("softmax", "sigmoid", "gumbel", "apa")
 PREDICTORS = ("linear", "normed", "wrapped_cauchy")
 

@@ -7,17 +7,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = [
-    "CALIBRATION_REGISTRY",
-    "Calibration",
-    "LogitAdjustment",
-    "NorCal",
-    "TauNorm",
-    "logit_adjustment",
-    "nor_cal",
-    "tau_norm",
-]
-
 CALIBRATION_REGISTRY = Registry("CALIBRATION")
 CALIBRATION_REGISTRY.__doc__ = """
 Calibrations of the class scores of :class:`APAFastRCNNOutputLayers` in inference.

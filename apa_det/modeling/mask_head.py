@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..layers import CARAFE, NormedConv2d, activation_from_config, get_activation
 
-__all__ = ["APAMaskRCNNConvUpsampleHead"]
-
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):

@@ -8,8 +8,6 @@ from torch import nn
 from ..errors import UserError
 from ..injection import inject
 
-__all__ = ["APAInjected", "meta_architecture"]
-
 
 @META_ARCH_REGISTRY.register()
 def APAInjected(cfg: CfgNode) -> nn.Module:

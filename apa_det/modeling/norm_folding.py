@@ -11,8 +11,6 @@ from torch import fx, nn
 
 from ..layers import EvalBatchNorm2d, scale_and_shift
 
-__all__ = ["fuse"]
-
 logger = logging.getLogger(__name__)
 
 # Exactly these types: subclasses may do more in their forward pass.

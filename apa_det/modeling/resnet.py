@@ -21,13 +21,6 @@ from .resnet_blocks import (
     Norm,
 )
 
-__all__ = [
-    "build_apa_resnet_backbone",
-    "build_apa_resnet_fpn_backbone",
-    "build_apa_retinanet_resnet_fpn_backbone",
-    "make_apa_resnet",
-]
-
 NUM_BLOCKS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),

@@ -28,16 +28,6 @@ from ..layers import (
     norm_gate_shortcut_aglu,
 )
 
-__all__ = [
-    "APABasicBlock",
-    "APABasicStem",
-    "APABottleneckBlock",
-    "APADeformBottleneckBlock",
-    "Activation",
-    "Gate",
-    "Norm",
-]
-
 Activation = str | Callable[[int], nn.Module]
 Gate = str | Callable[[int], nn.Module | None] | None
 Norm = str | Callable[[int], nn.Module]

@@ -12,8 +12,6 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from ..errors import UserError
 from .box_predictor import APAFastRCNNOutputLayers
 
-__all__ = ["APACascadeROIHeads", "APAROIHeads"]
-
 
 @ROI_HEADS_REGISTRY.register()
 class APAROIHeads(StandardROIHeads):

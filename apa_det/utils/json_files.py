@@ -10,16 +10,6 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import MissingFileError, UserError
 
-__all__ = [
-    "gc_paused",
-    "is_cut_off",
-    "json_list",
-    "local_path",
-    "read_json",
-    "write_json",
-    "writing",
-]
-
 
 @contextmanager
 def gc_paused():

@@ -15,8 +15,6 @@ from tqdm import tqdm
 from ..errors import UserError
 from .json_files import gc_paused, is_cut_off, local_path
 
-__all__ = ["read_json_list"]
-
 _BLOCK = 1 << 23  # characters
 _GZIP = b"\x1f\x8b"
 _TAIL = 1 << 16  # characters to search for the end of a record

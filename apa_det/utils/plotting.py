@@ -2,16 +2,6 @@
 
 from matplotlib.axes import Axes
 
-__all__ = [
-    "DPI",
-    "GREY",
-    "INK",
-    "file_color",
-    "grid",
-    "group_color",
-    "label",
-]
-
 DPI = 110
 INK, GREY = "#222222", "#8a8a8a"
 # From Okabe and Ito's palette; file colors differ from those of the first three groups.

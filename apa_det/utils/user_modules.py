@@ -9,8 +9,6 @@ from pathlib import Path
 
 from ..errors import MissingFileError, UserError
 
-__all__ = ["import_modules"]
-
 
 def import_modules(names: Sequence[str]) -> None:
     """Import modules of the user, each once.

@@ -33,7 +33,7 @@ def test_finds_the_same(detectors, images, way, kind):
 
 
 def test_cascade_is_not_scripted(detectors):
-    with pytest.raises(ValueError, match="Cascade R-CNN cannot be scripted: trace it"):
+    with pytest.raises(ValueError, match="Cascade R-CNN cannot be scripted: use tracing"):
         export_scripting(detectors("cascade"))
 
 

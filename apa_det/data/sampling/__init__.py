@@ -11,20 +11,3 @@ from .repeat_factor import (
     instance_aware_repeat_factors,
 )
 from .undersampling import UndersamplingTrainingSampler
-
-__all__ = [
-    "TRAIN_SAMPLER_REGISTRY",
-    "ClassAwareTrainingSampler",
-    "ClassCounts",
-    "InstanceAwareRepeatFactorTrainingSampler",
-    "RandomSubsetTrainingSampler",
-    "RepeatFactorTrainingSampler",
-    "TrainingSampler",
-    "UndersamplingTrainingSampler",
-    "build_train_loader",
-    "class_groups",
-    "count_classes",
-    "epoch_table",
-    "instance_aware_repeat_factors",
-    "require_train_sampler",
-]

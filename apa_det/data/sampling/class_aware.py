@@ -12,8 +12,6 @@ from ...errors import UserError
 from .counts import count_classes
 from .registry import TRAIN_SAMPLER_REGISTRY
 
-__all__ = ["ClassAwareTrainingSampler"]
-
 
 @TRAIN_SAMPLER_REGISTRY.register()
 class ClassAwareTrainingSampler(samplers.TrainingSampler):

@@ -9,8 +9,6 @@ from tabulate import tabulate
 
 from ..frequency import FREQUENCY_LABELS, frequency_group
 
-__all__ = ["ClassCounts", "class_groups", "count_classes", "epoch_table"]
-
 
 @dataclass(frozen=True)
 class ClassCounts:

@@ -12,8 +12,6 @@ from ...errors import UserError
 from .counts import class_groups, count_classes, epoch_table
 from .registry import TRAIN_SAMPLER_REGISTRY
 
-__all__ = ["build_train_loader", "require_train_sampler"]
-
 logger = logging.getLogger(__name__)
 
 # These need the datasets separately, so detectron2 builds them. Old versions lack their key.

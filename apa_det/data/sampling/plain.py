@@ -7,8 +7,6 @@ from torch import Tensor
 
 from .registry import TRAIN_SAMPLER_REGISTRY
 
-__all__ = ["RandomSubsetTrainingSampler", "TrainingSampler"]
-
 
 @TRAIN_SAMPLER_REGISTRY.register()
 class TrainingSampler(samplers.TrainingSampler):

@@ -2,8 +2,6 @@
 
 from detectron2.utils.registry import Registry
 
-__all__ = ["TRAIN_SAMPLER_REGISTRY"]
-
 TRAIN_SAMPLER_REGISTRY = Registry("TRAIN_SAMPLER")
 TRAIN_SAMPLER_REGISTRY.__doc__ = """
 Training samplers, for ``DATALOADER.SAMPLER_TRAIN``.

@@ -12,12 +12,6 @@ from ...errors import UserError
 from .counts import count_classes
 from .registry import TRAIN_SAMPLER_REGISTRY
 
-__all__ = [
-    "InstanceAwareRepeatFactorTrainingSampler",
-    "RepeatFactorTrainingSampler",
-    "instance_aware_repeat_factors",
-]
-
 
 @TRAIN_SAMPLER_REGISTRY.register()
 class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):

@@ -11,8 +11,6 @@ from ...errors import UserError
 from .counts import class_groups, count_classes
 from .registry import TRAIN_SAMPLER_REGISTRY
 
-__all__ = ["UndersamplingTrainingSampler"]
-
 
 @TRAIN_SAMPLER_REGISTRY.register()
 class UndersamplingTrainingSampler(samplers.RepeatFactorTrainingSampler):

@@ -1,5 +1,3 @@
 """A small synthetic long-tailed dataset."""
 
 from .generate import generate_dataset
-
-__all__ = ["generate_dataset"]

@@ -1,4 +1,4 @@
-"""Jobs beside training and evaluation."""
+"""Jobs other than training and evaluation."""
 
 from .analyze import analyze_checkpoint
 from .calibrate import CalibrationFit, fit_calibration

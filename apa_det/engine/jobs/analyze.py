@@ -1,4 +1,4 @@
-"""The analysis of a job's checkpoint on images of its test set."""
+"""Analyze a job's checkpoint on images of its test set."""
 
 import logging
 
@@ -23,14 +23,15 @@ def analyze_checkpoint(job: Job, num_images: int) -> Analysis:
     Args:
         job: the job, set up for evaluation. The images are from its first test set; the frequency
             groups are those of its evaluation.
-        num_images: the number of images, chosen so that rare categories are among them.
+        num_images: the number of images, chosen so that rare categories are included.
 
     Raises:
-        UserError: ``num_images`` is not positive, or the checkpoint does not fill the model.
+        UserError: ``num_images`` is not positive, there is no test set, or the checkpoint does not
+            fill the model.
     """
     if num_images < 1:
         raise UserError(f"The number of images must be >= 1, got {num_images}.")
-    name = job.test_datasets[0]
+    name = job.first_test_dataset()
     records, groups = job.read_test_records(name), job.groups
     metadata, category_groups = MetadataCatalog.get(name), None
     mapper = job.build_test_mapper()
@@ -40,7 +41,7 @@ def analyze_checkpoint(job: Job, num_images: int) -> Analysis:
         records = [record for record in records if record["image_id"] in chosen]
         indices = np.searchsorted(truth.category_ids, category_ids(metadata))
         groups, category_groups = truth.groups, truth.category_groups[indices]
-        mapper.is_train = True  # keeps the annotations; augmentations are still those of a test
+        mapper.is_train = True  # keep the annotations; the augmentations are still those of a test
         mapper.use_instance_mask = mapper.use_keypoint = False
     else:
         logger.warning("%s has no annotations: its class scores are not analyzed.", name)

@@ -1,4 +1,4 @@
-"""The strength of a calibration, fitted on a part of the training set."""
+"""Fit the strength of a calibration on images of the training set."""
 
 import logging
 import os
@@ -35,21 +35,28 @@ STRENGTHS = tuple(i / 10 for i in range(11))
 
 @dataclass(frozen=True)
 class CalibrationFit:
-    """Box AP at each strength of a calibration. Made by :func:`score_strengths`."""
+    """Box AP by strength of a calibration; see :func:`score_strengths`.
+
+    Attributes:
+        method: name of the calibration.
+        strengths: the S strengths.
+        metrics: for each strength, AP and the AP of each frequency group, in percent.
+        detections: for each strength, the mean number of detections per image.
+    """
 
     method: str
     strengths: tuple[float, ...]
-    metrics: list[dict[str, float]]  # of each strength, in percent; AP and one for each group
-    detections: list[float]  # of each strength, the mean number in a picture
+    metrics: list[dict[str, float]]
+    detections: list[float]
 
     @property
     def best(self) -> float:
-        """The strength of the highest AP, and of equals the smallest."""
+        """The strength with the highest AP; the smallest of several."""
         ap = [metrics["AP"] for metrics in self.metrics]
         return min(s for s, value in zip(self.strengths, ap, strict=True) if value == max(ap))
 
     def table(self) -> str:
-        """A row for each strength; "–" where the pictures show nothing of a group."""
+        """Return a table of one row per strength; "–" for groups without ground truth."""
         rows = [
             [
                 f"{strength:g}{' *' if strength == self.best else ''}",
@@ -60,21 +67,21 @@ class CalibrationFit:
                 self.strengths, self.metrics, self.detections, strict=True
             )
         ]
-        headers = [f"{self.method}", *self.metrics[0], "detections a picture"]
+        headers = [f"{self.method}", *self.metrics[0], "detections per image"]
         align = ("left", *["right"] * (len(headers) - 1))
         return tabulate(rows, headers, colalign=align, disable_numparse=True)
 
     def advice(self) -> str:
-        """What the table says, in one sentence."""
+        """Return the recommendation that follows from the table, in one sentence."""
         if self.best == 0:
-            return f"{self.method} raises AP at none of these strengths: leave it out."
-        text = f"AP is highest at the strength {self.best:g}"
+            return f"{self.method} does not improve AP at any of these strengths: leave it out."
+        text = f"AP is highest at strength {self.best:g}"
         if self.best == max(self.strengths):
-            text += ", the largest that was tried: larger ones may be better"
+            text += ", the largest one tested: larger ones may be better"
         return f"{text}."
 
     def draw(self, path: str | os.PathLike) -> None:
-        """Write a PNG of AP, and of that of each group, against the strength."""
+        """Plot AP, and the AP of each frequency group, against the strength; write a PNG."""
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axis = figure.subplots()
         for i, name in enumerate(self.metrics[0]):
@@ -83,7 +90,7 @@ class CalibrationFit:
             axis.plot(self.strengths, values, marker="o", markersize=4, label=name, **style)
         axis.axvline(self.best, color=GREY, linestyle="--", linewidth=1)
         axis.set_xlabel(f"strength of {self.method}")
-        axis.set_ylabel("box AP on training pictures, %")
+        axis.set_ylabel("box AP on training images, %")
         figure.legend(frameon=False, loc="outside right upper")
         grid(axis)
         figure.savefig(path, dpi=DPI)
@@ -95,24 +102,28 @@ def fit_calibration(
     """Fit a calibration of a job's checkpoint on images of its first training set.
 
     Args:
-        job: the job, set up for evaluation. Images are read as those of its test sets.
+        job: the job, set up for evaluation. The images are preprocessed like test images; the
+            frequency groups are those of its evaluation.
         method: a name in ``CALIBRATION_REGISTRY``.
         num_images: the number of images, chosen by :func:`apa_det.evaluation.choose_subset`, so
-            that rare classes are among them.
+            that rare classes are included.
         strengths: see :func:`score_strengths`.
 
     Raises:
         UserError: an argument is out of range, the training set or the checkpoint is missing or
-            broken, or the model cannot be calibrated this way.
+            invalid, or the model does not support the calibration.
     """
-    if num_images < 1 or min(strengths) < 0:
-        raise UserError("The number of images must be >= 1, and the strengths must be >= 0.")
+    if num_images < 1:
+        raise UserError(f"The number of images must be >= 1, got {num_images}.")
+    if min(strengths) < 0:
+        raise UserError(f"The strengths must be >= 0, got {min(strengths):g}.")
     if method not in CALIBRATION_REGISTRY:
         known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
-        raise UserError(f"The method must be one of {known}; got {method}.")
+        raise UserError(f"The method must be one of {known}; got {method!r}.")
     if not job.train_datasets:
         raise UserError(
-            f"{job.KEYS['train_datasets']} is empty: a calibration is fitted on a training set."
+            f"{job.KEYS['train_datasets']} is empty: set it to the dataset to fit the calibration "
+            "on."
         )
     job = job.with_calibration(method, 1.0)
     job.check(eval_only=True)
@@ -136,69 +147,66 @@ def score_strengths(
     method: str,
     strengths: Sequence[float] = STRENGTHS,
 ) -> CalibrationFit:
-    """Evaluate a detector's boxes under a calibration of several strengths.
+    """Evaluate the boxes of a detector with several strengths of a calibration.
 
-    The model runs once on each picture; its proposals are scored again for each strength, and go
-    through the score threshold and the NMS of inference. The heads of a cascade are calibrated each
-    and averaged.
+    The model runs once on each image. For each strength, its proposals are scored again, and go
+    through the score threshold and the NMS of inference. In a cascade, each stage is calibrated and
+    the scores are averaged.
 
     Args:
-        model: a detector whose boxes :class:`APAFastRCNNOutputLayers` predicts, on any device, with
-            its ``calibration_datasets``. It is left with the calibration that it came with, in eval
-            mode.
-        loader: a detectron2 test loader of the pictures.
-        truth: the ground truth of these pictures.
-        category_ids: (K,) the dataset's category id of each class of the model.
+        model: a detector with :class:`APAFastRCNNOutputLayers`, on any device, that have
+            ``calibration_datasets``. It returns to its own calibration, in eval mode.
+        loader: a detectron2 test loader of the images.
+        truth: the ground truth of these images.
+        category_ids: (K,), the dataset's category id of each model class.
         method: a name in ``CALIBRATION_REGISTRY``.
-        strengths: at least 0 each.
+        strengths: S values >= 0.
 
     Raises:
-        ValueError: the model has no such predictor, or lacks the datasets.
+        UserError: the model has no such predictor, or one without the datasets that it needs.
     """
     predictors = [m for m in model.modules() if isinstance(m, APAFastRCNNOutputLayers)]
     if not predictors:
         raise UserError(
-            "The model has no APAFastRCNNOutputLayers to calibrate: use APAROIHeads or "
-            "APACascadeROIHeads."
+            "The model has no box predictor to calibrate: use APAROIHeads or APACascadeROIHeads."
         )
     calibrations = [CALIBRATION_REGISTRY.get(method)(strength) for strength in strengths]
     if calibrations[0].needs_counts and not all(p.calibration_datasets for p in predictors):
         raise UserError(
-            f"{method} goes by the image counts of the training set: give the box predictors "
-            "calibration_datasets."
+            f"{method} needs the image counts of the training set: set calibration_datasets of the "
+            "box predictors."
         )
-    found: list[list[Detections]] = [[] for _ in strengths]
+    detections: list[list[Detections]] = [[] for _ in strengths]
     before = [predictor.calibration for predictor in predictors]
     model.eval()
     try:
         with _boxes_only(model), torch.no_grad():
-            for pictures in tqdm(loader, "Scoring", unit="batch", disable=None):
+            for images in tqdm(loader, "Scoring", unit="batch", disable=None):
                 with _recorded(predictors) as calls:
-                    model(pictures)
-                for calibration, kept in zip(calibrations, found, strict=True):
+                    model(images)
+                for calibration, parts in zip(calibrations, detections, strict=True):
                     for predictor in predictors:
                         predictor.calibration = calibration
-                    for picture, instances in zip(pictures, _scored(calls), strict=True):
-                        size = picture["height"], picture["width"]
-                        instances = detector_postprocess(instances, *size)
-                        kept.append(
-                            detections_from_instances(instances, picture["image_id"], category_ids)
+                    for image, instances in zip(images, _scored(calls), strict=True):
+                        instances = detector_postprocess(instances, image["height"], image["width"])
+                        parts.append(
+                            detections_from_instances(instances, image["image_id"], category_ids)
                         )
     finally:
         for predictor, calibration in zip(predictors, before, strict=True):
             predictor.calibration = calibration
     names = ("AP", *(f"AP{group}" for group in truth.groups.names))
     metrics = []
-    for parts in tqdm(found, "Evaluating", unit="strength", disable=None):
+    for parts in tqdm(detections, "Evaluating", unit="strength", disable=None):
         values = evaluate(truth, Detections.concatenate(parts), "bbox").metrics()
         metrics.append({name: 100 * values[name] for name in names})
-    numbers = [sum(map(len, parts)) / max(len(parts), 1) for parts in found]
-    return CalibrationFit(method, tuple(strengths), metrics, numbers)
+    means = [sum(map(len, parts)) / max(len(parts), 1) for parts in detections]
+    return CalibrationFit(method, tuple(strengths), metrics, means)
 
 
 @contextmanager
 def _boxes_only(model: nn.Module) -> Iterator[None]:
-    """Within, no RoI heads predict masks or keypoints."""
+    """Return a context in which RoI heads predict no masks and keypoints."""
     switches = [
         (module, name)
         for module in model.modules()
@@ -216,7 +224,7 @@ def _boxes_only(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _recorded(predictors: list[APAFastRCNNOutputLayers]) -> Iterator[list[tuple]]:
-    """Within, a list of (predictor, predictions, proposals) of all that was to be scored."""
+    """Yield a list that records (predictor, predictions, proposals) of each ``predict_probs``."""
     calls = []
 
     def recording(predictor: APAFastRCNNOutputLayers):
@@ -236,9 +244,9 @@ def _recorded(predictors: list[APAFastRCNNOutputLayers]) -> Iterator[list[tuple]
 
 
 def _scored(calls: list[tuple]) -> list[Instances]:
-    """What the RoI heads make of their predictions, which are those of each stage of a cascade."""
+    """Return the detections of recorded calls, which are the stages of a cascade, or only one."""
     stages = [p.predict_probs(predictions, proposals) for p, predictions, proposals in calls]
-    scores = [sum(of_picture) / len(stages) for of_picture in zip(*stages, strict=True)]
+    scores = [sum(by_stage) / len(stages) for by_stage in zip(*stages, strict=True)]
     last, predictions, proposals = calls[-1]
     instances, _ = fast_rcnn_inference(
         last.predict_boxes(predictions, proposals),

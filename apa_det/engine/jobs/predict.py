@@ -1,4 +1,4 @@
-"""The predictions of a checkpoint for a test set, as a result file."""
+"""Write the predictions of a checkpoint for a test set as a result file."""
 
 import os
 
@@ -16,7 +16,7 @@ __all__ = ["write_predictions"]
 def write_predictions(job: Job, output_dir: str) -> str:
     """Evaluate a job's checkpoint on its first test set, and write its predictions.
 
-    With test-time augmentation in the job, they are those of the augmented inference.
+    If the job has test-time augmentation, it is applied.
 
     Args:
         job: the job, set up for evaluation.
@@ -26,13 +26,14 @@ def write_predictions(job: Job, output_dir: str) -> str:
         The path of the result file.
 
     Raises:
-        UserError: the dataset has no long-tail evaluation, or the checkpoint does not fit.
+        UserError: there is no test set, it has no long-tail evaluation, or the checkpoint does not
+            fit.
     """
-    name = job.test_datasets[0]
+    name = job.first_test_dataset()
     if not job.is_long_tail(name):
         raise UserError(
-            f"The predictions for {name} cannot be written: {job.KEYS['long_tail']}; other formats "
-            "are not supported."
+            f"Predictions can be written only with the long-tail evaluation, which {name} does not "
+            f"have: {job.LONG_TAIL_ADVICE}."
         )
     evaluator = job.build_long_tail_evaluator(name, output_dir=output_dir, save_predictions=True)
     model = load_model(job)

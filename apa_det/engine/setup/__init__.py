@@ -1,1 +1,1 @@
-"""From config files and the command line to a checked job."""
+"""Read configs and set up their jobs."""

@@ -1,4 +1,4 @@
-"""Checks of a job before any work is done on it."""
+"""Checks of a job before it runs."""
 
 import logging
 import os
@@ -28,24 +28,24 @@ logger = logging.getLogger(__name__)
 
 
 def check_job(job: Job, *, eval_only: bool = False, resume: bool = False) -> None:
-    """Raise an error for the first setting of a job that cannot work.
+    """Check the settings of a job.
 
     Args:
         job: the job; its datasets are registered.
-        eval_only: only evaluate: training sets and schedule are not checked.
+        eval_only: skip the checks of training sets and schedule.
         resume: as the ``--resume`` flag.
 
     Raises:
-        UserError: the message names the config key and the fix.
+        UserError: a setting is invalid; the message names the config key and the fix.
     """
-    _require_no_nccl_for_cpu(job)
+    _check_backend(job)
     require_weights(job, eval_only=eval_only, resume=resume)
     _check_datasets(job, eval_only)
     if not eval_only:
         _check_transfer(job)
         _check_solver(job)
     job.check(eval_only=eval_only)
-    if eval_only:  # else after the training set has been read
+    if eval_only:  # in training, check_training_sets does it
         job.read_class_counts()
     _check_evaluation(job)
     if job.best_metric and not eval_only:
@@ -53,10 +53,10 @@ def check_job(job: Job, *, eval_only: bool = False, resume: bool = False) -> Non
 
 
 def check_num_classes(job: Job, dataset_names: Sequence[str]) -> None:
-    """Raise a UserError for a dataset whose number of classes is not the model's.
+    """Raise a UserError for a dataset whose number of classes differs from the model's.
 
-    Skips datasets without class names, and models whose number of classes is unknown. Reads
-    datasets of :func:`apa_det.data.register_lvis_format` that were not read yet.
+    Skips datasets without class names, and models with an unknown number of classes. Reads datasets
+    of :func:`apa_det.data.register_lvis_format` that have not been read yet.
     """
     known = job.num_classes()
     if known is None:
@@ -73,7 +73,7 @@ def check_num_classes(job: Job, dataset_names: Sequence[str]) -> None:
 
 
 def check_training_sets(job: Job) -> None:
-    """Check the training sets once the loader has read them; see :func:`check_num_classes`."""
+    """Check the training sets after the loader has read them; see :func:`check_num_classes`."""
     check_num_classes(job, job.train_datasets)
     job.read_class_counts()
     for name in job.test_datasets if job.train_datasets else ():
@@ -81,11 +81,11 @@ def check_training_sets(job: Job) -> None:
         trained, tested = (
             MetadataCatalog.get(n).get("thing_classes", []) for n in (train_name, name)
         )
-        for i, (ours, theirs) in enumerate(zip(trained, tested, strict=False)):
-            if ours != theirs:
+        for i, (train_class, test_class) in enumerate(zip(trained, tested, strict=False)):
+            if train_class != test_class:
                 logger.warning(
                     "Class %d is %r in %s but %r in %s: the metrics treat them as the same class.",
-                    *(i, ours, train_name, theirs, name),
+                    *(i, train_class, train_name, test_class, name),
                 )
                 break
 
@@ -99,8 +99,8 @@ def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
             path = os.path.join(job.output_dir, f.read().strip())
         if not PathManager.isfile(path):
             raise MissingFileError(
-                f"{last} names {path} to resume from, which does not exist: write the name of "
-                "another checkpoint of that folder into it, or delete it to start from scratch."
+                f"{last} names {path}, which does not exist: write the name of another checkpoint "
+                "of this folder into it, or delete it to start a new training."
             )
         return
     if eval_only and not job.weights:
@@ -108,17 +108,17 @@ def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
     url = urlparse(job.weights)
     if not url.scheme and url.path and not PathManager.isfile(url.path):
         raise MissingFileError(
-            f"{key} is {url.path}, and there is no such file: give the path of a checkpoint, or "
+            f"{key} is {url.path}, which does not exist: set it to the path of a checkpoint, or to "
             '"" to train from random weights.'
         )
 
 
-def _require_no_nccl_for_cpu(job: Job) -> None:
+def _check_backend(job: Job) -> None:
     several = comm.get_world_size() > 1
     if job.device == "cpu" and several and torch.distributed.get_backend() == "nccl":
         raise UserError(
-            "Several processes train on cpu only if no GPU is visible: set the environment "
-            f"variable CUDA_VISIBLE_DEVICES to nothing, or {job.KEYS['device']} to cuda."
+            f"{job.KEYS['device']} is cpu, but the processes communicate by NCCL, which needs "
+            "GPUs: set it to cuda, or hide the GPUs with CUDA_VISIBLE_DEVICES= in the environment."
         )
 
 
@@ -127,17 +127,17 @@ def _check_datasets(job: Job, eval_only: bool) -> None:
     for name in (*train, *job.test_datasets):
         require_dataset_files(name)
     check_num_classes(job, job.test_datasets)
-    # Reading the others takes long: check_training_sets runs once the loader has read them.
+    # Reading the other training sets takes long: check_training_sets runs after the loader does it.
     check_num_classes(job, [n for n in train if MetadataCatalog.get(n).get("thing_classes")])
 
 
 def _check_transfer(job: Job) -> None:
     if job.transfer_from and not job.weights:
         raise UserError(
-            f"{job.KEYS['transfer_from']} is {job.transfer_from}, but there is no checkpoint to "
-            f"transfer from: set {job.KEYS['weights']}."
+            f"{job.KEYS['transfer_from']} is {job.transfer_from}, but {job.KEYS['weights']} is "
+            "empty: set it to a checkpoint."
         )
-    if job.transfer_from not in ("", "checkpoint"):  # class names in a file are read with it
+    if job.transfer_from not in ("", "checkpoint"):  # a checkpoint is read later
         read_class_names(job.transfer_from, {})
 
 
@@ -148,8 +148,8 @@ def _check_solver(job: Job) -> None:
         raise UserError(f"{keys['ema_decay']} must be in [0, 1), got {job.ema_decay}.")
     if job.ema_decay is not None and job.precise_bn_iters:
         raise UserError(
-            f"{keys['precise_bn']} computes statistics for the weights that are trained, but "
-            f"{keys['ema']} evaluates averaged ones: set one of the two to False."
+            f"{keys['precise_bn']} computes statistics for the trained weights, but {keys['ema']} "
+            "evaluates the averaged ones: set one of the two to False."
         )
     if job.fsdp and not hasattr(torch.distributed.fsdp, "fully_shard"):
         raise UserError(f"{keys['fsdp']} needs torch >= 2.6, got {torch.__version__}.")
@@ -167,11 +167,11 @@ def _require_equal_parts(job: Job) -> None:
     if parts < 1:
         raise UserError(f"{keys['num_parts']} must be >= 1, got {parts}.")
     if batch is not None and (batch < 1 or batch % (processes * parts)):
-        of = f" ({keys['reference_world_size']})" if reference else ""
+        source = f" ({keys['reference_world_size']})" if reference else ""
         raise UserError(
             f"{keys['batch_size']} must be a multiple of {processes * parts}, got {batch}: each of "
-            f"{processes} processes{of} splits its images into {keys['num_parts']} {parts} equal "
-            "parts."
+            f"{processes} processes{source} splits its images into {parts} equal parts "
+            f"({keys['num_parts']})."
         )
 
 
@@ -183,15 +183,14 @@ def _check_evaluation(job: Job) -> None:
             load_engine(job.engine, "boundary" if "boundary" in job.extra_metrics else "bbox")
         elif job.subset:
             raise UserError(
-                f"{job.KEYS['subset']} needs datasets in LVIS format, which {name} is not: "
-                f"{job.KEYS['long_tail']}, or set {job.KEYS['subset']} to 0."
+                f"{job.KEYS['subset']} needs the long-tail evaluation, which {name} does not have: "
+                f"set {job.KEYS['subset']} to 0, or {job.LONG_TAIL_ADVICE}."
             )
 
 
 def _check_best_metric(job: Job) -> None:
-    names = job.metric_names()
+    names, key = job.metric_names(), job.KEYS["best_metric"]
+    if names == []:
+        raise UserError(f'{key} is {job.best_metric}, but there is no test set: set it to "".')
     if names is not None and job.best_metric not in names:
-        raise UserError(
-            f"{job.KEYS['best_metric']} {job.best_metric} is not a metric of this evaluation: "
-            + (f"choose one of {', '.join(names)}." if names else "there is no test set.")
-        )
+        raise UserError(f"{key} must be one of {', '.join(names)}; got {job.best_metric!r}.")

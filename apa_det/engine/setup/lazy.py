@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from detectron2.config import LazyCall as L
@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ...data import build_train_loader, ensure_metadata
+from ...data.frequency import FrequencyGroups
 from ...data.sampling import TRAIN_SAMPLER_REGISTRY
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator, evaluator_metric_names
@@ -31,7 +32,7 @@ from ...modeling import APAFastRCNNOutputLayers
 from ..job import Job
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
-from .reading import available_device, register_datasets
+from .config_files import available_device, register_datasets
 
 __all__ = ["LazyJob"]
 
@@ -61,13 +62,14 @@ class LazyJob(Job):
         "fsdp": "train.fsdp",
         "find_unused_parameters": "train.ddp.find_unused_parameters",
         "trained": "train.trained",
+        "reinitialized": "train.reinitialize",
         "decoupled_trained": "train.decoupled.trained",
         "transfer_from": "train.transfer_from",
         "best_metric": "train.best_metric",
         "subset": "train.eval_subset",
-        "long_tail": "set dataloader.evaluator to L(apa_det.evaluation.LongTailEvaluator)(...)",
         "imports": "train.imports",
     }
+    LONG_TAIL_ADVICE = "set dataloader.evaluator to L(apa_det.evaluation.LongTailEvaluator)(...)"
 
     def __init__(self, cfg: DictConfig):
         """Args: cfg: the config; its datasets are registered."""
@@ -123,7 +125,7 @@ class LazyJob(Job):
         return [names] if isinstance(names, str) else list(names or ())
 
     def _select(self, name: str) -> tuple[object, str] | None:
-        """Return the value and the key of a part of the model, injected or not."""
+        """Return the value and the key of a part of the model; None if there is none."""
         for model in _MODELS:
             value = OmegaConf.select(self.config, f"{model}.{name}")
             if value is not None:
@@ -139,10 +141,10 @@ class LazyJob(Job):
         cfg = self.config
         cfg.optimizer.params.model = model
         optimizer = instantiate(cfg.optimizer)
-        cfg.optimizer.params.model = None  # the config may outlive the model
+        cfg.optimizer.params.model = None  # do not keep the model alive
         clip = cfg.train.get("clip_gradients")
         if clip and clip.clip_type:
-            clip_gradients(optimizer, **clip)
+            clip_gradients(optimizer, **clip, key="train.clip_gradients.clip_type")
         return optimizer
 
     def build_lr_scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
@@ -180,11 +182,15 @@ class LazyJob(Job):
         return default_writers(self.output_dir, self.max_iter)
 
     def build_trainer(self):
-        self._build_evaluator()  # now, because it may find broken files
+        self._evaluator = self._build_evaluator()  # before training, as its files may be invalid
         return JobTrainer(self)
 
     def test(self, model: nn.Module) -> OrderedDict:
-        evaluator = self._build_evaluator()
+        if self._evaluator is None:
+            self._evaluator = self._build_evaluator()
+        return self._test(model, self._evaluator)
+
+    def _test(self, model: nn.Module, evaluator: DatasetEvaluator | None) -> OrderedDict:
         if evaluator is None:
             return OrderedDict()
         loader = instantiate(self.config.dataloader.test)
@@ -193,14 +199,17 @@ class LazyJob(Job):
             print_csv_format(results)
         return results
 
-    def _build_evaluator(self) -> DatasetEvaluator | None:
-        config = self.config.dataloader.get("evaluator")
-        if self._evaluator is None and config is not None:
-            if self._has_long_tail_evaluator():
-                self._evaluator = self.build_long_tail_evaluator(config.dataset_name)
-            else:
-                self._evaluator = instantiate(config)
-        return self._evaluator
+    def _build_evaluator(self, suffix: str = "") -> DatasetEvaluator | None:
+        """Build ``dataloader.evaluator``, with a suffix to the name of its output folder."""
+        config = copy.copy(self.config.dataloader.get("evaluator"))
+        if config is None:
+            return None
+        if self._has_long_tail_evaluator():
+            folder = config.get("output_dir") or os.path.join(self.output_dir, "inference")
+            return self.build_long_tail_evaluator(config.dataset_name, output_dir=folder + suffix)
+        if config.get("output_dir"):
+            config.output_dir += suffix
+        return instantiate(config)
 
     def augmented(self, model: nn.Module) -> nn.Module:
         settings = self.config.train.test_augmentation
@@ -209,7 +218,7 @@ class LazyJob(Job):
 
     def test_with_augmentation(self, model: nn.Module) -> OrderedDict:
         logger.info("Running inference with test-time augmentation ...")
-        results = self.test(self.augmented(model))
+        results = self._test(self.augmented(model), self._build_evaluator("_TTA"))
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
     def scaled(self, world_size: int) -> "LazyJob":
@@ -222,7 +231,7 @@ class LazyJob(Job):
         cfg.dataloader.train.total_batch_size = round(self.batch_size * growth)
         cfg.optimizer.lr *= growth
         train.reference_world_size = world_size
-        train.max_iter = round(self.max_iter / growth)  # lr_multiplier goes by shares of it
+        train.max_iter = round(self.max_iter / growth)  # lr_multiplier scales with it
         train.eval_period = round(self.eval_period / growth)
         train.checkpointer.period = round(self.checkpoint_period / growth)
         if self.parameter_log_period > 0:
@@ -311,7 +320,7 @@ class LazyJob(Job):
         ]
 
     def box_predictors(self) -> list[str]:
-        """Return the config keys of the box predictors: one, one per cascade stage, or none."""
+        """Return the config keys of the box predictors: one per stage of a cascade."""
         keys = []
         for model in _MODELS:
             heads = f"{model}.roi_heads"
@@ -356,7 +365,15 @@ class LazyJob(Job):
 
     def check(self, *, eval_only: bool) -> None:
         if eval_only and self.config.dataloader.get("evaluator") is None:
-            raise UserError("--eval-only needs a dataloader.evaluator, but the config has none.")
+            raise UserError(
+                "dataloader.evaluator is missing, but the model is to be evaluated: set it, e.g. to "
+                "L(apa_det.evaluation.LongTailEvaluator)(dataset_name=...)."
+            )
+        if not isinstance(self.groups, FrequencyGroups | None):
+            raise UserError(
+                "dataloader.evaluator.groups must be FrequencyGroups, e.g. "
+                f"L(FrequencyGroups.parse)(text=...); got {self.groups!r}."
+            )
         federated = self._select("roi_heads.box_predictor.use_fed_loss")
         if not eval_only and self.train_datasets and federated and federated[0]:
             ensure_metadata(self.train_datasets[0])  # the model needs its class_image_count
@@ -374,7 +391,7 @@ def _located(target: str | Callable) -> Callable:
 
 
 def _tta_config(model: nn.Module):
-    """Return what ``GeneralizedRCNNWithTTA`` reads from a yaml config, taken from the model."""
+    """Return the config for ``GeneralizedRCNNWithTTA``, with the settings of the model."""
     heads = getattr(model, "module", model).roi_heads
     predictor = getattr(heads, "box_predictor", None)
     predictor = predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor

@@ -1,4 +1,4 @@
-"""From command-line arguments to a checked job, with loggers, datasets and seeds in place."""
+"""Set up a job from command-line arguments: config, datasets, loggers, seeds and checks."""
 
 import argparse
 import logging
@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from ..job import Job
 from ..trainer import Trainer
 from .checks import check_job
+from .config_files import is_lazy_config, read_config, read_lazy_config
 from .lazy import LazyJob
-from .reading import is_lazy_config, read_config, read_lazy_config
 from .yaml import YamlJob
 
 __all__ = ["overrides", "read_job", "setup_job"]
@@ -28,15 +28,15 @@ def setup_job(args: argparse.Namespace) -> Job:
 
     Args:
         args: ``config_file`` (a yaml config, a LazyConfig or ""), ``opts``, ``eval_only`` and
-            ``resume``, as detectron2's ``default_argument_parser`` gives them, and maybe
-            ``imports``, the modules that were imported to register components.
+            ``resume``, as from detectron2's ``default_argument_parser``. Optional: ``imports``, the
+            modules that were imported to register components.
 
     Returns:
-        The job. Its device is cpu where the config asks for CUDA and there is none.
+        The job. Its device is cpu if the config asks for CUDA and there is none.
 
     Raises:
-        UserError: the config is not valid, see :func:`check_job`. Only the log is in the output
-            folder by then.
+        UserError: the config is invalid, see :func:`check_job`. The output folder has only the log
+            then.
     """
     config = _read(os.fspath(args.config_file), args.opts, getattr(args, "imports", None) or ())
     output_dir = config.OUTPUT_DIR if isinstance(config, CfgNode) else config.train.output_dir
@@ -50,21 +50,21 @@ def setup_job(args: argparse.Namespace) -> Job:
 def read_job(
     config_file: str | os.PathLike, opts: Sequence[str] = (), imports: Sequence[str] = ()
 ) -> Job:
-    """Read a config and register its datasets, without checks and without an output folder.
+    """Read a config and register its datasets; check nothing and create no output folder.
 
     Args:
         config_file: a yaml config or a LazyConfig.
-        opts: overrides, ``KEY VALUE`` pairs for a yaml config, ``key=value`` for a LazyConfig.
+        opts: overrides: ``KEY VALUE`` pairs of a yaml config, ``key=value`` of a LazyConfig.
         imports: the modules that were imported to register components.
 
     Raises:
-        UserError: a file is missing, or an entry of the config is not valid.
+        UserError: a file is missing, or an entry of the config is invalid.
     """
     return _prepare(_read(os.fspath(config_file), opts, imports))
 
 
 def overrides(config_file: str, values: Mapping[str, object]) -> list[str]:
-    """Return overrides of settings by their names in :attr:`Job.KEYS`, in the config's syntax."""
+    """Return overrides in the syntax of a config; settings have their names in ``Job.KEYS``."""
     if is_lazy_config(config_file):
         return [f"{LazyJob.KEYS[name]}={value}" for name, value in values.items()]
     return [str(x) for name, value in values.items() for x in (YamlJob.KEYS[name], value)]
@@ -82,7 +82,7 @@ def _read(config_file: str, opts: Sequence[str], imports: Sequence[str]) -> CfgN
     missing = [name for name in before if name not in imports]
     if missing:
         logger.warning(
-            "%s comes from a run with %s: give these flags again if a component is not registered.",
+            "%s was written by a run with %s: add these flags if a component is not registered.",
             *(config_file, " ".join(f"--import {name}" for name in missing)),
         )
     return config

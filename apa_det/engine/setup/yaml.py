@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from operator import getitem
 
@@ -40,7 +40,7 @@ from ...modeling.calibration import CALIBRATION_REGISTRY
 from ...modeling.losses import BoxClassLoss
 from ..job import Job
 from .checks import check_num_classes
-from .reading import available_device, register_datasets
+from .config_files import available_device, register_datasets
 
 __all__ = ["YamlJob"]
 
@@ -55,7 +55,7 @@ _CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
 
 
 class YamlJob(Job):
-    """The job of a yaml config; the class methods of a trainer build its parts."""
+    """The job of a yaml config. The class methods of a trainer build its parts."""
 
     KEYS = {
         "weights": "MODEL.WEIGHTS",
@@ -75,19 +75,20 @@ class YamlJob(Job):
         "fsdp": "SOLVER.FSDP",
         "find_unused_parameters": "SOLVER.FIND_UNUSED_PARAMETERS",
         "trained": "SOLVER.TRAINED",
+        "reinitialized": "MODEL.REINITIALIZE",
         "decoupled_trained": "SOLVER.DECOUPLED.TRAINED",
         "transfer_from": "MODEL.TRANSFER_FROM",
         "best_metric": "TEST.BEST_METRIC",
         "subset": "TEST.SUBSET",
-        "long_tail": "for a dataset in COCO format add TEST.LONG_TAIL True",
         "imports": "IMPORTS",
     }
+    LONG_TAIL_ADVICE = "set TEST.LONG_TAIL to True for a dataset in COCO format"
 
     def __init__(self, cfg: CfgNode, trainer: type[DefaultTrainer]):
         """
         Args:
             cfg: the config; its datasets are registered.
-            trainer: :class:`~apa_det.engine.Trainer`, or a subclass that builds parts otherwise.
+            trainer: :class:`~apa_det.engine.Trainer` or a subclass, which builds the parts.
         """
         solver, test = cfg.SOLVER, cfg.TEST
         self.config = cfg
@@ -175,8 +176,8 @@ class YamlJob(Job):
         if self.config.MODEL.LOAD_PROPOSALS:
             if dataset_name not in self.test_datasets:
                 raise UserError(
-                    f"{dataset_name} needs the proposals of an RPN: set MODEL.LOAD_PROPOSALS to "
-                    "False."
+                    f"There are no precomputed proposals for {dataset_name}: set "
+                    "MODEL.LOAD_PROPOSALS to False."
                 )
             index = list(self.test_datasets).index(dataset_name)
             proposals = [self.config.DATASETS.PROPOSAL_FILES_TEST[index]]
@@ -275,13 +276,13 @@ class YamlJob(Job):
                 groups = self.groups.names if self.groups else ("r", "c", "f")
                 metrics = evaluator_metric_names(groups, self.extra_metrics)
                 boundary = ["boundary"] if "boundary" in self.extra_metrics and masks else []
-                if self.subset:  # the whole set is evaluated at the end only
+                if self.subset:  # the whole test set is evaluated only at the end
                     prefix += "subset/"
                 names += [f"{prefix}{t}/{m}" for t in iou_types + boundary for m in metrics]
             elif MetadataCatalog.get(dataset).get("evaluator_type") in ("coco", "v3det"):
                 names += [f"{prefix}{t}/{m}" for t in iou_types for m in _COCO_METRICS]
             else:
-                return None  # an evaluator with metrics of its own
+                return None  # another evaluator, with unknown metrics
         return names
 
     def read_class_counts(self) -> None:
@@ -301,9 +302,9 @@ class YamlJob(Job):
     def check(self, *, eval_only: bool) -> None:
         cfg = self.config
         if not self.train_datasets and not eval_only:
-            raise UserError("DATASETS.TRAIN is empty: name a dataset.")
-        if not self.test_datasets and eval_only:
-            raise UserError("DATASETS.TEST is empty: name a dataset.")
+            raise UserError("DATASETS.TRAIN is empty: set it to a dataset.")
+        if eval_only:
+            self.first_test_dataset()
         if not eval_only:
             require_train_sampler(cfg)
         if cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS and self.train_datasets:
@@ -323,8 +324,9 @@ class YamlJob(Job):
         name, settings = self.config.MODEL.META_ARCHITECTURE, self.config.MODEL.APA.INJECT
         if name != APAInjected.__name__ and settings != default.MODEL.APA.INJECT:
             raise UserError(
-                f"MODEL.APA.INJECT has no effect with MODEL.META_ARCHITECTURE {name}: set that to "
-                f"{APAInjected.__name__}, and MODEL.APA.INJECT.META_ARCHITECTURE to {name}."
+                f"MODEL.APA.INJECT has no effect with MODEL.META_ARCHITECTURE {name}: set "
+                f"MODEL.META_ARCHITECTURE to {APAInjected.__name__} and "
+                f"MODEL.APA.INJECT.META_ARCHITECTURE to {name}."
             )
 
     def _check_calibration(self) -> None:
@@ -344,8 +346,8 @@ class YamlJob(Job):
             )
         if not head.CALIBRATION_STRENGTH:
             raise UserError(
-                f"{key} has no effect with {_CALIBRATION}_STRENGTH 0: set a strength, for example "
-                "the one that tools/calibrate.py finds."
+                f"{key} has no effect with {_CALIBRATION}_STRENGTH 0: set a strength, e.g. the one "
+                "fitted by tools/calibrate.py."
             )
 
     def check_model(self, model: nn.Module) -> None:

@@ -15,8 +15,6 @@ from . import charts
 from .miss_figures import draw_misses
 from .page import TITLES, PageFigure, Section, render
 
-__all__ = ["write_report"]
-
 _FEW_OBJECTS = (
     "The AP of a category with few objects varies by chance: if there are enough categories, those "
     "with fewer than 5 objects are left out."

@@ -13,8 +13,6 @@ from ...utils.plotting import GREY, INK, file_color, grid, group_color, label
 from ..side_by_side import Comparison, FileResults, format_number
 from .count_axis import group_bands, image_count_axis, positive_counts
 
-__all__ = ["ap_by_image_count", "best_and_worst", "differences", "precision_recall", "reliability"]
-
 _TREND_POINTS = 12
 _RANKED = 10  # categories at each end
 _MIN_DETECTIONS = 10  # bins with fewer are hollow

@@ -9,8 +9,6 @@ from matplotlib.axes import Axes
 from ...data.frequency import FrequencyGroups
 from ...utils.plotting import group_color, label
 
-__all__ = ["group_bands", "image_count_axis", "positive_counts"]
-
 
 def positive_counts(image_counts: np.ndarray) -> np.ndarray:
     """Return image counts for a logarithmic axis: 0 becomes 0.5."""

@@ -18,8 +18,6 @@ from ..misses import ImageResults
 from ..result import FALSE_POSITIVE, TRUE_POSITIVE
 from ..side_by_side import Comparison
 
-__all__ = ["DETECTED_COLOR", "FALSE_POSITIVE_COLOR", "MISSED_COLOR", "draw_misses"]
-
 logger = logging.getLogger(__name__)
 
 DETECTED_COLOR, MISSED_COLOR, FALSE_POSITIVE_COLOR = "#56b4e9", "#d55e00", "#f0e442"

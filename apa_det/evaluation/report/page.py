@@ -14,8 +14,6 @@ from ...utils.plotting import GREY, file_color, group_color
 from ..side_by_side import Comparison, FileResults, format_number
 from .miss_figures import DETECTED_COLOR, FALSE_POSITIVE_COLOR, MISSED_COLOR
 
-__all__ = ["TITLES", "PageFigure", "Section", "render"]
-
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
   max-width: 1080px; padding: 2rem 1.5rem 4rem; }

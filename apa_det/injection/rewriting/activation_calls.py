@@ -11,8 +11,6 @@ from torch import nn
 from ..activation_kinds import KINDS
 from .methods import Method, SourceCall, used_methods
 
-__all__ = ["ActivationCall", "Site", "find_calls", "iterates_over_children"]
-
 Site = tuple[str, int]  # method, and index among the calls of that method
 Key = tuple[str | None, str | None, str]  # attribute, or kind and options, of what is called
 

@@ -20,8 +20,6 @@ from torch import nn
 
 from ..activation_kinds import KINDS, kind_of_function
 
-__all__ = ["Method", "SourceCall", "used_methods"]
-
 logger = logging.getLogger(__name__)
 
 _TENSOR_METHODS = {

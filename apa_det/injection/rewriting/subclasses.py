@@ -6,8 +6,6 @@ from torch import nn
 
 from .methods import used_methods
 
-__all__ = ["Replacements", "subclass_with_modules"]
-
 # For each call: its method, its index among the calls of that method, and the name of its module
 Replacements = tuple[tuple[str, int, str], ...]
 

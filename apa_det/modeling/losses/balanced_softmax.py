@@ -10,8 +10,6 @@ from ...data.class_counts import ClassCount, class_counts
 from .base import BINARY_SCORES, BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss, log_odds
 from .cross_entropy import binary_cross_entropy, softmax_cross_entropy
 
-__all__ = ["BalancedSoftmax", "log_prior_ratios"]
-
 
 def log_prior_ratios(counts: Tensor) -> Tensor:
     """Return log(K n_j / Σ n): the log prior of each class relative to a balanced dataset.

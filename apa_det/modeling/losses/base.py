@@ -12,19 +12,6 @@ from ...activation import logit_apa
 from ...data.class_counts import check_num_classes
 from ...errors import UserError
 
-__all__ = [
-    "BINARY_SCORES",
-    "BOX_CLASS_LOSS_REGISTRY",
-    "SIGMOID",
-    "BoxClassLoss",
-    "Curve",
-    "FrequencyLoss",
-    "build_box_class_loss",
-    "log_odds",
-    "look_up_frequencies",
-    "sum_over_processes",
-]
-
 BOX_CLASS_LOSS_REGISTRY = Registry("BOX_CLASS_LOSS")
 BOX_CLASS_LOSS_REGISTRY.__doc__ = """
 Classification losses of the box head, subclasses of :class:`BoxClassLoss`.

@@ -13,8 +13,6 @@ from ...errors import UserError
 from ...utils.json_files import read_json
 from .base import FrequencyLoss
 
-__all__ = ["WeightedLoss", "effective_number_weights", "inverse_weights", "read_class_weights"]
-
 _BY_FREQUENCY = ("inverse", "sqrt_inverse", "effective_number")
 
 

@@ -8,8 +8,6 @@ from ...activation import apa_cross_entropy
 from .base import BINARY_SCORES, BOX_CLASS_LOSS_REGISTRY, SIGMOID, Curve, log_odds, one_hot
 from .class_weights import WeightedLoss
 
-__all__ = ["CrossEntropy", "binary_cross_entropy", "softmax_cross_entropy"]
-
 
 def softmax_cross_entropy(
     logits: Tensor, gt_classes: Tensor, weights: Tensor | None = None

@@ -11,8 +11,6 @@ from ...activation import apa_cross_entropy
 from ...data.class_counts import get_scarce_classes
 from .base import BOX_CLASS_LOSS_REGISTRY, SIGMOID, Curve, FrequencyLoss, one_hot
 
-__all__ = ["DropLoss", "drop_loss", "drop_loss_weights", "share_of_scarce_labels"]
-
 
 def drop_loss(log_odds: Tensor, gt_classes: Tensor, scarce: Tensor) -> Tensor:
     """Return the binary cross-entropy with :func:`drop_loss_weights`, averaged over proposals.

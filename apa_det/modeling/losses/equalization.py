@@ -18,14 +18,6 @@ from .base import (
     sum_over_processes,
 )
 
-__all__ = [
-    "EqualizationLoss",
-    "EqualizationLossV2",
-    "equalization_loss_v2",
-    "equalization_weights",
-    "gradients_by_class",
-]
-
 
 @BOX_CLASS_LOSS_REGISTRY.register()
 class EqualizationLoss(FrequencyLoss):

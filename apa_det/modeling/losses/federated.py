@@ -11,8 +11,6 @@ from torch import Tensor
 from ...data.class_counts import class_counts
 from .base import BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss, log_odds
 
-__all__ = ["FederatedLoss", "federated_classes"]
-
 
 def federated_classes(gt_classes: Tensor, weights: Tensor, num_classes: int) -> Tensor:
     """Return the labels plus randomly drawn classes, up to ``num_classes`` in total.

@@ -9,8 +9,6 @@ from ...errors import UserError
 from .base import BOX_CLASS_LOSS_REGISTRY, Curve, log_odds
 from .class_weights import WeightedLoss
 
-__all__ = ["FocalLoss", "focal_loss"]
-
 
 def focal_loss(
     log_odds: Tensor,

@@ -11,8 +11,6 @@ from ...data.class_counts import ClassCount, class_counts
 from ...errors import UserError
 from .base import BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss
 
-__all__ = ["BalancedGroupSoftmax", "group_softmax_loss", "group_softmax_probabilities"]
-
 
 def group_softmax_loss(
     logits: Tensor, gt_classes: Tensor, groups: Tensor, others_ratio: float = 8.0

@@ -10,8 +10,6 @@ from torch import Tensor
 from ...errors import UserError
 from .base import BOX_CLASS_LOSS_REGISTRY, BoxClassLoss, Curve, sum_over_processes
 
-__all__ = ["SeesawLoss", "seesaw_factors", "seesaw_loss"]
-
 
 def seesaw_loss(
     logits: Tensor,

@@ -53,11 +53,14 @@ def read_config(config_file: str, opts: Sequence = ()) -> CfgNode:
 def is_lazy_config(path: str) -> bool:
     """Return whether a config file is a LazyConfig: not yaml, or yaml that contains LazyCalls.
 
-    The training of a LazyConfig saves its ``config.yaml`` in the latter form.
+    The ``config.yaml`` that the training of a LazyConfig saves is of the second kind. "" stands for
+    the defaults of a yaml config.
 
     Raises:
         UserError: the file is missing.
     """
+    if not path:
+        return False
     _require_file(path)
     if not path.endswith((".yaml", ".yml")):
         return True
@@ -100,7 +103,7 @@ def _require_key(cfg: DictConfig, option: str) -> None:
             return
         if name not in node:
             raise UserError(
-                f"Unknown config key {key}: {name} must be one of {', '.join(node)}. To add a new "
+                f"The config has no key {key}: {name} must be one of {', '.join(node)}. To add a "
                 f"key, write +{option}"
             )
         node = node[name]
@@ -108,7 +111,7 @@ def _require_key(cfg: DictConfig, option: str) -> None:
 
 def _require_file(path: str) -> None:
     if not PathManager.isfile(path):
-        raise MissingFileError(f"Config file not found: {path}.")
+        raise MissingFileError(f"There is no config file {path}.")
 
 
 @contextmanager

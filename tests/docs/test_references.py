@@ -1,0 +1,184 @@
+"""README and docs name only what exists: commands, flags, files, config keys, Python names."""
+
+import argparse
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from detectron2.config import LazyConfig, get_cfg
+
+import apa_det
+from apa_det.engine import LazyJob, read_config, read_lazy_config
+from apa_det.utils.user_modules import import_modules
+from apa_det_cli import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+LAZY_CONFIG = ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA.py"
+
+# Programs that start or surround our commands; only our command's flags are parsed
+LAUNCHERS = ("torchrun", "srun")
+# Commands that are not ours
+OTHERS = ("pip", "sbatch", "source")
+# Files of the examples that the reader has, or that commands write
+EXAMPLES = {"my_components.py", "my_metrics.py", "demo.py", "config.yaml", "common/train.py"}
+EXAMPLES |= {"a.yaml", "b.yaml"}
+# Flags in the text that are not of apa-det, and what has them
+OTHER_FLAGS = {"--device": "benchmarks", "--cat-info": "benchmarks"}
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    return import_module(f"apa_det_cli.{COMMANDS[name]}").parser(name)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    flags = set()
+    for action in parser._actions:
+        flags.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            flags.update(*(flags_of(p) for p in action.choices.values()))
+    return flags
+
+
+def command_of(program: str) -> str:
+    """The command of a program in tools/."""
+    return re.search(r'tool\("(.+?)"\)', (ROOT / program).read_text()).group(1)
+
+
+@pytest.fixture(scope="module")
+def codes(pages):
+    """The inline code of each page, outside of fenced blocks."""
+    texts = {page: re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S) for page, text in pages.items()}
+    return [(page, code) for page, text in texts.items() for code in re.findall(r"`([^`\n]+)`", text)]
+
+
+def test_shell_commands(pages, commands):
+    """Each is of a known program, with flags that it has and overrides of keys that exist."""
+    number = 0
+    for page, text in pages.items():
+        for argv in commands(text):
+            command = check_command(argv)
+            number += command is not None
+    assert number > 30
+
+
+def check_command(argv: list[str]) -> str | None:
+    program, *arguments = argv
+    if program in LAUNCHERS:
+        start = next(i for i, word in enumerate(argv) if word.startswith("tools/"))
+        program, *arguments = argv[start:]
+    if program in OTHERS:
+        if program == "pip":
+            extras = re.findall(r"\.\[(\w+)\]", " ".join(arguments))
+            assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras), argv
+        return None
+    if program == "make":
+        target, *variables = arguments
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), argv
+        if target == "benchmark":
+            name = variables[0].removeprefix("ARGS=").split()[0]
+            assert f'"{name}"' in (ROOT / "benchmarks/__main__.py").read_text(), argv
+        return None
+    name = arguments.pop(0) if program == "apa-det" else command_of(program)
+    args = parser_of(name).parse_args(arguments)  # exits if it does not know a flag
+    check_overrides(args)
+    return name
+
+
+def check_overrides(args: argparse.Namespace) -> None:
+    files = getattr(args, "config_file", None)
+    for file in [files] if isinstance(files, str) else files or ():
+        if file.endswith(".py"):
+            read_lazy_config(str(ROOT / file), args.opts)
+        else:
+            read_config("" if file == "CONFIG" else str(ROOT / file), args.opts)
+
+
+def test_commands_and_flags_in_the_text(codes):
+    known = {flag for name in COMMANDS for flag in flags_of(parser_of(name))}
+    for page, code in codes:
+        for name in re.findall(r"apa-det ([\w-]+)", code):
+            assert name in COMMANDS or name == "COMMAND", (page, code)
+        for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", code):
+            if flag in OTHER_FLAGS:
+                sources = (ROOT / OTHER_FLAGS[flag]).glob("*.py")
+                assert any(f'"{flag}"' in path.read_text() for path in sources), (page, code)
+            else:
+                assert flag in known, (page, code)
+
+
+def test_files(codes, pages):
+    folders = "apa_det|apa_det_cli|benchmarks|configs|docs|requirements|scripts|tests|tools"
+    for page, text in pages.items():
+        for path in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./-]*", text):
+            assert (ROOT / path.rstrip(".")).exists(), (page, path)
+    names = {path.name for path in (ROOT / "configs").rglob("*.*")}
+    for page, code in codes:
+        for word in code.split():
+            if re.fullmatch(r"[\w./-]+\.(yaml|py)", word) and word not in EXAMPLES:
+                assert word in names or (ROOT / word).exists(), (page, code)
+
+
+def test_links(pages):
+    texts = {**pages, "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text()}
+    for page, text in texts.items():
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text):
+            if "://" in target:
+                continue
+            path = (ROOT / page).parent / target if target else ROOT / page
+            assert path.exists(), (page, target)
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+                slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+                assert anchor in slugs, (page, target, anchor)
+
+
+def test_each_page_is_linked(pages):
+    for index, prefix in (("README.md", "docs/"), ("docs/README.md", "")):
+        for page in pages:
+            name = page.removeprefix("docs/")
+            if name != "README.md":
+                assert f"({prefix}{name})" in pages[index], (index, page)
+
+
+def test_config_keys(pages):
+    cfg = get_cfg()
+    apa_det.add_apa_config(cfg)
+    for page, text in pages.items():
+        for key in re.findall(r"\b(?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)(?:\.[A-Z_0-9]+)+", text):
+            node = cfg
+            for name in key.removesuffix(".").split(".")[: -1 or None]:
+                assert name in node, (page, key)
+                node = node[name]
+            assert key.split(".")[-1] in node, (page, key)
+
+
+def test_lazy_config_keys(codes):
+    """Of the quickstart's config, or read by LazyJob."""
+    cfg = LazyConfig.load(str(LAZY_CONFIG))
+    source = Path(import_module(LazyJob.__module__).__file__).read_text()
+    for page, code in codes:
+        for key in re.findall(r"(?<![\w.])\+?((?:train|dataloader)(?:\.[a-z_]+)+)", code):
+            node = cfg
+            for name in key.split("."):
+                node = node.get(name) if hasattr(node, "get") else None
+                assert node is not None or re.search(rf"\b{name}\b", source), (page, key)
+
+
+def test_python_names(pages):
+    import_modules(["apa_det.engine", "apa_det.export", "apa_det.evaluation"])
+    for page, text in pages.items():
+        for dotted in re.findall(r"(?<![\w/.-])apa_det(?:\.[A-Za-z_]\w*)+(?!\w*[/(]\w*\.py)", text):
+            resolve(dotted, page)
+
+
+def resolve(dotted: str, page: str) -> None:
+    first, *names = dotted.split(".")
+    value = import_module(first)
+    for i, name in enumerate(names):
+        if not hasattr(value, name):
+            try:
+                import_module(".".join([first, *names[: i + 1]]))
+            except ImportError:
+                pytest.fail(f"{page} names {dotted}, which does not exist.")
+        value = getattr(value, name)
