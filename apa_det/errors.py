@@ -3,8 +3,6 @@
 import logging
 import sys
 
-__all__ = ["MissingFileError", "MissingPackageError", "UserError", "report"]
-
 
 class UserError(ValueError):
     """A config, a file or an argument is not valid; the message says what to change."""

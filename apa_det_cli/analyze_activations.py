@@ -7,9 +7,6 @@ import argparse
 import os
 
 from .flags import add_config_file, add_num_images, add_overrides, command_parser
-from .output_paths import require_output_folder
-
-__all__ = ["parser", "run"]
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -34,8 +31,9 @@ def run(args: argparse.Namespace) -> None:
     from apa_det.analysis import plot_parameter_history, read_parameter_history, write_analysis
     from apa_det.engine import overrides, setup_job
     from apa_det.engine.jobs import analyze_checkpoint
+    from apa_det.utils.writable import require_writable_folder
 
-    require_output_folder(args.output)
+    require_writable_folder(args.output)
     if args.metrics:
         history = read_parameter_history(args.metrics)
         os.makedirs(args.output, exist_ok=True)

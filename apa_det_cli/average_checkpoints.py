@@ -8,9 +8,6 @@ import argparse
 import os
 
 from .flags import add_import, command_parser, numbers
-from .output_paths import require_output_file
-
-__all__ = ["parser", "run"]
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -36,8 +33,9 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from apa_det.checkpoint import average_checkpoints
+    from apa_det.utils.writable import require_writable_file
 
-    require_output_file(args.output, ".pth")
+    require_writable_file(args.output, ".pth")
     result = average_checkpoints(args.inputs, args.weights, ema=args.ema)
     os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
     torch.save(result, args.output)

@@ -10,8 +10,6 @@ import os
 
 from .flags import add_config_file, add_num_images, add_overrides, command_parser, numbers
 
-__all__ = ["parser", "run"]
-
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     result = command_parser(prog, __doc__)
@@ -42,6 +40,8 @@ def strengths(text: str) -> tuple[float, ...]:
 
 
 def run(args: argparse.Namespace) -> None:
+    import yaml
+
     from apa_det.engine import YamlJob, setup_job
     from apa_det.engine.jobs import fit_calibration
 
@@ -59,19 +59,7 @@ def run(args: argparse.Namespace) -> None:
     print("As overrides:", *lines, sep="\n    ")
     if isinstance(job, YamlJob):
         path = os.path.join(folder, f"{fit.method}.yaml")
-        write_yaml(lines, path)
+        head = {"CALIBRATION": fit.method, "CALIBRATION_STRENGTH": fit.best}
+        with open(path, "w") as file:
+            yaml.safe_dump({"MODEL": {"ROI_BOX_HEAD": head}}, file)
         print(f"As yaml: {path}")
-
-
-def write_yaml(lines: list[str], path: str) -> None:
-    import yaml
-
-    words, content = " ".join(lines).split(), {}
-    for key, value in zip(words[::2], words[1::2], strict=True):
-        node = content
-        *parents, name = key.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = yaml.safe_load(value)
-    with open(path, "w") as file:
-        yaml.safe_dump(content, file)

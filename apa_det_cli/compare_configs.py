@@ -7,9 +7,6 @@ import argparse
 import logging
 
 from .flags import add_config_file, add_overrides, command_parser, positive_int
-from .output_paths import require_output_folder
-
-__all__ = ["parser", "run"]
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -58,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
         write_figure,
         write_tables,
     )
+    from apa_det.utils.writable import require_writable_folder
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    require_output_folder(args.output)
+    require_writable_folder(args.output)
     plan = read_plan(
         args.output,
         args.description,

@@ -8,9 +8,6 @@ import argparse
 import os
 
 from .flags import add_config_file, add_overrides, command_parser
-from .output_paths import require_output_file
-
-__all__ = ["parser", "run"]
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -41,8 +38,9 @@ def run(args: argparse.Namespace) -> None:
     from apa_det.checkpoint import convert, load_checkpoint, reverse
     from apa_det.engine import read_job
     from apa_det.errors import UserError
+    from apa_det.utils.writable import require_writable_file
 
-    require_output_file(args.output, ".pth")
+    require_writable_file(args.output, ".pth")
     checkpoint = load_checkpoint(args.input)
     model = None
     if args.config_file:

@@ -17,9 +17,6 @@ from .flags import (
     command_parser,
     numbers,
 )
-from .output_paths import require_output_file
-
-__all__ = ["parser", "run"]
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -89,8 +86,9 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     from apa_det.errors import UserError
+    from apa_det.utils.writable import require_writable_file
 
-    require_output_file(args.output, ".json")
+    require_writable_file(args.output, ".json")
     number = len(args.results) + len(args.checkpoints)
     if number < 2:
         raise UserError("Give two or more --results or --checkpoints to combine.")

@@ -3,9 +3,8 @@
 import argparse
 
 from . import train_detector
-from .train_detector import run
 
-__all__ = ["parser", "run"]
+run = train_detector.run
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:

@@ -15,9 +15,6 @@ from .flags import (
     add_results,
     command_parser,
 )
-from .output_paths import require_output_file, require_output_folder
-
-__all__ = ["parser", "run"]
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -68,13 +65,14 @@ def run(args: argparse.Namespace) -> None:
     from apa_det.errors import UserError
     from apa_det.evaluation import FrequencyGroups, compare, write_report
     from apa_det.utils.json_files import write_json
+    from apa_det.utils.writable import require_writable_file, require_writable_folder
 
     if args.image_root and not args.report:
         raise UserError("--image-root is for the report: give --report too.")
     if args.json:
-        require_output_file(args.json, ".json", "--json")
+        require_writable_file(args.json, ".json", "--json")
     if args.report:
-        require_output_folder(args.report, "--report")
+        require_writable_folder(args.report, "--report")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     comparison = compare(
         args.gt,

@@ -9,9 +9,6 @@ import os
 import warnings
 
 from .flags import add_config_file, add_overrides, command_parser
-from .output_paths import require_output_folder
-
-__all__ = ["parser", "run"]
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -58,21 +55,23 @@ def run(args: argparse.Namespace) -> None:
     from apa_det.engine.setup.checks import require_weights
     from apa_det.errors import UserError
     from apa_det.export import describe_file, export_file, read_sample, verify_file
+    from apa_det.utils.writable import require_writable_folder
 
     if args.format != "torchscript" and args.export_method != "tracing":
         raise UserError("--export-method scripting works only with --format torchscript.")
-    require_output_folder(args.output)
+    require_writable_folder(args.output)
     warnings.filterwarnings("ignore", "torch.meshgrid|The given buffer is not wri|pkg_resources is")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
-    job = read_job(args.config_file, args.opts, args.imports)
+    job = read_job(args.config_file, args.opts, args.imports).for_inference()
+    if args.format != "torchscript":
+        job = job.changed({"device": "cpu"})
     require_weights(job, eval_only=True, resume=False)
     mapper = job.build_test_mapper()
     images = {path: read_sample(path, mapper) for path in args.sample_image}
     image = images[args.sample_image[0]]
+    job.read_class_counts()
     model = load_model(job).eval()
-    if args.format != "torchscript":
-        model.to("cpu")
     os.makedirs(args.output, exist_ok=True)
     dynamic = not args.fixed_size
     exported = fuse(model) if args.fuse else model

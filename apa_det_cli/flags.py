@@ -2,22 +2,6 @@
 
 import argparse
 
-__all__ = [
-    "CONFIG_HELP",
-    "OPTS_HELP",
-    "add_config_file",
-    "add_count_from",
-    "add_ground_truth",
-    "add_import",
-    "add_max_dets",
-    "add_num_images",
-    "add_overrides",
-    "add_results",
-    "command_parser",
-    "numbers",
-    "positive_int",
-]
-
 CONFIG_HELP = "a yaml config or a LazyConfig (.py)"
 OPTS_HELP = (
     "last on the line: overrides of the config, KEY VALUE pairs for a yaml config, key=value for a "

@@ -5,9 +5,6 @@ import json
 import shlex
 
 from .flags import add_count_from, add_import, command_parser
-from .output_paths import require_output_file, require_output_folder
-
-__all__ = ["parser", "run"]
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -91,8 +88,9 @@ def run(args: argparse.Namespace) -> int | None:
 def convert(args: argparse.Namespace) -> None:
     from apa_det.data import coco_to_lvis, read_coco_json
     from apa_det.utils.json_files import write_json
+    from apa_det.utils.writable import require_writable_file
 
-    require_output_file(args.output, ".json")
+    require_writable_file(args.output, ".json")
     coco = read_coco_json(args.coco_json)
     count_from = read_coco_json(args.count_from) if args.count_from else None
     lvis = coco_to_lvis(
@@ -120,8 +118,9 @@ def check(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> None:
     from apa_det.data import generate_dataset
+    from apa_det.utils.writable import require_writable_folder
 
-    require_output_folder(args.output)
+    require_writable_folder(args.output)
     files = generate_dataset(
         args.output,
         num_train=args.num_train,

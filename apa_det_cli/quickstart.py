@@ -11,8 +11,6 @@ from pathlib import Path
 
 from . import train_detector
 
-__all__ = ["main", "parser", "run"]
-
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA.yaml"
 DATASET = "datasets/quickstart"

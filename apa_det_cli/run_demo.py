@@ -7,9 +7,6 @@ for frequent ones, gray if unknown.
 import argparse
 
 from .flags import add_config_file, add_overrides, command_parser
-from .output_paths import require_output_folder
-
-__all__ = ["parser", "run"]
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -53,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         run_on_video,
     )
     from apa_det.engine import read_job
+    from apa_det.utils.writable import require_writable_folder
 
     for name in ("fvcore", "apa_det"):
         setup_logger(name=name)
@@ -62,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         images = find_images(args.input)
         drawn, json_file = output_paths(images, args.output)
-    require_output_folder(os.path.dirname(json_file) or ".")
+    require_writable_folder(os.path.dirname(json_file) or ".")
     job = read_job(args.config_file, args.opts, args.imports)
     predictor = build_predictor(job, args.confidence_threshold)
     if args.video_input:

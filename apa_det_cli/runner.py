@@ -3,8 +3,6 @@
 import sys
 from types import ModuleType
 
-__all__ = ["run_command"]
-
 
 def run_command(command: ModuleType, argv: list[str] | None = None, prog: str | None = None) -> int:
     """Parse a command line and run it.

@@ -10,8 +10,6 @@ import sys
 
 from .flags import add_config_file, add_overrides, command_parser
 
-__all__ = ["main", "parser", "run"]
-
 
 def parser(prog: str | None = None, doc: str = __doc__) -> argparse.ArgumentParser:
     result = command_parser(prog, doc)

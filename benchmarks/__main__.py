@@ -4,37 +4,31 @@ import argparse
 
 from . import activation, class_loss, evaluation, layers, models
 
+HELP = {
+    "activation": "AGLU against SiLU, ReLU and its formula",
+    "class-loss": "the class losses against detectron2's cross-entropies",
+    "block": "a gated bottleneck block against detectron2's layers",
+    "carafe": "CARAFE against the deconvolution it replaces",
+    "step": "a training step of Mask R-CNN against detectron2's",
+    "inference": "Mask R-CNN inference against detectron2's",
+    "evaluate": "LVIS evaluation against ultrafast-pycocotools and lvis-api",
+}
+
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command")
-    activation.add_arguments(
-        commands.add_parser("activation", help="AGLU against SiLU, ReLU and its formula")
-    )
-    class_loss.add_arguments(
-        commands.add_parser(
-            "class-loss", help="the class losses against detectron2's cross-entropies"
-        )
-    )
-    layers.add_block_arguments(
-        commands.add_parser("block", help="a gated bottleneck block against detectron2's layers")
-    )
-    layers.add_carafe_arguments(
-        commands.add_parser("carafe", help="CARAFE against the deconvolution it replaces")
-    )
-    models.add_arguments(
-        commands.add_parser("step", help="a training step of Mask R-CNN against detectron2's"),
-        "step",
-    )
-    models.add_arguments(
-        commands.add_parser("inference", help="Mask R-CNN inference against detectron2's"),
-        "inference",
-    )
-    evaluation.add_arguments(
-        commands.add_parser(
-            "evaluate", help="LVIS evaluation against ultrafast-pycocotools and lvis-api"
-        )
-    )
+
+    def command(name: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=HELP[name])
+
+    activation.add_arguments(command("activation"))
+    class_loss.add_arguments(command("class-loss"))
+    layers.add_block_arguments(command("block"))
+    layers.add_carafe_arguments(command("carafe"))
+    models.add_arguments(command("step"), "step")
+    models.add_arguments(command("inference"), "inference")
+    evaluation.add_arguments(command("evaluate"))
     args = parser.parse_args(arguments)
     if args.command is None:
         args = parser.parse_args(["activation"])

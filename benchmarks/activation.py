@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> None:
     runs[COPY] = partial(torch.empty_like(source).copy_, source)
     results = measure(runs, args)
     title = f"AGLU, forward and backward of {tuple(z.shape)} {args.dtype}"
-    against = ["SiLU", EAGER_FORMULA]
-    report(title, results, against, args, memory_method(args.device))
+    report(title, results, ["SiLU", EAGER_FORMULA], args, memory_method(device))
     for name in ours:
         if "seconds" in results[name]:
             share = results[COPY]["seconds"] / results[name]["seconds"]

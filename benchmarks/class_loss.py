@@ -46,27 +46,18 @@ def run(args: argparse.Namespace) -> None:
     )
     drop = {"scarce": scarce, "share": share, "clamp": 10.0}
 
-    def forward_backward(
-        inputs: list[Tensor], function: Callable, *others, **kwargs
-    ) -> ForwardBackward:
-        return ForwardBackward(partial(function, *others, **kwargs), inputs)
+    def run_of(function: Callable, x: Tensor, *others, **kwargs) -> ForwardBackward:
+        inputs = [t for t in (x, *others) if isinstance(t, Tensor) and t.requires_grad]
+        return ForwardBackward(partial(function, x, gt_classes, *others, **kwargs), inputs)
 
-    gumbel = ours, gt_classes, 0.0, 1.0
+    sigmoid_cross_entropy = predictor.sigmoid_cross_entropy_loss
     runs = {
-        "detectron2's sigmoid cross-entropy": forward_backward(
-            [logits], predictor.sigmoid_cross_entropy_loss, logits, gt_classes
-        ),
-        "detectron2's softmax cross-entropy": forward_backward(
-            [logits], cross_entropy, logits, gt_classes
-        ),
-        "Gumbel": forward_backward([ours], apa_cross_entropy, *gumbel),
-        "APA, per class": forward_backward(
-            [ours, *parameters], apa_cross_entropy, ours, gt_classes, *parameters
-        ),
-        "GOL + DropLoss": forward_backward([ours], apa_cross_entropy, *gumbel, **drop),
-        "GOL + DropLoss, eager": forward_backward(
-            [ours], apa_cross_entropy, *gumbel, **drop, backend="eager"
-        ),
+        "detectron2's sigmoid cross-entropy": run_of(sigmoid_cross_entropy, logits),
+        "detectron2's softmax cross-entropy": run_of(cross_entropy, logits),
+        "Gumbel": run_of(apa_cross_entropy, ours, 0.0, 1.0),
+        "APA, per class": run_of(apa_cross_entropy, ours, *parameters),
+        "GOL + DropLoss": run_of(apa_cross_entropy, ours, 0.0, 1.0, **drop),
+        "GOL + DropLoss, eager": run_of(apa_cross_entropy, ours, 0.0, 1.0, **drop, backend="eager"),
     }
     for name, loss in _registered_losses(num_classes):
         loss.to(device)
@@ -77,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             if loss.num_outputs:
                 outputs = torch.randn(args.proposals, loss.num_outputs, device=device)
                 outputs.requires_grad_()
-            runs[f"{name}, {score}"] = forward_backward([outputs], loss, outputs, gt_classes, curve)
+            runs[f"{name}, {score}"] = run_of(loss, outputs, curve)
     title = f"Class loss, forward and backward of {tuple(ours.shape)} {args.dtype}"
     references = [name for name in runs if name.startswith("detectron2's")]
     report(title, measure(runs, args), references, args, memory_method(device))

@@ -55,11 +55,8 @@ def measure(args: argparse.Namespace, num_images: int) -> dict[str, dict]:
     """Generate the data, measure each library in its own process, and print the tables."""
     with tempfile.TemporaryDirectory() as folder:
         source = make_dataset(Path(folder), num_images, args)
-        print(
-            f"\n{num_images:,} images with {args.detections} detections each, {source}; "
-            f"{os.cpu_count()} CPU cores",
-            flush=True,
-        )
+        what = f"\n{num_images:,} images with {args.detections} detections each, {source}"
+        print(f"{what}; {os.cpu_count()} CPU cores", flush=True)
         libraries = [w for w in args.measure if w != "lvis" or num_images <= LVIS_API_LIMIT]
         results = {}
         for iou_type in args.iou_type:
@@ -77,21 +74,14 @@ def measure(args: argparse.Namespace, num_images: int) -> dict[str, dict]:
 
 def print_table(iou_type: str, results: dict[str, dict]) -> None:
     reference = results.get("lvis") or results.get("fast") or results["ours"]
-    rows = [
-        (
-            TITLES[library],
-            numbers["seconds"],
-            reference["seconds"] / numbers["seconds"],
-            numbers["peak"],
-            numbers["peak"] - numbers["imports"],
-            100 * numbers["AP"],
-        )
-        for library, numbers in results.items()
-    ]
+    rows = []
+    for library, numbers in results.items():
+        speedup = reference["seconds"] / numbers["seconds"]
+        memory = numbers["peak"], numbers["peak"] - numbers["imports"]
+        rows.append((TITLES[library], numbers["seconds"], speedup, *memory, 100 * numbers["AP"]))
     headers = [iou_type, "seconds", "speedup", "peak MB", "without imports", "AP"]
     print(tabulate(rows, headers=headers, floatfmt=("", ".2f", ".1f", ",.0f", ",.0f", ".6f")))
-    ours = results.get("ours")
-    if ours:
+    if ours := results.get("ours"):
         overhead = 1 - ours["engine"] / (ours["process"] + ours["evaluate"])
         print(
             f"apa_det: reading the ground truth {ours['read']:.2f} s, process() "

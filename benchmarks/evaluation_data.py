@@ -54,16 +54,13 @@ def make_dataset(folder: Path, num_images: int, args: argparse.Namespace) -> str
         for image in its_images.tolist():
             positives[image].append(category)
     negative_weights = np.where([c["frequency"] == "r" for c in categories], 0.35, 1.0)
+    negative_shares = negative_weights / negative_weights.sum()
     images, annotations, truth = [], [], []
     ids = np.array([category["id"] for category in categories])
     for i in range(num_images):
         size = int(rng.integers(len(SIZES)))
-        negatives = rng.choice(
-            len(ids),
-            min(rng.poisson(NEGATIVES), len(ids)),
-            False,
-            negative_weights / negative_weights.sum(),
-        )
+        number = min(rng.poisson(NEGATIVES), len(ids))
+        negatives = rng.choice(len(ids), number, False, negative_shares)
         positive = positives[i]
         images.append(
             {
@@ -91,11 +88,8 @@ def make_dataset(folder: Path, num_images: int, args: argparse.Namespace) -> str
                     }
                 )
     keys = ("id", "name", "image_count", "instance_count", "frequency")
-    dataset = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{key: category[key] for key in keys} for category in categories],
-    }
+    categories = [{key: category[key] for key in keys} for category in categories]
+    dataset = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "gt.json").write_text(json.dumps(dataset))
     columns = {f"boxes{k}": shape.boxes for k, shape in enumerate(shapes)}
     for k, shape in enumerate(shapes):
@@ -127,9 +121,8 @@ def make_shapes(rng: np.random.Generator, height: int, width: int) -> Shapes:
     import pycocotools.mask as mask_util
 
     # As in LVIS, half of the objects are smaller than 26 x 26 pixels.
-    sides = np.exp(rng.normal(np.log(26), 1.0, SHAPES))[:, None] * rng.uniform(
-        0.7, 1.4, (SHAPES, 2)
-    )
+    sizes = np.exp(rng.normal(np.log(26), 1.0, SHAPES))[:, None]
+    sides = sizes * rng.uniform(0.7, 1.4, (SHAPES, 2))
     sides = np.clip(sides, 3, (0.9 * width, 0.9 * height))
     corners = rng.random((SHAPES, 2)) * ((width, height) - sides)
     angles = np.linspace(0, 2 * np.pi, 30)[:-1]
@@ -179,9 +172,8 @@ class Detector:
         truth = self._truth[i][: self._number]
         detected = truth[rng.random(len(truth)) < 0.9]
         rest = self._number - len(detected)
-        classes = np.searchsorted(
-            self._cumulative_weights, rng.random(rest) * self._cumulative_weights[-1]
-        )
+        weights = self._cumulative_weights
+        classes = np.searchsorted(weights, rng.random(rest) * weights[-1])
         if len(truth):  # some false positives are of categories in the image
             confused = rng.random(rest) < 0.15
             classes[confused] = truth[rng.integers(len(truth), size=confused.sum()), 0]

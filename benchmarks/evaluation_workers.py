@@ -19,12 +19,11 @@ def write(iou_type: str, folder: Path) -> dict:
         for i in range(len(detector)):
             classes, scores, boxes, counts, size = detector[i]
             boxes[:, 2:] -= boxes[:, :2]
-            columns = [detector.ids[classes].tolist(), scores.tolist()]
-            if iou_type == "bbox":
-                columns.append(boxes.tolist())
-            else:
-                columns.append([{"size": size, "counts": c.decode()} for c in counts])
-            geometry = "bbox" if iou_type == "bbox" else "segmentation"
+            geometry, shapes = "bbox", boxes.tolist()
+            if iou_type != "bbox":
+                geometry = "segmentation"
+                shapes = [{"size": size, "counts": c.decode()} for c in counts]
+            columns = detector.ids[classes].tolist(), scores.tolist(), shapes
             for category_id, score, shape in zip(*columns, strict=True):
                 record = {"image_id": i + 1, "category_id": category_id, "score": score}
                 start = "," if file.tell() else "["
@@ -63,16 +62,12 @@ def ours(iou_type: str, folder: Path) -> dict:
     start = time.perf_counter()
     results = evaluator.evaluate()
     evaluate = time.perf_counter() - start
-    return {
-        "seconds": read + process + evaluate,
-        "read": read,
-        "process": process,
-        "evaluate": evaluate,
-        "engine": engine.seconds,
-        "peak": peak_memory(),
-        "imports": imports,
-        "AP": results[iou_type]["AP"] / 100,
-    }
+    parts = {"read": read, "process": process, "evaluate": evaluate, "engine": engine.seconds}
+    return _numbers(read + process + evaluate, imports, results[iou_type]["AP"] / 100) | parts
+
+
+def _numbers(seconds: float, imports: float, ap: float) -> dict:
+    return {"seconds": seconds, "peak": peak_memory(), "imports": imports, "AP": ap}
 
 
 class Timed:
@@ -106,9 +101,7 @@ def fast(iou_type: str, folder: Path) -> dict:
         detections = truth.loadRes(folder / "results.json")
         run = COCOeval(truth, detections, iou_type, lvis_style=True, print_function=lambda _: None)
         run.run()
-    seconds = time.perf_counter() - start
-    ap = run.stats_as_dict["AP"]
-    return {"seconds": seconds, "peak": peak_memory(), "imports": imports, "AP": ap}
+    return _numbers(time.perf_counter() - start, imports, run.stats_as_dict["AP"])
 
 
 def lvis(iou_type: str, folder: Path) -> dict:
@@ -120,9 +113,7 @@ def lvis(iou_type: str, folder: Path) -> dict:
     truth = LVIS(str(folder / "gt.json"))
     run = LVISEval(truth, LVISResults(truth, str(folder / "results.json")), iou_type)
     run.run()
-    seconds = time.perf_counter() - start
-    ap = float(run.results["AP"])
-    return {"seconds": seconds, "peak": peak_memory(), "imports": imports, "AP": ap}
+    return _numbers(time.perf_counter() - start, imports, float(run.results["AP"]))
 
 
 WORKERS = {"write": write, "ours": ours, "fast": fast, "lvis": lvis}

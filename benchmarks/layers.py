@@ -110,12 +110,10 @@ def benchmark_carafe(args: argparse.Namespace) -> None:
     channels, size, device = args.channels, args.size, args.device
     x = torch.randn(args.rois, channels, size, size, requires_grad=True, device=device)
     grad = torch.randn(args.rois, channels, 2 * size, 2 * size, device=device)
-    deconv = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, 2), nn.ReLU()).to(args.device)
-    carafe = CARAFE(channels).to(args.device)
+    deconv = nn.Sequential(nn.ConvTranspose2d(channels, channels, 2, 2), nn.ReLU()).to(device)
+    carafe = CARAFE(channels).to(device)
 
-    def forward_backward(
-        function: Callable[[Tensor], Tensor], module: nn.Module
-    ) -> ForwardBackward:
+    def forward_backward(function: Callable, module: nn.Module) -> ForwardBackward:
         return ForwardBackward(partial(function, x), [x, *module.parameters()], grad)
 
     runs = {

@@ -62,13 +62,8 @@ CPU_SIZE = {"step": (192, 256), "inference": (320, 512)}
 
 def add_arguments(parser: argparse.ArgumentParser, mode: str) -> None:
     height, width = CPU_SIZE[mode]
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help=f"image size (default 800 1333; on the CPU {height} {width})",
-    )
+    size = f"image size (default 800 1333; on the CPU {height} {width})"
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help=size)
     parser.add_argument("--batch", type=int, help="images per batch (default 2; on the CPU 1)")
     if mode == "inference":
         parser.add_argument("--detections", type=int, help="per image (default 300; on the CPU 20)")
@@ -128,14 +123,8 @@ def prepare(name: str, args: argparse.Namespace) -> Callable[[], object]:
     cfg.merge_from_file(str(CONFIG))
     unfused = "APA" if name == CHANNELS_LAST else FUSED.get(name, name)
     cfg.merge_from_list(MODELS[unfused])
-    cfg.merge_from_list(
-        [
-            *("MODEL.DEVICE", args.device),
-            *("MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.95]),
-            *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05),
-            *("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.9),
-        ]
-    )
+    cfg.MODEL.DEVICE, heads = args.device, cfg.MODEL.ROI_HEADS
+    heads.IOU_THRESHOLDS, heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST = [0.95], 0.05, 0.9
     if args.mode == "inference":
         cfg.TEST.DETECTIONS_PER_IMAGE = args.detections
     model = build_model(cfg)
@@ -169,12 +158,8 @@ def make_images(args: argparse.Namespace) -> list[dict]:
         instances = Instances((height, width))
         instances.gt_boxes = Boxes(np.concatenate([corners, corners + sides], 1))
         instances.gt_classes = torch.from_numpy(rng.integers(1203, size=BOXES))
-        instances.gt_masks = PolygonMasks(
-            [
-                [(corner + outline * side).ravel()]
-                for corner, side in zip(corners, sides, strict=True)
-            ]
-        )
+        shapes = zip(corners, sides, strict=True)
+        instances.gt_masks = PolygonMasks([[(c + outline * side).ravel()] for c, side in shapes])
         image = torch.from_numpy(rng.integers(256, size=(3, height, width), dtype=np.uint8))
         batch.append({"image": image, "instances": instances, "height": height, "width": width})
     return batch
@@ -234,9 +219,8 @@ def build_detectron2_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build ResNet-50-FPN in layers of detectron2, with sigmoid gates if a gate is configured."""
     norm = norm_from_name(cfg.MODEL.RESNETS.NORM)
     gated = cfg.MODEL.APA.GATE == "se"
-    stages = ResNet.make_default_stages(
-        50, block_class=SEBottleneckBlock if gated else BottleneckBlock, norm=norm
-    )
+    block_class = SEBottleneckBlock if gated else BottleneckBlock
+    stages = ResNet.make_default_stages(50, block_class=block_class, norm=norm)
     bottom_up = ResNet(
         BasicStem(input_shape.channels, norm=norm),
         stages,

@@ -52,13 +52,10 @@ RUN = [
 ]
 FAST = [package("ultrafast_pycocotools", "pip install ultrafast-pycocotools==0.1.14")]
 TEST = FAST + [
-    package(module, f"pip install {project}")
-    for module, project in (
-        ("pytest", "pytest"),
-        ("xdist", "pytest-xdist"),
-        ("hypothesis", "hypothesis"),
-        ("mpmath", "mpmath"),
-    )
+    package("pytest", "pip install pytest"),
+    package("xdist", "pip install pytest-xdist"),
+    package("hypothesis", "pip install hypothesis"),
+    package("mpmath", "pip install mpmath"),
 ]
 REQUIREMENTS = {
     "quickstart": RUN,
@@ -95,12 +92,8 @@ def main() -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 (this file runs with any Python 3)
         missing.append("  python: apa_det requires Python 3.10 or later")
     if missing:
-        print(
-            f"{python} does not have the packages for `make {target}`:",
-            *missing,
-            sep="\n",
-            file=sys.stderr,
-        )
+        problem = f"{python} does not have the packages for `make {target}`:"
+        print(problem, *missing, sep="\n", file=sys.stderr)
         return 1
     if target != "lint":
         import torch

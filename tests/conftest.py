@@ -82,6 +82,13 @@ def flat(results: dict) -> dict[str, float]:
     return {name: value for name, value in flatten_results_dict(results).items() if value == value}
 
 
+def require_path(path: Path) -> Path:
+    """Skip the test if a file or folder of the real datasets does not exist."""
+    if not path.exists():
+        pytest.skip(f"{path} does not exist")
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> Path:
     """The folder of a generated dataset: 16 training and 6 test images of 4 classes."""
@@ -177,3 +184,9 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"APA_DET_TEST_DATA names a missing folder: {folder}")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def lvis_val_100(real_data) -> Path:
+    """100 images of LVIS v1 val."""
+    return require_path(real_data / "lvis/lvis_val_100.json")

@@ -20,7 +20,6 @@ from torch import nn
 from apa_det import AGLU, APA, add_apa_config
 from apa_det.data import (
     build_train_loader,
-    generate_dataset,
     load_lvis_format,
     register_lvis_format,
 )
@@ -48,6 +47,8 @@ from apa_det.modeling import (
     make_apa_resnet,
 )
 from apa_det.modeling.losses import DropLoss
+
+from .conftest import tiny_datasets
 
 IMAGE, FEATURES, VECTORS = (2, 3, 32, 32), (2, 32, 8, 8), (4, 32)
 ROI = ShapeSpec(channels=32, height=8, width=8)
@@ -178,19 +179,18 @@ def test_mask_head(tmp_path):
     assert head.layers(torch.randn(FEATURES)).shape == (2, 5, 16, 16)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    generate_dataset(folder, num_train=12, num_val=4, num_classes=4, image_size=64)
-    for split in ("train", "val"):
-        register_lvis_format(f"lazy_calls_{split}", folder / f"{split}.json", folder)
-    return folder
+@pytest.fixture
+def registered(tiny_dataset):
+    """Register the tiny dataset, and return its folder."""
+    for entry in tiny_datasets(tiny_dataset):
+        register_lvis_format(*entry)
+    return tiny_dataset
 
 
-def test_loader(data, tmp_path):
+def test_loader(registered, tmp_path):
     """Images come in the order of detectron2's sampler, repeated ones included."""
     call = L(build_train_loader)(
-        dataset=L(get_detection_dataset_dicts)(names="lazy_calls_train"),
+        dataset=L(get_detection_dataset_dicts)(names="tiny_train"),
         mapper=L(DatasetMapper)(is_train=True, augmentations=[], image_format="RGB"),
         sampler="RepeatFactorTrainingSampler",
         repeat_thresh=0.9,
@@ -202,36 +202,36 @@ def test_loader(data, tmp_path):
     loader = instantiate(saved(call, tmp_path))
     batches = itertools.islice(loader, 20)
     seen = [image["image_id"] for batch in batches for image in batch]
-    records = get_detection_dataset_dicts("lazy_calls_train")
+    records = get_detection_dataset_dicts("tiny_train")
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.9)
     assert factors.max() > 1
     order = iter(RepeatFactorTrainingSampler(factors, seed=3))
     assert seen == [records[next(order)]["image_id"] for _ in seen]
 
 
-def test_dataset(data, tmp_path):
-    call = L(load_lvis_format)(json_file=str(data / "val.json"), image_root=str(data))
+def test_dataset(registered, tmp_path):
+    call = L(load_lvis_format)(json_file=str(registered / "val.json"), image_root=str(registered))
     assert instantiate(saved(call, tmp_path)) == get_detection_dataset_dicts(
-        "lazy_calls_val", filter_empty=False
+        "tiny_val", filter_empty=False
     )
 
 
-def test_evaluators(data, tmp_path):
+def test_evaluators(registered, tmp_path):
     call = L(LongTailEvaluator)(
-        dataset_name="lazy_calls_val",
+        dataset_name="tiny_val",
         groups=L(FrequencyGroups.parse)(text="few:3,many"),
         extra_metrics=["AR"],
         engine="lvis",
-        count_from="lazy_calls_train",
+        count_from="tiny_train",
     )
     evaluator = instantiate(saved(call, tmp_path))
     evaluator.reset()
     instances = Instances((64, 64), pred_boxes=Boxes(torch.tensor([[4.0, 4, 40, 40]])))
     instances.scores, instances.pred_classes = torch.tensor([0.5]), torch.tensor([0])
-    image_id = get_detection_dataset_dicts("lazy_calls_val", filter_empty=False)[0]["image_id"]
+    image_id = get_detection_dataset_dicts("tiny_val", filter_empty=False)[0]["image_id"]
     evaluator.process([{"image_id": image_id}], [{"instances": instances}])
     assert {"AP", "APfew", "ARmany@300"} <= set(evaluator.evaluate()["bbox"])
-    call = L(V3DetEvaluator)(dataset_name="lazy_calls_val", max_dets_per_image=100)
+    call = L(V3DetEvaluator)(dataset_name="tiny_val", max_dets_per_image=100)
     assert isinstance(instantiate(saved(call, tmp_path)), V3DetEvaluator)
 
 
@@ -268,5 +268,5 @@ def test_clip_gradients():
     parameter.grad = torch.tensor([2.0, -0.1])
     optimizer.step()
     assert parameter.tolist() == pytest.approx([-0.5, 0.1])
-    with pytest.raises(ValueError, match="full_model, not all"):
+    with pytest.raises(ValueError, match="clip_type must be one of .* full_model; got 'all'"):
         clip_gradients(optimizer, "all", 1.0)

@@ -129,6 +129,10 @@ def test_same_training(name):
     assert (train.apa_log_period, train.seed) == (cfg.MODEL.APA.LOG_PERIOD, cfg.SEED)
     assert train.checkpointer.period == solver.CHECKPOINT_PERIOD
     assert (train.accumulate, train.ema.decay) == (solver.ACCUMULATE, solver.EMA.DECAY)
+    assert (train.fsdp, train.reference_world_size) == (solver.FSDP, solver.REFERENCE_WORLD_SIZE)
+    assert (train.eval_subset, train.imports) == (cfg.TEST.SUBSET, cfg.IMPORTS)
+    for node, key in ((train.test_augmentation, "AUG"), (train.precise_bn, "PRECISE_BN")):
+        assert {name.upper(): plain(value) for name, value in node.items()} == dict(cfg.TEST[key])
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED:
         expected = {"clip_type": clip.CLIP_TYPE, "clip_value": clip.CLIP_VALUE}

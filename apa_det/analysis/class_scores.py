@@ -74,10 +74,7 @@ def sample_dense_class_scores(
     Anchors or points are labeled as in training. All foreground ones are used, and a random subset
     of the background ones.
 
-    Args:
-        model: the detector, in evaluation mode.
-        batch: inputs with ``instances``.
-        category_groups, sampler: as for :func:`sample_roi_class_scores`.
+    The detector is in evaluation mode; the inputs have ``instances``.
     """
 
     def sample(anchors, logits: list[Tensor], gt_labels: list[Tensor], *_) -> dict:
@@ -103,8 +100,7 @@ def _add(
 ) -> None:
     """Add logits of shape (N, K), or (N, K + 1) with the background, to the samples of a score.
 
-    Args:
-        score: layer name, name of the class score, and its λ and κ.
+    ``score`` is the layer's name, the name of the class score, and its λ and κ.
     """
     name, layer_type, eta = score
     groups = torch.from_numpy(category_groups).to(gt_classes.device)
@@ -113,9 +109,8 @@ def _add(
     for group in range(int(groups.max()) + 1):
         for gt_class, mask in ((True, is_gt), (False, ~is_gt)):
             rows, classes = (mask & (groups == group)).nonzero(as_tuple=True)
-            sample = sampler.sample(
-                name, CLASS_SCORE, layer_type, eta, group=group, gt_class=gt_class
-            )
+            labels = {"group": group, "gt_class": gt_class}
+            sample = sampler.sample(name, CLASS_SCORE, layer_type, eta, **labels)
             sample.add(logits[rows, classes], classes)
 
 
@@ -144,8 +139,5 @@ def _replaced(module: nn.Module, name: str, value) -> Iterator[None]:
 
 
 def _on(target: Instances, device: torch.device) -> Instances:
-    return Instances(
-        target.image_size,
-        gt_boxes=Boxes(target.gt_boxes.tensor.to(device)),
-        gt_classes=target.gt_classes.to(device),
-    )
+    boxes, classes = Boxes(target.gt_boxes.tensor.to(device)), target.gt_classes.to(device)
+    return Instances(target.image_size, gt_boxes=boxes, gt_classes=classes)

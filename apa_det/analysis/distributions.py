@@ -18,17 +18,12 @@ _TOLERANCE = 1e-10
 class GeneralizedLogistic:
     """The distribution with CDF F(z) = (λ e^(−u) + 1)^(−1/λ), u = (z − location) / scale.
 
-    Attributes are numbers, or arrays that broadcast with z.
-
-    Attributes:
-        lambda_: λ ≥ 0; 1 is the logistic, 0 the Gumbel distribution.
-        location: the z where u = 0.
-        scale: > 0; it is 1 / κ when F is η, which has location 0.
+    Attributes are numbers, or arrays that broadcast with z. η has location 0 and scale 1 / κ.
     """
 
-    lambda_: float | np.ndarray
+    lambda_: float | np.ndarray  # λ ≥ 0; 1 is the logistic, 0 the Gumbel distribution
     location: float | np.ndarray = 0.0
-    scale: float | np.ndarray = 1.0
+    scale: float | np.ndarray = 1.0  # > 0
 
     def cdf(self, z: np.ndarray) -> np.ndarray:
         """Return F(z); for location 0 this is η."""
@@ -50,10 +45,6 @@ def fit(z: np.ndarray, lambda_: float) -> GeneralizedLogistic | None:
 
     With a = 1 / scale and b = −location / scale the log-likelihood is concave in (a, b), so
     Newton's method with a line search finds its only maximum.
-
-    Args:
-        z: a sample of any shape.
-        lambda_: λ ≥ 0.
 
     Returns:
         None if the sample has fewer than two distinct finite values, so there is no maximum.
@@ -100,9 +91,7 @@ def _power(u: np.ndarray, lambda_: float | np.ndarray) -> np.ndarray:
     positive = np.maximum(lambda_, _GUMBEL_BELOW)
     with np.errstate(over="ignore"):
         return np.where(
-            lambda_ > _GUMBEL_BELOW,
-            np.logaddexp(0, np.log(positive) - u) / positive,
-            np.exp(-u),
+            lambda_ > _GUMBEL_BELOW, np.logaddexp(0, np.log(positive) - u) / positive, np.exp(-u)
         )
 
 

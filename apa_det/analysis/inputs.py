@@ -1,7 +1,7 @@
 """Uniform samples of the inputs of a model's gates, activations and class scores."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,19 +15,8 @@ GATE, ACTIVATION, CLASS_SCORE = "gate", "activation", "class score"
 
 _GATES = (APA, nn.Sigmoid, nn.Hardsigmoid)
 _ACTIVATIONS = (
-    AGLU,
-    Swish,
-    nn.CELU,
-    nn.ELU,
-    nn.GELU,
-    nn.Hardswish,
-    nn.LeakyReLU,
-    nn.Mish,
-    nn.PReLU,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.SELU,
-    nn.SiLU,
+    *(AGLU, Swish, nn.CELU, nn.ELU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.Mish, nn.PReLU),
+    *(nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU),
 )
 
 
@@ -82,10 +71,8 @@ class InputSample:
     ):
         self.name, self.kind, self.layer_type, self.eta = name, kind, layer_type, eta
         self.group, self.gt_class = group, gt_class
-        self.seen = 0
-        self.values = np.empty(0, np.float32)
-        self.channels = np.empty(0, np.int64)
-        self._keys = np.empty(0)
+        self.seen, self._keys = 0, np.empty(0)
+        self.values, self.channels = np.empty(0, np.float32), np.empty(0, np.int64)
         self._size, self._rng, self._largest_key = size, rng, 1.0
 
     @property
@@ -132,15 +119,10 @@ class InputSampler:
 
     Functions called in a forward pass (``F.relu``) are not seen. While sampling,
     :mod:`apa_det.layers.fused` does not fuse the modules.
-
-    Args:
-        model: any module.
-        size: maximum size of each sample.
-        seed: seed of the sampling.
     """
 
     model: nn.Module
-    size: int = 100_000
+    size: int = 100_000  # maximum number of values per sample
     seed: int = 0
 
     def __post_init__(self):
@@ -155,16 +137,12 @@ class InputSampler:
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Sample the layers' inputs in all forward passes inside this context."""
-        handles = [
-            module.register_forward_pre_hook(self._hook(name, module))
-            for name, module in self.model.named_modules()
-            if isinstance(module, _GATES + _ACTIVATIONS)
-        ]
-        try:
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                if isinstance(module, _GATES + _ACTIVATIONS):
+                    handle = module.register_forward_pre_hook(self._hook(name, module))
+                    stack.callback(handle.remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def sample(self, name: str, kind: str, layer_type: str, eta, **class_score) -> InputSample:
         """Return the sample of this name, ``group`` and ``gt_class``; create it if missing."""

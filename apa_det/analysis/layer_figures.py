@@ -109,15 +109,9 @@ def _draw_distribution(axis: Axes, analysis: Analysis, layer: Layer) -> None:
     text = f"{layer.fits_better}\nby {abs(advantage):.3f}"
     if layer.fits_better == "neither":
         text = "neither\nis better"
-    axis.text(
-        0.03,
-        0.96,
-        f"{text}\n\nn = {len(inputs.values):,}",
-        transform=axis.transAxes,
-        va="top",
-        fontsize=7.5,
-        color=_FITS[layer.fits_better],
-    )
+    style = {"va": "top", "fontsize": 7.5, "color": _FITS[layer.fits_better]}
+    text += f"\n\nn = {len(inputs.values):,}"
+    axis.text(0.03, 0.96, text, transform=axis.transAxes, **style)
 
 
 def _draw_histogram(axis: Axes, layer: Layer, color: str, **style) -> np.ndarray:
@@ -165,24 +159,14 @@ def _draw_advantages(axis: Axes, layers: list[Layer]) -> None:
     axis.axhspan(0, limit, color=_FITS["Gumbel"], alpha=0.06, linewidth=0)
     axis.axhspan(-limit, 0, color=_FITS["logistic"], alpha=0.06, linewidth=0)
     for y, name, va in ((0.97, "Gumbel", "top"), (0.03, "logistic", "bottom")):
-        axis.text(
-            0.01,
-            y,
-            f"{name} fits the inputs better",
-            transform=axis.transAxes,
-            color=_FITS[name],
-            fontweight="bold",
-            va=va,
-        )
+        style = {"color": _FITS[name], "fontweight": "bold", "va": va}
+        axis.text(0.01, y, f"{name} fits the inputs better", transform=axis.transAxes, **style)
     axis.set_ylabel("log-likelihood per value:\nGumbel fit − logistic fit")
-    axis.legend(
-        handles=[
-            Line2D([], [], color=INK, marker=m, linestyle="", label=_PLURALS[kind])
-            for kind, m in _MARKERS.items()
-        ],
-        loc="upper right",
-        fontsize=9,
-    )
+    handles = [
+        Line2D([], [], color=INK, marker=marker, linestyle="", label=_PLURALS[kind])
+        for kind, marker in _MARKERS.items()
+    ]
+    axis.legend(handles=handles, loc="upper right", fontsize=9)
 
 
 def _draw_parameters(lambdas: Axes, kappas: Axes, layers: list[Layer]) -> None:
@@ -202,17 +186,9 @@ def _draw_parameters(lambdas: Axes, kappas: Axes, layers: list[Layer]) -> None:
     lambdas.set_ylim(min(low, -0.08), max(high, 1.12))
     for y, name, text in ((1, "logistic", "λ = 1: logistic"), (0, "Gumbel", "λ → 0: Gumbel")):
         lambdas.axhline(y, color=_FITS[name], linewidth=1.4)
-        lambdas.annotate(
-            text,
-            (1, y),
-            (-4, 3),
-            xycoords=lambdas.get_yaxis_transform(),
-            textcoords="offset points",
-            color=_FITS[name],
-            ha="right",
-            va="bottom",
-            fontsize=9,
-        )
+        where = {"xycoords": lambdas.get_yaxis_transform(), "textcoords": "offset points"}
+        style = {"color": _FITS[name], "ha": "right", "va": "bottom", "fontsize": 9}
+        lambdas.annotate(text, (1, y), (-4, 3), **where, **style)
     lambdas.set_ylabel("λ of the layer")
     kappas.axhline(0, color=INK, linewidth=1)
     kappas.set_ylabel("κ of the layer\n(κ < 0: η decreases)")
@@ -230,16 +206,9 @@ def _mark_parts(axis: Axes, layers: list[Layer], *, named: bool) -> None:
             axis.axvspan(start - 0.5, end - 0.5, color=INK, alpha=0.04, linewidth=0)
         if named:
             wide = (end - start) / len(layers) > 0.012 * len(name)
-            axis.text(
-                (start + end - 1) / 2,
-                1.01,
-                name,
-                transform=axis.get_xaxis_transform(),
-                ha="center" if wide else "left",
-                va="bottom",
-                rotation=0 if wide else 35,
-                fontsize=9,
-            )
+            turn = {"ha": "center"} if wide else {"ha": "left", "rotation": 35}
+            style = {"va": "bottom", "fontsize": 9, "transform": axis.get_xaxis_transform(), **turn}
+            axis.text((start + end - 1) / 2, 1.01, name, **style)
         start = end
 
 
@@ -263,23 +232,12 @@ def _draw_scores(axes: np.ndarray, analysis: Analysis) -> None:
         axis.set_xlim(low, high)
         axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
         axis.tick_params(labelbottom=True)
-        axis.set_title(
-            f"{analysis.groups.labels[group]} classes",
-            color=group_color(group),
-            fontweight="bold",
-            loc="left",
-        )
+        style = {"color": group_color(group), "fontweight": "bold", "loc": "left"}
+        axis.set_title(f"{analysis.groups.labels[group]} classes", **style)
         for k, (text, is_gt) in enumerate(lines):
-            axis.text(
-                0.0,
-                0.98 - 0.09 * k,
-                f"■ {text}",
-                transform=axis.transAxes,
-                fontsize=8.5,
-                color=group_color(group) if is_gt else GREY,
-                va="top",
-                zorder=5,
-            )
+            style = {"color": group_color(group) if is_gt else GREY, "va": "top", "zorder": 5}
+            y = 0.98 - 0.09 * k
+            axis.text(0.0, y, f"■ {text}", transform=axis.transAxes, fontsize=8.5, **style)
     eta = pair[0].inputs.eta
     curve = ""
     if eta is not None:
@@ -293,13 +251,8 @@ def _last_scores(analysis: Analysis) -> dict[int, list[Layer]]:
     """Return the last stage's two samples (other, ground-truth classes) by frequency group."""
     scores = analysis.of_kind(CLASS_SCORE)
     last = [layer for layer in scores if layer.inputs.name == scores[-1].inputs.name]
-    return {
-        group: sorted(
-            (layer for layer in last if layer.inputs.group == group),
-            key=lambda layer: layer.inputs.gt_class,
-        )
-        for group in sorted({layer.inputs.group for layer in last})
-    }
+    last.sort(key=lambda layer: (layer.inputs.group, layer.inputs.gt_class))
+    return {group: list(pair) for group, pair in groupby(last, lambda layer: layer.inputs.group)}
 
 
 def _headline(analysis: Analysis) -> str:

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..data.frequency import FrequencyGroups
-from .class_scores import (
-    has_roi_class_scores,
-    sample_dense_class_scores,
-    sample_roi_class_scores,
-)
+from .class_scores import has_roi_class_scores, sample_dense_class_scores, sample_roi_class_scores
 from .distributions import GeneralizedLogistic, fit
 from .inputs import InputSample, InputSampler
 
@@ -91,16 +88,13 @@ class Layer:
 class Analysis:
     """The analyzed layers in execution order, followed by the class scores.
 
-    Attributes:
-        layers: one per gate and activation; two per class score and frequency group, for
-            ground-truth and other classes.
-        groups: the frequency groups.
-        num_images: number of images the model ran on.
+    There is one layer per gate and activation; two per class score and frequency group, for
+    ground-truth and other classes.
     """
 
     layers: list[Layer]
     groups: FrequencyGroups | None
-    num_images: int
+    num_images: int  # that the model ran on
 
     def of_kind(self, kind: str) -> list[Layer]:
         return [layer for layer in self.layers if layer.inputs.kind == kind]
@@ -114,18 +108,11 @@ class Analysis:
         rows = []
         for row in self.rows():
             classes = f", {row['group']}, {row['classes']} classes" if row["group"] else ""
+            likelihoods = (row[f"log_likelihood_{n}"] for n in ("logistic", "gumbel", "learned"))
+            advantage = row["advantage_of_gumbel"]
             rows.append(
-                [
-                    row["layer"] + classes,
-                    row["type"],
-                    row["lambda"],
-                    row["kappa"],
-                    row["log_likelihood_logistic"],
-                    row["log_likelihood_gumbel"],
-                    row["log_likelihood_learned"],
-                    row["fits_better"],
-                    row["advantage_of_gumbel"] and abs(row["advantage_of_gumbel"]),
-                ]
+                [row["layer"] + classes, row["type"], row["lambda"], row["kappa"], *likelihoods]
+                + [row["fits_better"], advantage and abs(advantage)]
             )
         headers = ["layer", "type", "λ", "κ", "logistic", "Gumbel", "learned η", "better", "by"]
         formats = ["", "", ".3f", ".3f", ".3f", ".3f", ".3f", "", ".4f"]
@@ -217,13 +204,10 @@ def analyze(
 def _run(model: nn.Module, batch: list[dict], sampler: InputSampler) -> tuple | None:
     """Run the model; return the images, features and proposals its RoI heads were called with."""
     seen = []
-    handle = None
-    if has_roi_class_scores(model):
-        handle = model.roi_heads.register_forward_pre_hook(lambda _, args: seen.append(args[:3]))
-    try:
-        with sampler.sampling():
-            model(batch)
-    finally:
-        if handle is not None:
-            handle.remove()
+    with ExitStack() as stack:
+        if has_roi_class_scores(model):
+            hook = model.roi_heads.register_forward_pre_hook(lambda _, args: seen.append(args[:3]))
+            stack.callback(hook.remove)
+        stack.enter_context(sampler.sampling())
+        model(batch)
     return seen[0] if seen else None

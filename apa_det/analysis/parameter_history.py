@@ -30,13 +30,10 @@ ParameterHistory = dict[str, dict[str, list[tuple[int, float]]]]
 
 
 def read_parameter_history(metrics_file: str | os.PathLike) -> ParameterHistory:
-    """Read λ and κ of every layer, as written by :class:`apa_det.engine.LambdaKappaWriter`.
+    """Read λ and κ of every layer from ``metrics.json``, as LambdaKappaWriter logs them.
 
     If the training was resumed from an earlier iteration or restarted in the same folder, the later
     values replace the earlier ones. Truncated lines are skipped.
-
-    Args:
-        metrics_file: the ``metrics.json`` of a training.
 
     Returns:
         ``{layer: {"lambda": [(iteration, value), …], "kappa": …}}``, with channel means if λ and κ
@@ -62,8 +59,7 @@ def read_parameter_history(metrics_file: str | os.PathLike) -> ParameterHistory:
     history: ParameterHistory = {}
     for iteration, scalars in written:
         for key, value in scalars.items():
-            match = _KEY.fullmatch(key)
-            if match:
+            if match := _KEY.fullmatch(key):
                 symbols = history.setdefault(match["layer"], {"lambda": [], "kappa": []})
                 symbols[match["symbol"]].append((iteration, value))
     return dict(sorted(history.items(), key=lambda item: _natural(item[0])))
@@ -141,10 +137,9 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 def _depth_colors(names: list[str]) -> dict[str, tuple]:
     """Return the color of each layer by its depth."""
-    return {
-        name: colormaps["viridis"](0.92 * i / max(len(names) - 1, 1))  # beyond: too light
-        for i, name in enumerate(names)
-    }
+    last = max(len(names) - 1, 1)
+    # Beyond 0.92, viridis is too light.
+    return {name: colormaps["viridis"](0.92 * i / last) for i, name in enumerate(names)}
 
 
 def _draw_layers(
@@ -173,17 +168,9 @@ def _draw_line(axis: Axes, points: list[tuple[int, float]], color: tuple, **styl
 def _mark_limits(axis: Axes) -> None:
     for y, text in ((1, "λ = 1: logistic"), (0, "λ → 0: Gumbel")):
         axis.axhline(y, color=INK, linewidth=1, linestyle=":")
-        axis.annotate(
-            text,
-            (1, y),
-            (-2, 2),
-            xycoords=axis.get_yaxis_transform(),
-            textcoords="offset points",
-            color=INK,
-            ha="right",
-            fontsize=8,
-            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
-        )
+        where = {"xycoords": axis.get_yaxis_transform(), "textcoords": "offset points"}
+        box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1}
+        axis.annotate(text, (1, y), (-2, 2), color=INK, ha="right", fontsize=8, bbox=box, **where)
 
 
 def _depth_bar(figure: Figure, axes, colors: dict[str, tuple]) -> None:

@@ -3,17 +3,3 @@ from .files import find_images, output_paths
 from .predictor import Predictor, build_predictor
 from .run import run_on_images, run_on_video
 from .video import VIDEO_EXTENSIONS, open_video
-
-__all__ = [
-    "VIDEO_EXTENSIONS",
-    "ClassInfo",
-    "Predictor",
-    "build_predictor",
-    "class_info",
-    "class_thresholds",
-    "find_images",
-    "open_video",
-    "output_paths",
-    "run_on_images",
-    "run_on_video",
-]

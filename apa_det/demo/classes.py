@@ -12,8 +12,6 @@ from ..errors import UserError
 from ..evaluation import FrequencyGroups
 from ..evaluation.evaluator import category_ids
 
-__all__ = ["ClassInfo", "class_info", "class_thresholds"]
-
 logger = logging.getLogger(__name__)
 
 

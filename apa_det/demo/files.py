@@ -10,14 +10,6 @@ from PIL import Image
 
 from ..errors import MissingFileError, UserError
 
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "find_images",
-    "output_paths",
-    "read_image",
-    "write_image",
-]
-
 IMAGE_EXTENSIONS = (".png", ".bmp", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
 
 

@@ -13,8 +13,6 @@ from ..engine.setup.checks import require_weights
 from ..errors import UserError
 from .classes import ClassInfo, class_info, class_thresholds
 
-__all__ = ["Predictor", "build_predictor"]
-
 
 class Predictor:
     """Runs a detectron2 model on one image at a time.

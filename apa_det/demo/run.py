@@ -20,8 +20,6 @@ from .files import read_image, write_image
 from .predictor import Predictor
 from .video import VideoWriter, frames, open_video
 
-__all__ = ["run_on_images", "run_on_video"]
-
 logger = logging.getLogger(__name__)
 
 _DEFAULT_FPS = 30.0  # for files without a frame rate

@@ -8,8 +8,6 @@ import numpy as np
 
 from ..errors import MissingFileError, UserError
 
-__all__ = ["VIDEO_EXTENSIONS", "VideoWriter", "frames", "open_video"]
-
 _CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".mov": "mp4v"}
 VIDEO_EXTENSIONS = tuple(_CODECS)  # of the videos that can be written
 

@@ -14,28 +14,3 @@ from .setup.start import overrides, read_job, setup_job
 from .setup.yaml import YamlJob
 from .testing import evaluate, load_model
 from .trainer import JobTrainer, Trainer
-
-__all__ = [
-    "BestCheckpointer",
-    "Job",
-    "JobTrainer",
-    "LambdaKappaPlotter",
-    "LambdaKappaWriter",
-    "LazyJob",
-    "StrictCheckpointer",
-    "Trainer",
-    "YamlJob",
-    "build_optimizer",
-    "check_job",
-    "evaluate",
-    "last_stage",
-    "load_model",
-    "overrides",
-    "read_config",
-    "read_job",
-    "read_lazy_config",
-    "run",
-    "setup_job",
-    "train",
-    "train_only",
-]

@@ -17,8 +17,6 @@ from .freezing import matches, require_matches
 from .job import Job
 from .parallel import full_state
 
-__all__ = ["ShardedCheckpointer", "StrictCheckpointer", "class_arguments"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -144,7 +142,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         statistics = [k for k in incompatible.missing_keys if ".class_loss." in k]
         if statistics:
             logger.info(
-                "%s lacks running statistics of the class loss, which start anew: %s",
+                "%s lacks running statistics of the class loss, which are reset: %s",
                 *(self._path, ", ".join(_grouped(statistics))),
             )
         unexpected = [k for k in incompatible.unexpected_keys if not k.endswith(OPTIONAL_BUFFERS)]

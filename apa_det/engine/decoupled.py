@@ -17,8 +17,6 @@ from detectron2.utils.file_io import PathManager
 from .freezing import require_matches
 from .job import Job
 
-__all__ = ["last_stage", "train"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -27,8 +25,8 @@ def train(job: Job, *, resume: bool = False) -> OrderedDict:
 
     Args:
         job: the job, as :func:`apa_det.engine.setup_job` returns it.
-        resume: continue from the last checkpoint of the last stage that has one. False: start
-            anew; checkpoints of an earlier second stage are then never resumed.
+        resume: continue from the last checkpoint of the last stage that has one. False: start a
+            new training; checkpoints of an earlier second stage are then never resumed.
 
     Returns:
         The results of the last evaluation; empty except in the main process.

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["averaged_state", "build_ema"]
-
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel:
     """Return a copy of a model whose parameters are averages; its buffers are plain copies.

@@ -11,8 +11,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..errors import UserError
 
-__all__ = ["matches", "require_matches", "train_only"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -55,8 +53,9 @@ def train_only(model: nn.Module, patterns: Sequence[str], key: str = "patterns")
     if not trained:
         raise UserError(f"{key} {list(patterns)} matches only frozen parameters.")
     for name, module in model.named_modules():
-        own = any(p.requires_grad for p in module.parameters(recurse=False))
-        if isinstance(module, (_BatchNorm, _DropoutNd)) and not own and not matches(name, patterns):
+        trains = any(p.requires_grad for p in module.parameters(recurse=False))
+        trains = trains or matches(name, patterns)
+        if isinstance(module, (_BatchNorm, _DropoutNd)) and not trains:
             module.eval()
             module.train = MethodType(_stay_in_eval, module)
     logger.info(

@@ -17,8 +17,6 @@ from ..analysis import layer_kinds, plot_parameter_history, read_parameter_histo
 from ..checkpoint import load_checkpoint
 from ..errors import UserError
 
-__all__ = ["BestCheckpointer", "LambdaKappaPlotter", "LambdaKappaWriter"]
-
 logger = logging.getLogger(__name__)
 
 

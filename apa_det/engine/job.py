@@ -18,8 +18,6 @@ from ..data.frequency import FrequencyGroups
 from ..errors import UserError
 from ..evaluation import LongTailEvaluator
 
-__all__ = ["Job"]
-
 
 class Job(ABC):
     """Settings of a training or evaluation, and the parts that are built from them.
@@ -35,7 +33,7 @@ class Job(ABC):
         seed: seed of the run; negative for a random one.
         output_dir: folder for checkpoints, logs and results.
         weights: path, URL or name of the checkpoint to start from or to evaluate; "" for none.
-        device: device of the model, such as "cuda" or "cpu".
+        device: device of the model, e.g. "cuda" or "cpu".
         train_datasets, test_datasets: names of registered datasets.
         batch_size: images per optimizer step, over all processes; None if unknown.
         num_parts: gradient accumulation: parts that each process splits its batch into.

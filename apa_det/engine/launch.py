@@ -18,8 +18,6 @@ from torch.multiprocessing import ProcessExitedException
 from ..errors import UserError, report
 from ..utils.user_modules import import_modules
 
-__all__ = ["run"]
-
 Main = Callable[[argparse.Namespace], object]
 
 _PATIENCE = 10  # seconds in which the main process reports an error that all processes meet

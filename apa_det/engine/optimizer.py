@@ -7,8 +7,6 @@ from torch import nn
 
 from ..errors import UserError
 
-__all__ = ["build_optimizer", "clip_gradients"]
-
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer ``SOLVER.OPTIMIZER``: SGD or AdamW.

@@ -10,14 +10,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = [
-    "broadcast",
-    "full_state",
-    "load_full_states",
-    "replicate",
-    "shard",
-]
-
 
 def replicate(model: nn.Module, *, broadcast_buffers: bool = False, **kwargs) -> nn.Module:
     """Wrap a model in DistributedDataParallel, on GPU or CPU; with one process, return it as is.

@@ -16,8 +16,6 @@ from detectron2.utils import comm
 
 from .checkpointer import ShardedCheckpointer
 
-__all__ = ["PreemptionHook"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -101,7 +99,7 @@ class PreemptionHook(HookBase):
 
 
 def _shield_data_workers() -> None:
-    """Move the data workers to process groups of their own.
+    """Move each data worker to its own process group.
 
     torchrun sends SIGTERM to the process group of each training process, which still needs data to
     finish its iteration.

@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError
 
-__all__ = ["StepTrainer"]
-
 
 class StepTrainer(SimpleTrainer):
     """detectron2's SimpleTrainer and AMPTrainer in one, with gradient accumulation.

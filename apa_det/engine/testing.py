@@ -16,8 +16,6 @@ from .checkpointer import StrictCheckpointer
 from .decoupled import last_stage
 from .job import Job
 
-__all__ = ["SubsetTest", "build_subset_loader", "evaluate", "load_model", "without_nan"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -43,8 +43,6 @@ from .setup.yaml import YamlJob
 from .step import StepTrainer
 from .testing import SubsetTest, without_nan
 
-__all__ = ["JobTrainer", "Trainer"]
-
 logger = logging.getLogger(__name__)
 
 

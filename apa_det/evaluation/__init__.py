@@ -13,4 +13,3 @@ from .side_by_side import Comparison, compare
 from .subset import choose_subset
 from .v3det_evaluator import V3DetEvaluator
 
-# The built-in extra metrics.

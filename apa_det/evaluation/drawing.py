@@ -41,8 +41,7 @@ def draw_detections(
     """
     records = {record["image_id"]: record for record in DatasetCatalog.get(dataset_name)}
     metadata = MetadataCatalog.get(dataset_name)
-    inputs = [x for batch in islice(loader, num_images) for x in batch]
-    inputs = inputs[:num_images]
+    inputs = [x for batch in islice(loader, num_images) for x in batch][:num_images]
     was_training = model.training
     model.eval()
     instances = [model([x])[0]["instances"].to("cpu") for x in inputs]

@@ -11,6 +11,8 @@ from .detections import Detections, Masks
 from .ground_truth import GroundTruth
 from .selection import find
 
+Fused = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
 
 def load_ensemble_boxes():
     """Import the package ensemble-boxes.
@@ -35,7 +37,7 @@ def weighted_boxes_fusion(
     sources: np.ndarray,
     weights: np.ndarray,
     iou: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> Fused:
     """Fuse boxes that overlap by more than ``iou`` into their mean, weighted by score and weight.
 
     "Weighted boxes fusion: Ensembling boxes from different object detection models" (Solovyev,
@@ -69,36 +71,22 @@ def weighted_boxes_fusion(
     return fused, fused_scores, labels, members * (scores * weights[sources])
 
 
-def non_maximum_suppression(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    classes: np.ndarray,
-    sources: np.ndarray,
-    weights: np.ndarray,
-    iou: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def non_maximum_suppression(*args: np.ndarray | float) -> Fused:
     """Suppress boxes that overlap a box of a higher score by more than ``iou``.
 
     Scores are first multiplied by the detector's weight relative to the largest weight. Arguments
     and results are those of :func:`weighted_boxes_fusion`.
     """
-    return _suppressed(3, boxes, scores * (weights / weights.max())[sources], classes, iou)
+    return _suppressed(3, *args)
 
 
-def soft_nms(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    classes: np.ndarray,
-    sources: np.ndarray,
-    weights: np.ndarray,
-    iou: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def soft_nms(*args: np.ndarray | float) -> Fused:
     """Like :func:`non_maximum_suppression`, but multiply suppressed scores by 1 − IoU.
 
     Linear Soft-NMS: "Soft-NMS: Improving Object Detection With One Line of Code" (Bodla et al.,
     ICCV 2017), equation 3.
     """
-    return _suppressed(1, boxes, scores * (weights / weights.max())[sources], classes, iou)
+    return _suppressed(1, *args)
 
 
 ENSEMBLE_METHODS: dict[str, Callable] = {
@@ -168,26 +156,13 @@ def ensemble(
             rles = merged.masks.rles(group)
             masks = Masks.from_rles([_mean_mask(rles, row) for row in mask_weights[best]])
         size = np.tile(sizes[group[0], ::-1], 2)
-        xyxy = fused[best] * size
-        parts.append(
-            Detections(
-                np.full(len(best), merged.image_ids[group[0]]),
-                classes[best],
-                scores[best],
-                np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1),
-                masks,
-            )
-        )
+        xyxy, image_ids = fused[best] * size, np.full(len(best), merged.image_ids[group[0]])
+        xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
+        parts.append(Detections(image_ids, classes[best], scores[best], xywh, masks))
     return Detections.concatenate(parts)
 
 
-def _check(
-    detections: Sequence[Detections],
-    names: Sequence[str],
-    method: str,
-    iou: float,
-    weights: np.ndarray,
-) -> None:
+def _check(detections, names, method: str, iou: float, weights: np.ndarray) -> None:
     if method not in ENSEMBLE_METHODS:
         raise UserError(f"method must be one of {', '.join(ENSEMBLE_METHODS)}; got {method!r}.")
     if not 0 < iou < 1:
@@ -226,10 +201,9 @@ def _ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return intersection / (areas[0][:, None] + areas[1] - intersection)
 
 
-def _suppressed(
-    method: int, boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _suppressed(method: int, boxes, scores, classes, sources, weights, iou: float) -> Fused:
     """Return the boxes of each class that a method of ensemble-boxes keeps, with their masks."""
+    scores = scores * (weights / weights.max())[sources]
     load_ensemble_boxes()
     # The package's nms and soft_nms do not return indices.
     from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float

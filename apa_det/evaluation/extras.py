@@ -41,18 +41,10 @@ def fixed_ap(
         logger.info(
             "AP-fixed evaluates %s detections per category, but %d categories have fewer. Increase "
             "the model's number of detections per image, or AP-fixed is underestimated.",
-            f"{max_dets_per_category:,}",
-            few,
+            *(f"{max_dets_per_category:,}", few),
         )
-    evaluation = evaluate(
-        ground_truth,
-        detections,
-        iou_type,
-        engine=engine,
-        max_dets=None,
-        max_dets_per_category=max_dets_per_category,
-    )
-    metrics = evaluation.metrics()
+    limits = {"max_dets": None, "max_dets_per_category": max_dets_per_category}
+    metrics = evaluate(ground_truth, detections, iou_type, engine=engine, **limits).metrics()
     return {f"AP{name}_fixed": metrics[f"AP{name}"] for name in ("", *ground_truth.groups.names)}
 
 

@@ -198,15 +198,8 @@ def _mask_records(
         [rles[i] for i in np.flatnonzero(has_area).tolist()],
     )
     records = [
-        {
-            "id": i,
-            "image_id": image,
-            "category_id": category,
-            "score": score,
-            "area": area,
-            "segmentation": rle,
-        }
-        for i, (image, category, score, area, rle) in enumerate(zip(*columns, strict=True), 1)
+        {"id": i, "image_id": image, "category_id": k, "score": s, "area": a, "segmentation": rle}
+        for i, (image, k, s, a, rle) in enumerate(zip(*columns, strict=True), 1)
     ]
     return records, chosen.rows
 

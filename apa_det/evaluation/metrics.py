@@ -108,20 +108,10 @@ def compute_metrics(
     """
     metrics = [METRIC_REGISTRY.get(name) for name in extra if name != "boundary"]
     keywords = [inspect.signature(metric).parameters for metric in metrics]
-    evaluation = evaluate(
-        ground_truth,
-        detections,
-        iou_type,
-        engine=engine,
-        max_dets=max_dets,
-        matches=any("evaluation" in names for names in keywords),
-    )
-    context = {
-        "iou_type": iou_type,
-        "engine": engine,
-        "max_dets": max_dets,
-        "evaluation": evaluation,
-    }
+    options = {"engine": engine, "max_dets": max_dets}
+    matches = any("evaluation" in names for names in keywords)
+    evaluation = evaluate(ground_truth, detections, iou_type, matches=matches, **options)
+    context = {"iou_type": iou_type, "evaluation": evaluation, **options}
     results = _percent({n: v for n, v in evaluation.metrics().items() if n.startswith("AP")})
     for metric, names in zip(metrics, keywords, strict=True):
         arguments = {name: value for name, value in context.items() if name in names}
@@ -130,9 +120,7 @@ def compute_metrics(
 
 
 def evaluator_metric_names(
-    groups: tuple[str, ...] = ("r", "c", "f"),
-    extra: Sequence[str] = (),
-    max_dets: int = 300,
+    groups: tuple[str, ...] = ("r", "c", "f"), extra: Sequence[str] = (), max_dets: int = 300
 ) -> tuple[str, ...]:
     """Return the names of the metrics that :class:`LongTailEvaluator` gives for each IoU type.
 

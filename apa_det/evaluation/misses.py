@@ -23,8 +23,7 @@ class ImageResults:
 
 
 def worst_images(evaluation: Evaluation, num_images: int) -> np.ndarray:
-    """
-    Return the images with the most annotations that no detection matches at IoU 0.5.
+    """Return the images with the most annotations that no detection matches at IoU 0.5.
 
     Args:
         evaluation: made with ``matches=True``.
@@ -45,13 +44,9 @@ def worst_images(evaluation: Evaluation, num_images: int) -> np.ndarray:
 def image_results(
     evaluation: Evaluation, detections: Detections, indices: Sequence[int]
 ) -> list[ImageResults]:
-    """
-    Return a detector's results on some images.
+    """Return a detector's results on the ground truth's images of these indices.
 
-    Args:
-        evaluation: made with ``matches=True``.
-        detections: the evaluated detections.
-        indices: indices of the ground truth's images.
+    ``evaluation`` is that of ``detections``, made with ``matches=True``.
     """
     truth, matches = evaluation.ground_truth, evaluation.matches
     results = []
@@ -65,13 +60,7 @@ def image_results(
             match = np.flatnonzero(matches.detections == row)
             if len(match):
                 outcomes[i] = matches.outcomes[match[0], 0]
-        results.append(
-            ImageResults(
-                record=truth.images[index],
-                annotations=annotations,
-                matched=matches.matched[annotations],
-                detections=detections.select(rows),
-                outcomes=outcomes,
-            )
-        )
+        record, matched = truth.images[index], matches.matched[annotations]
+        kept = detections.select(rows)
+        results.append(ImageResults(record, annotations, matched, kept, outcomes))
     return results

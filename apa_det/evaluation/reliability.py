@@ -23,11 +23,7 @@ class ReliabilityBins:
 
 
 def reliability_bins(evaluation: Evaluation) -> dict[str, ReliabilityBins]:
-    """
-    Bin the detections of each frequency group by score.
-
-    Args:
-        evaluation: made with ``matches=True``.
+    """Bin the detections of each frequency group by score, given an evaluation with ``matches``.
 
     Returns:
         A dict from group name to bins; empty if there are no detections, or scores outside [0, 1].
@@ -41,11 +37,10 @@ def reliability_bins(evaluation: Evaluation) -> dict[str, ReliabilityBins]:
     bins = np.minimum((scores * NUM_BINS).astype(np.int64), NUM_BINS - 1)
     categories = evaluation.match_categories[judged]
     # One row of bins per group, and a last row for categories without a group (-1).
-    cells = truth.category_groups[categories] * NUM_BINS + bins
-    cells[cells < 0] += (len(truth.groups.names) + 1) * NUM_BINS
+    size = (len(truth.groups.names) + 1) * NUM_BINS
+    cells = (truth.category_groups[categories] * NUM_BINS + bins) % size
 
     def summed(weights: np.ndarray | None) -> np.ndarray:
-        size = (len(truth.groups.names) + 1) * NUM_BINS
         return np.bincount(cells, weights, size).reshape(-1, NUM_BINS)
 
     counts, score_sums, correct_sums = summed(None), summed(scores), summed(correct)

@@ -36,10 +36,8 @@ def resampled_ap(evaluation: Evaluation, weights: np.ndarray) -> dict[str, np.nd
 def _mean_of_defined(values: np.ndarray) -> np.ndarray:
     """Return the (B,) means of (B, K) over values that are not NaN; NaN if there are none."""
     defined = ~np.isnan(values)
-    totals = np.where(defined, values, 0.0).sum(1)
-    return np.divide(
-        *(totals, defined.sum(1)), out=np.full(len(values), np.nan), where=defined.any(1)
-    )
+    totals, undefined = np.where(defined, values, 0.0).sum(1), np.full(len(values), np.nan)
+    return np.divide(totals, defined.sum(1), out=undefined, where=defined.any(1))
 
 
 def _category_ap(evaluation: Evaluation, weights: np.ndarray) -> np.ndarray:
@@ -55,9 +53,8 @@ def _category_ap(evaluation: Evaluation, weights: np.ndarray) -> np.ndarray:
     for category in np.unique(counted).tolist():
         objects = weights[:, images[counted == category]].sum(1, dtype=np.float64)
         rows = order[cuts[category] : cuts[category + 1]]
-        ap = _average_precision(
-            evaluation.match_images[rows], matches.outcomes[rows], weights, objects
-        )
+        found = evaluation.match_images[rows], matches.outcomes[rows]
+        ap = _average_precision(*found, weights, objects)
         result[:, category] = np.where(objects > 0, ap, np.nan)
     return result
 
@@ -65,18 +62,15 @@ def _category_ap(evaluation: Evaluation, weights: np.ndarray) -> np.ndarray:
 def _average_precision(
     images: np.ndarray, outcomes: np.ndarray, weights: np.ndarray, objects: np.ndarray
 ) -> np.ndarray:
-    """
-    Compute the AP of one category. Precision is sampled at true positives only: between them it
-    falls while recall stays.
+    """Compute the AP of one category: (B,) mean precision over T IoU thresholds and 101 recalls.
+
+    Precision is sampled at true positives only: between them it falls while recall stays.
 
     Args:
         images: (M,) the image of each detection, by descending score.
         outcomes: (M, T).
         weights: (B, I).
         objects: (B,) number of counted annotations.
-
-    Returns:
-        (B,) mean precision over T IoU thresholds and 101 recalls.
     """
     seen, columns = np.unique(images, return_inverse=True)
     weights = weights[:, seen]

@@ -141,8 +141,7 @@ def compare(
     image_root: str | os.PathLike | None = None,
     num_images: int = 6,
 ) -> Comparison:
-    """
-    Evaluate result files on one dataset with the LVIS metric.
+    """Evaluate result files on one dataset with the LVIS metric.
 
     Only one file's detections are in memory at a time.
 
@@ -177,8 +176,7 @@ def compare(
         )
     if image_root is not None:
         _check_image_root(image_root, truth)
-    files: list[FileResults] = []
-    worst = None
+    files, worst = [], None
     for path, name in zip(result_files, short_names(result_files), strict=True):
         detections = read_results(path, truth, iou_types)
         if not len(detections):
@@ -188,20 +186,13 @@ def compare(
         wanted = iou_types or ("bbox", "segm")[: 1 + has_masks]
         for iou_type in sorted(wanted, key="segm".__eq__):  # segm last: it selects the worst images
             logger.info("%s: evaluating %s, %d detections", name, iou_type, len(detections))
-            evaluation = evaluate(
-                truth,
-                detections,
-                iou_type,
-                engine=engine,
-                max_dets=max_dets,
-                matches=details or pooled,
-            )
+            options = {"engine": engine, "max_dets": max_dets, "matches": details or pooled}
+            evaluation = evaluate(truth, detections, iou_type, **options)
             extras = pooled_ap(evaluation) if pooled else {}
             if fixed:
                 extras |= fixed_ap(truth, detections, iou_type, engine=engine)
-            result.by_iou_type[iou_type] = _iou_type_results(
-                evaluation, extras, reliability_bins(evaluation) if details else {}
-            )
+            bins = reliability_bins(evaluation) if details else {}
+            result.by_iou_type[iou_type] = _iou_type_results(evaluation, extras, bins)
         if details and image_root is not None:
             if worst is None:
                 worst = worst_images(evaluation, num_images)
@@ -256,10 +247,10 @@ def format_number(value: float, digits: int = 1) -> str:
 def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     """Return the part of each path that differs from the others: a folder or the file name."""
     parts = [PurePath(os.path.abspath(path)).parts for path in paths]
-    shared = _shared_length(parts)
+    shared = len(os.path.commonprefix(parts))
     tails = [p[min(shared, len(p) - 1) :] for p in parts]
     if shared:
-        last = _shared_length([tail[::-1] for tail in tails])
+        last = len(os.path.commonprefix([tail[::-1] for tail in tails]))
         heads = [tail[: len(tail) - last] for tail in tails]
         tails = heads if all(heads) else tails
     names = [re.sub(r"(\.json)?(\.gz)?$|\.pth$", "", "/".join(tail)) for tail in tails]
@@ -267,8 +258,3 @@ def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)
     ]
-
-
-def _shared_length(parts: list[tuple[str, ...]]) -> int:
-    """Return the number of leading parts that all have in common."""
-    return len(os.path.commonprefix(parts))

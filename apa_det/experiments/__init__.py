@@ -8,19 +8,3 @@ from .run_list import list_runs
 from .running import run_all
 from .table import write_tables
 from .training import train_run
-
-__all__ = [
-    "Difference",
-    "Plan",
-    "ReproducibleLoader",
-    "Results",
-    "Row",
-    "Run",
-    "gather",
-    "list_runs",
-    "read_plan",
-    "run_all",
-    "train_run",
-    "write_figure",
-    "write_tables",
-]

@@ -11,8 +11,6 @@ from ..utils.plotting import DPI, GREY, INK, grid, group_color, label
 from .results import Results
 from .table import IOU_TYPE_NAMES, format_difference
 
-__all__ = ["draw", "write_figure"]
-
 _COLOR = group_color(2)
 _ROW_HEIGHT = 0.62  # inches
 

@@ -5,16 +5,17 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from ..engine import Job, check_job, read_job
-from ..engine.setup.config_files import config_errors
+from ..engine.setup.config_files import config_errors, is_lazy_config
 from ..errors import MissingFileError, UserError
-
-__all__ = ["Plan", "Row", "Run", "read_plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +53,12 @@ _SHARED_LAZY_KEYS = (
     "dataloader.test.mapper.augmentations",
     "dataloader.evaluator.",
     "lr_multiplier.",
-    "model.roi_heads.box_predictor.test_topk_per_image",
     "train.max_iter",
     "train.reference_world_size",
     "train.eval_period",
     "train.eval_subset",
     "train.test_augmentation.",
 )
-_SHARED_KEYS = _SHARED_YAML_KEYS + _SHARED_LAZY_KEYS
 _RUN_KEYS = ("OUTPUT_DIR", "SEED", "train.output_dir", "train.seed")  # set for each run
 
 
@@ -113,7 +112,7 @@ class Plan:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """All rows with the first seed, then all with the next: stopped early, it stays balanced."""
+        """All rows with the first seed, then all rows with the next one, and so on."""
         return [self._run(row, seed) for seed in self.seeds for row in self.rows]
 
     def _run(self, row: Row, seed: int) -> Run:
@@ -121,7 +120,7 @@ class Plan:
         return Run(row.name, seed, folder, row.job.changed({"seed": seed, "output_dir": folder}))
 
     def differences(self) -> dict[str, dict[str, tuple]]:
-        """Return, per row except the first, the keys that differ: (first row's value, its value)."""
+        """Return per row, except the first, the values that differ: key -> (first row's, its)."""
         first, *others = self.rows
         return {row.name: _differences(first.job, row.job) for row in others}
 
@@ -136,6 +135,8 @@ class Plan:
         for row in self.rows:
             with config_errors(f'The row "{row.name}"'):
                 check_job(row.job)
+            if isinstance(row.job.config, DictConfig):
+                _require_saveable(row)
         job = self.rows[0].job
         names, key = tuple(job.test_datasets), job.KEYS["test_datasets"]
         if len(names) != 1 or not job.is_long_tail(names[0]):
@@ -157,7 +158,7 @@ class Plan:
                 )
         for name, keys in self.differences().items():
             for key, values in keys.items():
-                if key.startswith(_SHARED_KEYS):
+                if _is_shared(key, values):
                     raise UserError(
                         f'The rows "{first.name}" and "{name}" differ in {key}, {values[0]!r} and '
                         f"{values[1]!r}: set it to one value, as all rows of a comparison need the "
@@ -168,7 +169,7 @@ class Plan:
 def read_plan(
     output_dir: str,
     description: str | None = None,
-    configs: Sequence[str] = (),
+    configs: Sequence[str | os.PathLike] = (),
     *,
     seeds: Sequence[int] = (),
     opts: Sequence[str] = (),
@@ -193,7 +194,7 @@ def read_plan(
     """
     content = {"rows": []} if description is None else _read_description(description)
     rows = [_described_row(description, content, row, opts, imports) for row in content["rows"]]
-    rows += [Row(os.path.splitext(os.path.basename(c))[0], _job(c, opts, imports)) for c in configs]
+    rows += [Row(Path(c).stem, _job(os.fspath(c), opts, imports)) for c in configs]
     seeds = list(seeds or content.get("seeds", ()))
     if not rows:
         raise UserError("There is nothing to compare: give a description or --config-file.")
@@ -229,13 +230,17 @@ def _read_description(path: str) -> dict:
             raise UserError(
                 f'{path}: opts of the row "{row["name"]}" must be a list, got {row["opts"]!r}.'
             )
-        if not row.get("config", content.get("base")):
-            raise UserError(f'{path}: the row "{row["name"]}" needs a config, as there is no base.')
+        file = row.get("config", content.get("base"))
+        if not isinstance(file, str) or not file:
+            raise UserError(
+                f'{path}: the row "{row["name"]}" needs the path of a config file as config, or as '
+                f"base for all rows, got {file!r}."
+            )
     return content
 
 
 def _require_keys(what: str, content, known: set[str]) -> None:
-    keys = content.keys() if isinstance(content, dict) else {content}
+    keys = content.keys() if isinstance(content, dict) else {str(content)}
     if keys - known:
         unknown = ", ".join(map(str, keys - known))
         raise UserError(f"{what}: unknown key {unknown}; expected {', '.join(sorted(known))}.")
@@ -252,10 +257,23 @@ def _described_row(
 
 
 def _job(file: str, opts: Sequence, imports: Sequence[str]) -> Job:
-    if not file.endswith((".yaml", ".yml")):
+    if is_lazy_config(file):
         opts = [str(option) for option in opts]  # key=value
     job = read_job(file, opts, imports)
     return job.changed({"save_predictions": True})  # for the intervals
+
+
+def _require_saveable(row: Row) -> None:
+    """Raise a UserError unless the config can be read from ``config.yaml``, as the runs do."""
+    with TemporaryDirectory() as folder:
+        row.job.changed({"output_dir": folder}).save_config()
+        try:
+            read_job(os.path.join(folder, "config.yaml"), imports=row.job.imports)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f'The config of the row "{row.name}" cannot be saved as yaml: replace lambdas, and '
+                "functions that are defined in the config file, by functions of a module."
+            ) from error
 
 
 def _require_same_config(run: Run) -> None:
@@ -274,7 +292,7 @@ def _differences(first: Job, second: Job) -> dict[str, tuple]:
     first, second = (dict(_flat(_plain(job.config))) for job in (first, second))
     keys = [*first, *(key for key in second if key not in first)]
     pairs = {key: (first.get(key), second.get(key)) for key in keys}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in _OF_A_RUN}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in _RUN_KEYS}
 
 
 def _plain(config: Mapping) -> Mapping:
@@ -287,18 +305,29 @@ def _flat(node: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, _comparable(value)
+            yield prefix + key, _comparable(key, value)
 
 
-def _comparable(value):
-    """Convert tuples to lists and functions to their names, as in a yaml file."""
+def _comparable(key: str, value):
+    """Convert tuples to lists and callables to names, as after saving and reading a config."""
     if isinstance(value, list | tuple):
-        return [_comparable(v) for v in value]
+        return [_comparable("", v) for v in value]
     if isinstance(value, Mapping):
-        return {k: _comparable(v) for k, v in value.items()}
+        return {k: _comparable(k, v) for k, v in value.items()}
+    if key == "_target_" and isinstance(value, str):
+        value = locate(value)  # saved configs may have another name of the same object
+    if isinstance(value, partial):
+        keywords = _comparable("", value.keywords)
+        return {"_target_": _comparable("", value.func), "args": [*value.args], **keywords}
     if isinstance(value, Callable) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return value
+
+
+def _is_shared(key: str, values: tuple) -> bool:
+    """Return whether all rows must agree on a key; one model may lack a LazyConfig's model key."""
+    detection_limit = key.endswith(".test_topk_per_image") and None not in values
+    return detection_limit or key.startswith((*_SHARED_YAML_KEYS, *_SHARED_LAZY_KEYS))
 
 
 def _slug(name: str) -> str:

@@ -10,8 +10,6 @@ import torch
 from detectron2.utils.env import seed_all_rng
 from tqdm import trange
 
-__all__ = ["ReproducibleLoader"]
-
 
 class ReproducibleLoader:
     """A training loader with its own random number generators.

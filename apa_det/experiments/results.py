@@ -15,8 +15,6 @@ from ..evaluation.resampling import draw_image_weights, resampled_ap
 from ..utils.json_files import read_json
 from .plan import Plan, Run
 
-__all__ = ["Difference", "Results", "gather"]
-
 logger = logging.getLogger(__name__)
 
 _LEVEL = 95  # percent

@@ -4,8 +4,6 @@ from tabulate import tabulate
 
 from .plan import Plan
 
-__all__ = ["list_runs"]
-
 
 def list_runs(plan: Plan) -> str:
     """Return a table of the runs: their state, and the number of images they will train on."""

@@ -13,8 +13,6 @@ from tqdm import tqdm
 
 from .plan import Plan, Run
 
-__all__ = ["run_all"]
-
 logger = logging.getLogger(__name__)
 
 _TAIL = 15  # output lines of a failed run to show

@@ -13,8 +13,6 @@ from tabulate import tabulate
 from ..utils.json_files import write_json
 from .results import UNDEFINED, Difference, Results
 
-__all__ = ["IOU_TYPE_NAMES", "format_difference", "format_tables", "write_tables"]
-
 IOU_TYPE_NAMES = {"bbox": "boxes", "segm": "masks"}
 _COSTS = {"seconds_per_iteration": 1000, "peak_memory_mb": 1}  # factor of the unit in the table
 

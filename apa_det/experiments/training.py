@@ -28,8 +28,6 @@ from ..errors import UserError
 from ..utils.json_files import write_json
 from .replay import ReproducibleLoader
 
-__all__ = ["CostMeter", "ReproducibleTrainer", "train_run"]
-
 logger = logging.getLogger(__name__)
 
 

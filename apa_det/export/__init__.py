@@ -37,24 +37,3 @@ from .verification import (
     load_exported,
     verify_file,
 )
-
-__all__ = [
-    "BOX_TOLERANCE",
-    "Backbone",
-    "Detector",
-    "Difference",
-    "FEATURE_TOLERANCE",
-    "SCORE_TOLERANCE",
-    "Verification",
-    "compare",
-    "compare_features",
-    "describe_file",
-    "export_backbone",
-    "export_file",
-    "export_onnx",
-    "export_scripting",
-    "export_tracing",
-    "load_exported",
-    "read_sample",
-    "verify_file",
-]

@@ -6,8 +6,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = ["Backbone", "export_backbone"]
-
 
 class Backbone(nn.Module):
     """Maps images to feature maps; see :mod:`apa_det.export`.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-__all__ = ["Detector", "ScriptableDetector"]
-
 
 class Detector(nn.Module):
     """Maps one image to its detections as tensors by name; see :mod:`apa_det.export`.

@@ -17,8 +17,6 @@ from .detector import Detector
 from .onnx import export_onnx
 from .torchscript import export_scripting, export_tracing
 
-__all__ = ["FILES", "describe_file", "export_file", "read_sample"]
-
 FILES = {"torchscript": "model.ts", "onnx": "model.onnx", "torch_export": "backbone.pt2"}
 """The file name of each format."""
 

@@ -15,8 +15,6 @@ from ..errors import MissingPackageError, UserError
 from .detector import Detector
 from .torchscript import nms_in_graph, without_trace_warnings
 
-__all__ = ["OPSET", "export_onnx"]
-
 OPSET = 17
 """ONNX operator set: RoIAlign has ``aligned`` since version 16, LayerNorm exists since 17."""
 

@@ -17,8 +17,6 @@ from ..errors import UserError
 from ..modeling.box_predictor import APAFastRCNNOutputLayers
 from .detector import Detector, ScriptableDetector
 
-__all__ = ["export_scripting", "export_tracing", "nms_in_graph", "without_trace_warnings"]
-
 _FIELDS = {
     "proposal_boxes": Boxes,
     "objectness_logits": Tensor,

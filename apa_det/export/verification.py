@@ -13,18 +13,6 @@ from ..errors import MissingPackageError, UserError
 from .backbone import Backbone
 from .detector import Detector
 
-__all__ = [
-    "BOX_TOLERANCE",
-    "FEATURE_TOLERANCE",
-    "SCORE_TOLERANCE",
-    "Difference",
-    "Verification",
-    "compare",
-    "compare_features",
-    "load_exported",
-    "verify_file",
-]
-
 BOX_TOLERANCE = 0.01
 """Largest difference of box coordinates, in pixels."""
 SCORE_TOLERANCE = 1e-4

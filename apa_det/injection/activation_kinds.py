@@ -55,11 +55,7 @@ KINDS: dict[str, Kind] = {
     "sigmoid": Kind(nn.Sigmoid, (), (1.0, 1.0, 1e-6), gate=True),
     # Sigmoids called as functions usually compute scores, not gates.
     "functional_sigmoid": Kind(
-        None,
-        (F.sigmoid, torch.sigmoid, torch.sigmoid_),
-        (1.0, 1.0, 1e-6),
-        gate=True,
-        default=False,
+        None, (F.sigmoid, torch.sigmoid, torch.sigmoid_), (1.0, 1.0, 1e-6), gate=True, default=False
     ),
     "hardsigmoid": Kind(nn.Hardsigmoid, (F.hardsigmoid,), (1.0, 0.9413, 0.057), gate=True),
 }
@@ -102,13 +98,10 @@ def closest_parameters(
 ) -> tuple[float, float]:
     """Return the λ and κ with which APA or AGLU approximates an activation best.
 
-    Args:
-        kind: name of the activation in ``KINDS``, or None.
-        function: the activation, to verify the approximation; None if unknown.
-        name: name of its location, for the error message.
+    Verifies them on ``function``; ``name`` is that of the location, for the error message.
 
     Raises:
-        UserError: if no close values exist.
+        UserError: if no close values exist, or the function is None (unknown).
     """
     if function is not None and kind is not None and KINDS[kind].closest is not None:
         lambda_, kappa, distance = KINDS[kind].closest

@@ -121,12 +121,8 @@ def inject(
     insert_modules(locations, modules, next(floats, torch.empty(0)))
     _disable_fast_paths(model)
     kinds = Counter(loc.kind or type(loc.old).__name__ for loc in locations)
-    logger.info(
-        "Replaced %d activations of %s: %s",
-        len(locations),
-        type(model).__name__,
-        ", ".join(f"{n} {kind}" for kind, n in kinds.items()),
-    )
+    counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    logger.info("Replaced %d activations of %s: %s", len(locations), type(model).__name__, counts)
     return {loc.name: loc.old for loc in locations}
 
 
@@ -154,11 +150,8 @@ def _select(
 ) -> list[Location]:
     """Return the locations of these names and types; raise if one cannot be replaced."""
     kinds, classes = _kinds_and_classes(types)
-    candidates = [
-        loc
-        for loc in find_locations(model, classes)
-        if loc.kind in kinds or isinstance(loc.old, classes)
-    ]
+    found = find_locations(model, classes)
+    candidates = [loc for loc in found if loc.kind in kinds or isinstance(loc.old, classes)]
     excluded = [name for name in names if name.startswith("!")]
     included = [name for name in names if name not in excluded] or ["*"]
     selected = set()
@@ -230,9 +223,8 @@ def _tie(locations: Sequence[Location], modules: Sequence[APA]) -> list[APA]:
 def _disable_fast_paths(model: nn.Module) -> None:
     """Disable the fast path of torch's transformers, which computes the original activation."""
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and "activation" in injected_names(
-            module
-        ):
+        names = injected_names(module)
+        if isinstance(module, nn.TransformerEncoderLayer) and "activation" in names:
             set_attribute(module, "activation_relu_or_gelu", 0)
         elif isinstance(module, nn.TransformerEncoder):
             if any(injected_names(layer) for layer in module.layers):

@@ -60,12 +60,8 @@ def find_channels(
     """Run a model once and return the channels at each location.
 
     The last dimension has the channels if the tensor has more than two dimensions and the previous
-    layer is a Linear or LayerNorm with that many features. Otherwise dimension 1 has them.
-
-    Args:
-        model: the model. It runs in evaluation mode without gradients, and is not changed.
-        locations: locations in the model.
-        example: its input, or a tuple of inputs.
+    layer is a Linear or LayerNorm with that many features. Otherwise dimension 1 has them. The
+    model runs on ``example`` (an input or a tuple of inputs) in evaluation mode without gradients.
 
     Raises:
         UserError: if the model fails on the example, or a location does not run or gets different

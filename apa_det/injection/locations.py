@@ -13,14 +13,9 @@ from .rewriting.activation_calls import ActivationCall, find_calls, iterates_ove
 from .rewriting.subclasses import Replacements, subclass_with_modules
 
 _HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
 )
 
 
@@ -55,9 +50,7 @@ class Location:
 def find_locations(model: nn.Module, classes: tuple[type, ...] = ()) -> Iterator[Location]:
     """Yield all locations in a model, in the order of its modules.
 
-    Args:
-        model: the model.
-        classes: further classes of activation modules.
+    ``classes`` are further classes of activation modules.
     """
     for prefix, owner in model.named_modules():
         if isinstance(owner, (APA, torch.jit.ScriptModule, *classes)) or kind_of_module(owner):
@@ -157,8 +150,7 @@ def set_attribute(owner: nn.Module, name: str, value: object) -> None:
 
 def restore_attributes(owner: nn.Module, names: Iterable[str]) -> None:
     """Restore attributes and calls of a module, given their names of :func:`injected_names`."""
-    names = [*names]
-    replaced = vars(owner)["_apa_replaced"]
+    names, replaced = [*names], vars(owner)["_apa_replaced"]
     for name in names:
         old = replaced.pop(name)
         if isinstance(old, nn.Module):

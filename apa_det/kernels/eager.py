@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Form = Literal["apa", "log_apa", "logit_apa", "aglu"]
+Needs = tuple[bool, ...]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 LAMBDA_FLOOR = 1e-20
 """Lower clamp of λ: equal to the Gumbel limit in float32, but always finite."""
@@ -60,13 +62,8 @@ def evaluate(form: str, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
 
 
 def backward(
-    form: Form,
-    grad: Tensor,
-    z: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    needs: tuple[bool, bool, bool] = (True, True, True),
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    form: Form, grad: Tensor, z: Tensor, lambda_: Tensor, kappa: Tensor, needs: Needs = (True,) * 3
+) -> Gradients:
     """Compute the gradients of :func:`forward` with respect to ``z``, ``lambda_`` and ``kappa``.
 
     Args:
@@ -101,12 +98,7 @@ def backward(
 
 
 def affine_aglu_forward(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    lambda_: Tensor,
-    kappa: Tensor,
+    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, lambda_: Tensor, kappa: Tensor
 ) -> Tensor:
     """Compute AGLU(scale · x + shift + residual), elementwise.
 
@@ -127,16 +119,9 @@ def affine_aglu_forward(
     return out
 
 
-def affine_aglu_backward(
-    grad: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    lambda_: Tensor,
-    kappa: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+def affine_aglu_backward(grad: Tensor, x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
     """Compute the gradients of :func:`affine_aglu_forward`, in the order of its arguments."""
+    scale, shift, residual, lambda_, kappa = others
     grad_x = torch.empty_like(x)
     grad_residual = None if residual is None else torch.empty_like(residual)
     parameters = scale, shift, lambda_, kappa
@@ -146,20 +131,15 @@ def affine_aglu_backward(
         x_, grad_, grad_x_, scale_, shift_, lambda__, kappa_, *rest = block
         block_sums, rest = rest[:4], rest[4:]
         u = affine(x_, scale_, shift_, *rest[:1])
-        grad_ = grad_.to(u.dtype)
-        needs = (True, True, True)
-        grad_u, grad_lambda, grad_kappa = _gradients("aglu", grad_, u, lambda__, kappa_, needs)
+        grad_u, *by_curve = _gradients("aglu", grad_.to(u.dtype), u, lambda__, kappa_)
         grad_x_.copy_(grad_u * scale_)
         if rest:
             rest[1].copy_(grad_u)
-        for total, term in zip(
-            block_sums, (grad_u * x_.to(u.dtype), grad_u, grad_lambda, grad_kappa), strict=True
-        ):
+        terms = grad_u * x_.to(u.dtype), grad_u, *by_curve
+        for total, term in zip(block_sums, terms, strict=True):
             total.add_(term.sum_to_size(total.shape))
-    grad_scale, grad_shift, grad_lambda, grad_kappa = (
-        s.to(p.dtype) for s, p in zip(sums, parameters, strict=True)
-    )
-    return grad_x, grad_scale, grad_shift, grad_residual, grad_lambda, grad_kappa
+    by_scale, by_shift, *by_curve = (s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))
+    return [grad_x, by_scale, by_shift, grad_residual, *by_curve]
 
 
 def class_loss_forward(
@@ -192,18 +172,9 @@ def class_loss_forward(
     return F.binary_cross_entropy_with_logits(log_odds, targets, weights, reduction="sum")
 
 
-def class_loss_backward(
-    grad: Tensor,
-    logits: Tensor,
-    gt_classes: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    scarce: Tensor | None,
-    share: Tensor | None,
-    seed: int,
-    clamp: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def class_loss_backward(grad: Tensor, *inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of :func:`class_loss_forward` with respect to logits, λ and κ."""
+    logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp = inputs
     clamped = _clamped(logits, clamp)
     z = clamped.to(lambda_.dtype)
     targets, weights = _targets_and_weights(z, gt_classes, scarce, share, seed)
@@ -245,13 +216,8 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None = No
 
 
 def _gradients(
-    form: Form,
-    grad: Tensor,
-    z: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    form: Form, grad: Tensor, z: Tensor, lambda_: Tensor, kappa: Tensor, needs: Needs = (True,) * 3
+) -> Gradients:
     """Compute the elementwise gradients of one block for z, λ and κ, in the dtype of λ."""
     e, _, y = _minus_log(form, z, lambda_, kappa)
     y.clamp_(max=1e38)

@@ -1,7 +1,8 @@
 """The native backend: native.cpp on the CPU, which setup.py compiles for each instruction set.
 
 It supports contiguous and channels-last tensors in float32 and bfloat16, with shared or per-channel
-parameters. If the library could not be compiled, the eager backend is used instead.
+parameters. If the library could not be compiled, the eager backend is used instead. The functions
+without a docstring are documented in eager.py.
 """
 
 import ctypes
@@ -12,33 +13,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .eager import Form
+from .eager import Form, Gradients, Needs
 from .layout import is_dense, is_supported, match_layout, sizes_along
 
 logger = logging.getLogger(__name__)
 
-INSTRUCTION_SETS = {
-    "AVX512": ("avx512", "avx2", "baseline"),
-    "AVX2": ("avx2", "baseline"),
-}
+INSTRUCTION_SETS = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 """Builds of native.cpp to load, best first, for each CPU capability of torch."""
 
 _FORMS = ("apa", "log_apa", "logit_apa", "aglu")
 
 
 class _PerChannel(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("stride_n", ctypes.c_int64),
-        ("stride_c", ctypes.c_int64),
-    ]
+    _fields_ = [("data", ctypes.c_void_p), *((f"stride_{d}", ctypes.c_int64) for d in "nc")]
 
 
 class _Threads(ctypes.Structure):
     _fields_ = [
-        ("parallel", ctypes.c_void_p),
-        ("thread_number", ctypes.c_void_p),
-        ("num_threads", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("parallel", "thread_number", "num_threads")),
         ("count", ctypes.c_int64),
     ]
 
@@ -112,7 +104,6 @@ def supports(z: Tensor, *parameters: Tensor) -> bool:
 
 
 def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
-    """See :func:`apa_det.kernels.eager.forward`."""
     out = torch.empty_like(z)
     job = _job(form, z, out, lambda_=lambda_, kappa=kappa)
     _LIBRARY.apa_activation(ctypes.byref(job))
@@ -120,14 +111,8 @@ def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
 
 
 def backward(
-    form: Form,
-    grad: Tensor,
-    z: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    needs: tuple[bool, bool, bool] = (True, True, True),
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """See :func:`apa_det.kernels.eager.backward`."""
+    form: Form, grad: Tensor, z: Tensor, lambda_: Tensor, kappa: Tensor, needs: Needs = (True,) * 3
+) -> Gradients:
     grad_z, grad = torch.empty_like(z), match_layout(grad, z)
     job = _job(form, z, grad_z, lambda_=lambda_, kappa=kappa)
     job.grad = grad.data_ptr()
@@ -140,14 +125,8 @@ def backward(
 
 
 def affine_aglu_forward(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    lambda_: Tensor,
-    kappa: Tensor,
+    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, lambda_: Tensor, kappa: Tensor
 ) -> Tensor:
-    """See :func:`apa_det.kernels.eager.affine_aglu_forward`."""
     out = torch.empty_like(x)
     job = _job("aglu", x, out, scale=scale, shift=shift, lambda_=lambda_, kappa=kappa)
     if residual is not None:
@@ -157,16 +136,8 @@ def affine_aglu_forward(
     return out
 
 
-def affine_aglu_backward(
-    grad: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    lambda_: Tensor,
-    kappa: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """See :func:`apa_det.kernels.eager.affine_aglu_backward`."""
+def affine_aglu_backward(grad: Tensor, x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    scale, shift, residual, lambda_, kappa = others
     grad_x, grad, grad_residual = torch.empty_like(x), match_layout(grad, x), None
     job = _job("aglu", x, grad_x, scale=scale, shift=shift, lambda_=lambda_, kappa=kappa)
     job.grad = grad.data_ptr()
@@ -174,43 +145,22 @@ def affine_aglu_backward(
         residual, grad_residual = match_layout(residual, x), torch.empty_like(x)
         job.residual, job.grad_residual = residual.data_ptr(), grad_residual.data_ptr()
     sums = _run_with_sums(job)
-    grad_scale, grad_shift, grad_lambda, grad_kappa = (
-        _reduce(sums[:, k], p, x) for k, p in enumerate((scale, shift, lambda_, kappa))
-    )
-    return grad_x, grad_scale, grad_shift, grad_residual, grad_lambda, grad_kappa
+    parameters = enumerate((scale, shift, lambda_, kappa))
+    by_scale, by_shift, *by_curve = (_reduce(sums[:, k], p, x) for k, p in parameters)
+    return [grad_x, by_scale, by_shift, grad_residual, *by_curve]
 
 
-def class_loss_forward(
-    logits: Tensor,
-    gt_classes: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    scarce: Tensor | None,
-    share: Tensor | None,
-    seed: int,
-    clamp: float,
-) -> Tensor:
-    """See :func:`apa_det.kernels.eager.class_loss_forward`."""
-    job = _class_job(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp)
+def class_loss_forward(*inputs) -> Tensor:
+    job = _class_job(*inputs)
     total = torch.empty((), dtype=torch.float64)
     job.sums = total.data_ptr()
     _LIBRARY.apa_class_loss(ctypes.byref(job))
     return total.float()
 
 
-def class_loss_backward(
-    grad: Tensor,
-    logits: Tensor,
-    gt_classes: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    scarce: Tensor | None,
-    share: Tensor | None,
-    seed: int,
-    clamp: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`apa_det.kernels.eager.class_loss_backward`."""
-    job = _class_job(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp)
+def class_loss_backward(grad: Tensor, *inputs) -> tuple[Tensor, Tensor, Tensor]:
+    job = _class_job(*inputs)
+    logits, _, lambda_, kappa, *_ = inputs
     grad_logits = torch.empty_like(logits)
     sums = torch.empty(2, 1, logits.shape[1], dtype=torch.float64)
     job.backward, job.grad = True, grad.item()
@@ -295,7 +245,5 @@ def _per_channel(parameter: Tensor, x: Tensor) -> _PerChannel:
     n, c = sizes_along(parameter, x)
     aligned = parameter.reshape(n, c)
     return _PerChannel(
-        parameter.data_ptr(),
-        aligned.stride(0) if n > 1 else 0,
-        aligned.stride(1) if c > 1 else 0,
+        parameter.data_ptr(), aligned.stride(0) if n > 1 else 0, aligned.stride(1) if c > 1 else 0
     )

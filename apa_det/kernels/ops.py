@@ -4,6 +4,7 @@ torch.compile, torch.export, activation checkpointing and DDP treat each as a si
 argument ``backend`` selects a module of :data:`BACKENDS`.
 """
 
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -31,23 +32,21 @@ def _activation_backward(grad, z, lambda_, kappa, form, backend, needs):
     return _as_tensors(BACKENDS[backend].backward(form, grad, z, lambda_, kappa, needs), z)
 
 
-def _affine_aglu(x, scale, shift, residual, lambda_, kappa, backend):
-    return BACKENDS[backend].affine_aglu_forward(x, scale, shift, residual, lambda_, kappa)
+def _affine_aglu(*inputs):
+    return BACKENDS[inputs[-1]].affine_aglu_forward(*inputs[:-1])
 
 
-def _affine_aglu_backward(grad, x, scale, shift, residual, lambda_, kappa, backend):
-    inputs = x, scale, shift, residual, lambda_, kappa
-    return _as_tensors(BACKENDS[backend].affine_aglu_backward(grad, *inputs), x)
+def _affine_aglu_backward(grad, x, *inputs):
+    gradients = BACKENDS[inputs[-1]].affine_aglu_backward(grad, x, *inputs[:-1])
+    return _as_tensors(gradients, x)
 
 
 def _class_loss(*inputs):
-    *inputs, backend = inputs
-    return BACKENDS[backend].class_loss_forward(*inputs)
+    return BACKENDS[inputs[-1]].class_loss_forward(*inputs[:-1])
 
 
 def _class_loss_backward(*inputs):
-    *inputs, backend = inputs
-    return BACKENDS[backend].class_loss_backward(*inputs)
+    return BACKENDS[inputs[-1]].class_loss_backward(*inputs[:-1])
 
 
 def _as_tensors(gradients, like: Tensor) -> tuple[Tensor, ...]:
@@ -108,41 +107,29 @@ affine_aglu = torch.ops.apa_det.affine_aglu.default
 class_loss = torch.ops.apa_det.class_loss.default
 
 
-def _save_activation(ctx, inputs, output):
-    *tensors, ctx.form, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor | None)))
+    ctx.settings = [x for x in inputs if not isinstance(x, Tensor | None)]
 
 
 def _activation_gradients(ctx, grad):
     needs = ctx.needs_input_grad[:3]
     gradients = torch.ops.apa_det.activation_backward(
-        grad, *ctx.saved_tensors, ctx.form, ctx.backend, needs
+        grad, *ctx.saved_tensors, *ctx.settings, needs
     )
     return *_or_none(gradients, needs), None, None
 
 
-def _save_affine_aglu(ctx, inputs, output):
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
 def _affine_aglu_gradients(ctx, grad):
-    gradients = torch.ops.apa_det.affine_aglu_backward(grad, *ctx.saved_tensors, ctx.backend)
+    gradients = torch.ops.apa_det.affine_aglu_backward(grad, *ctx.saved_tensors, *ctx.settings)
     return *_or_none(gradients, ctx.needs_input_grad[:6]), None
 
 
-def _save_class_loss(ctx, inputs, output):
-    *tensors, ctx.seed, ctx.clamp, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
 def _class_loss_gradients(ctx, grad):
-    grad_logits, grad_lambda, grad_kappa = torch.ops.apa_det.class_loss_backward(
-        grad, *ctx.saved_tensors, ctx.seed, ctx.clamp, ctx.backend
-    )
+    gradients = torch.ops.apa_det.class_loss_backward(grad, *ctx.saved_tensors, *ctx.settings)
     needs = ctx.needs_input_grad
-    by_parameter = _or_none((grad_lambda, grad_kappa), needs[2:4])
-    return grad_logits, None, *by_parameter, None, None, None, None, None
+    by_logits, *by_curve = _or_none(gradients, (True, *needs[2:4]))
+    return by_logits, None, *by_curve, None, None, None, None, None
 
 
 def _or_none(gradients, needs) -> list[Tensor | None]:
@@ -156,15 +143,9 @@ def _raise_on_double_backward(ctx, *grads):
     )
 
 
-def _register_gradients(name: str, backward, setup_context=None) -> None:
-    torch.library.register_autograd(
-        f"apa_det::{name}", backward, setup_context=setup_context, lib=_LIBRARY
-    )
-
-
-_register_gradients("activation", _activation_gradients, _save_activation)
-_register_gradients("affine_aglu", _affine_aglu_gradients, _save_affine_aglu)
-_register_gradients("class_loss", _class_loss_gradients, _save_class_loss)
-_register_gradients("activation_backward", _raise_on_double_backward)
-_register_gradients("affine_aglu_backward", _raise_on_double_backward)
-_register_gradients("class_loss_backward", _raise_on_double_backward)
+_register = partial(torch.library.register_autograd, lib=_LIBRARY)
+_register("apa_det::activation", _activation_gradients, setup_context=_save)
+_register("apa_det::affine_aglu", _affine_aglu_gradients, setup_context=_save)
+_register("apa_det::class_loss", _class_loss_gradients, setup_context=_save)
+for _name in ("activation", "affine_aglu", "class_loss"):
+    _register(f"apa_det::{_name}_backward", _raise_on_double_backward)

@@ -2,7 +2,8 @@
 
 It supports contiguous and channels-last tensors in float32, float16 and bfloat16, with shared or
 per-channel float32 parameters, and computes in float32. Parameter gradients are summed in a fixed
-order. It never synchronizes with the GPU.
+order. It never synchronizes with the GPU. The functions without a docstring are documented in
+eager.py.
 """
 
 import math
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .eager import Form
+from .eager import Form, Gradients, Needs
 from .layout import is_dense, is_supported, match_layout, sizes_along
 
 _HAS_TRITON = find_spec("triton") is not None
@@ -42,25 +43,17 @@ def supports(z: Tensor, *parameters: Tensor) -> bool:
 
 
 def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
-    """See :func:`apa_det.kernels.eager.forward`."""
     out = torch.empty_like(z)
     _launch_forward(form, z, None, None, None, lambda_, kappa, out)
     return out
 
 
 def backward(
-    form: Form,
-    grad: Tensor,
-    z: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    needs: tuple[bool, bool, bool] = (True, True, True),
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """See :func:`apa_det.kernels.eager.backward`."""
+    form: Form, grad: Tensor, z: Tensor, lambda_: Tensor, kappa: Tensor, needs: Needs = (True,) * 3
+) -> Gradients:
     grad_z = torch.empty_like(z) if needs[0] else None
-    with_sums = needs[1] or needs[2]
     inputs = grad, z, None, None, None, lambda_, kappa
-    sums = _launch_backward(form, *inputs, grad_z, None, with_sums)
+    sums = _launch_backward(form, *inputs, grad_z, None, needs[1] or needs[2])
     if sums is None:
         return grad_z, None, None
     grad_lambda, grad_kappa = _reduce(sums, z, lambda_, kappa)
@@ -68,68 +61,30 @@ def backward(
 
 
 def affine_aglu_forward(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    lambda_: Tensor,
-    kappa: Tensor,
+    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, lambda_: Tensor, kappa: Tensor
 ) -> Tensor:
-    """See :func:`apa_det.kernels.eager.affine_aglu_forward`."""
     out = torch.empty_like(x)
     _launch_forward("aglu", x, scale, shift, residual, lambda_, kappa, out)
     return out
 
 
-def affine_aglu_backward(
-    grad: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    residual: Tensor | None,
-    lambda_: Tensor,
-    kappa: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
-    """See :func:`apa_det.kernels.eager.affine_aglu_backward`."""
+def affine_aglu_backward(grad: Tensor, x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    scale, shift, residual, lambda_, kappa = others
     grad_x = torch.empty_like(x)
     grad_residual = None if residual is None else torch.empty_like(x)
-    inputs = grad, x, scale, shift, residual, lambda_, kappa
-    sums = _launch_backward("aglu", *inputs, grad_x, grad_residual, True)
-    by_parameter = _reduce(sums, x, lambda_, kappa, scale, shift)
-    grad_lambda, grad_kappa, grad_scale, grad_shift = by_parameter
-    return grad_x, grad_scale, grad_shift, grad_residual, grad_lambda, grad_kappa
+    sums = _launch_backward("aglu", grad, x, *others, grad_x, grad_residual, True)
+    *by_curve, by_scale, by_shift = _reduce(sums, x, lambda_, kappa, scale, shift)
+    return [grad_x, by_scale, by_shift, grad_residual, *by_curve]
 
 
-def class_loss_forward(
-    logits: Tensor,
-    gt_classes: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    scarce: Tensor | None,
-    share: Tensor | None,
-    seed: int,
-    clamp: float,
-) -> Tensor:
-    """See :func:`apa_det.kernels.eager.class_loss_forward`."""
-    inputs = logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp
-    return _launch_class_loss(None, *inputs, None).sum(dtype=torch.float64).float()
+def class_loss_forward(*inputs) -> Tensor:
+    return _launch_class_loss(None, *inputs).sum(dtype=torch.float64).float()
 
 
-def class_loss_backward(
-    grad: Tensor,
-    logits: Tensor,
-    gt_classes: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    scarce: Tensor | None,
-    share: Tensor | None,
-    seed: int,
-    clamp: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`apa_det.kernels.eager.class_loss_backward`."""
+def class_loss_backward(grad: Tensor, *inputs) -> tuple[Tensor, Tensor, Tensor]:
+    logits, _, lambda_, kappa, *_ = inputs
     grad_logits = torch.empty_like(logits)
-    inputs = logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp
-    sums = _launch_class_loss(grad, *inputs, grad_logits)
+    sums = _launch_class_loss(grad, *inputs, grad_logits=grad_logits)
     return grad_logits, *_reduce(sums, logits, lambda_, kappa)
 
 
@@ -196,21 +151,11 @@ def _launch_backward(
     return sums
 
 
-def _launch_class_loss(
-    grad: Tensor | None,
-    logits: Tensor,
-    gt_classes: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    scarce: Tensor | None,
-    share: Tensor | None,
-    seed: int,
-    clamp: float,
-    grad_logits: Tensor | None,
-) -> Tensor:
+def _launch_class_loss(grad: Tensor | None, *inputs, grad_logits: Tensor | None = None) -> Tensor:
     """Launch the class loss; return the sums of each program, shape (1 or 2, 1, programs, K)."""
     from .triton_class_loss import class_loss
 
+    logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp = inputs
     n, k = logits.shape
     num_sums = 1 if grad is None else 2
     if logits.numel() == 0:
@@ -221,19 +166,8 @@ def _launch_class_loss(
     lambda_, kappa = lambda_.contiguous(), kappa.contiguous()
     with torch.cuda.device_of(logits):
         class_loss[grid](
-            grad,
-            logits,
-            gt_classes,
-            lambda_,
-            kappa,
-            scarce,
-            share,
-            grad_logits,
-            sums,
-            n,
-            k,
-            seed,
-            clamp or math.inf,
+            *(grad, logits, gt_classes, lambda_, kappa, scarce, share, grad_logits, sums),
+            *(n, k, seed, clamp or math.inf),
             LAMBDA=int(lambda_.numel() > 1),
             KAPPA=int(kappa.numel() > 1),
             BLOCK_N=block_n,

@@ -12,6 +12,8 @@ from ..activation import AGLU
 from ..activation import aglu as evaluate_aglu
 from ..errors import UserError
 
+Activation = str | Callable[[int], nn.Module]
+
 ACTIVATION_REGISTRY = Registry("ACTIVATION")
 ACTIVATION_REGISTRY.__doc__ = """
 Registry of activations, for ``MODEL.APA.ACTIVATION`` and similar config keys.
@@ -95,8 +97,7 @@ class Swish(nn.Module):
     "Searching for Activation Functions" (Ramachandran, Zoph and Le, 2017), section 4.
 
     Args:
-        num_channels: None for one β, of shape (1,). A number C for one β per channel, of shape
-            (C,).
+        num_channels: None for one β; C for one β per channel, of shape (C,).
     """
 
     def __init__(self, num_channels: int | None = None):
@@ -105,20 +106,14 @@ class Swish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to x of shape (N, C, ...) if β is per channel, otherwise of any shape."""
-        beta = self.beta
-        if len(beta) > 1:
-            beta = beta.view([1, -1] + [1] * (x.dim() - 2))
+        beta = self.beta.view([1, -1] + [1] * (x.dim() - 2)) if len(self.beta) > 1 else self.beta
         if torch.jit.is_scripting():
             return x * torch.sigmoid(beta * x)
         return evaluate_aglu(x, 1.0, beta)
 
 
 def get_activation(
-    activation: str | Callable[[int], nn.Module],
-    num_channels: int,
-    *,
-    per_channel: bool = False,
-    **aglu_args,
+    activation: Activation, num_channels: int, *, per_channel: bool = False, **aglu_args
 ) -> nn.Module:
     """Build an activation.
 
@@ -139,22 +134,18 @@ def get_activation(
     if activation not in ACTIVATION_REGISTRY:
         names = ", ".join(sorted(name for name, _ in ACTIVATION_REGISTRY))
         raise UserError(f"Unknown activation {activation!r}; expected one of {names}.")
-    build = ACTIVATION_REGISTRY.get(activation)
-    return build(num_channels if per_channel else None, **aglu_args)
+    channels = num_channels if per_channel else None
+    return ACTIVATION_REGISTRY.get(activation)(channels, **aglu_args)
 
 
 def activation_from_config(cfg: CfgNode, activation: str) -> Callable[[int], nn.Module]:
-    """Return :func:`get_activation` of a name with the settings of ``MODEL.APA`` bound.
-
-    Args:
-        cfg: config with the keys of :func:`apa_det.add_apa_config`.
-        activation: name of the activation.
-    """
+    """Return :func:`get_activation` of a name with the settings of ``MODEL.APA`` bound."""
+    apa = cfg.MODEL.APA
     return partial(
         get_activation,
         activation,
-        per_channel=cfg.MODEL.APA.PER_CHANNEL,
-        lambda_range=tuple(cfg.MODEL.APA.LAMBDA_RANGE),
-        kappa_range=tuple(cfg.MODEL.APA.KAPPA_RANGE),
-        lambda_min=cfg.MODEL.APA.LAMBDA_MIN,
+        per_channel=apa.PER_CHANNEL,
+        lambda_range=tuple(apa.LAMBDA_RANGE),
+        kappa_range=tuple(apa.KAPPA_RANGE),
+        lambda_min=apa.LAMBDA_MIN,
     )

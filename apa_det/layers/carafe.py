@@ -160,10 +160,7 @@ class CARAFE(nn.Module):
         self.kernel_size = kernel_size
         self.channel_compressor = nn.Conv2d(num_channels, compressed_channels, 1)
         self.content_encoder = nn.Conv2d(
-            compressed_channels,
-            (kernel_size * scale) ** 2,
-            encoder_size,
-            padding=encoder_size // 2,
+            compressed_channels, (kernel_size * scale) ** 2, encoder_size, padding=encoder_size // 2
         )
         nn.init.xavier_uniform_(self.channel_compressor.weight)
         nn.init.normal_(self.content_encoder.weight, std=0.001)

@@ -11,22 +11,12 @@ from .norm import EvalBatchNorm2d, scale_and_shift
 
 
 def can_fuse(
-    conv: nn.Module,
-    activation: nn.Module,
-    gate: nn.Module | None = None,
-    *,
-    shortcut: bool = False,
+    conv: nn.Module, activation: nn.Module, gate: nn.Module | None = None, *, shortcut: bool = False
 ) -> bool:
-    """Return whether the layers after a convolution can be fused, in their current mode.
+    """Return whether the layers after a convolution of detectron2 can be fused, in this mode.
 
-    Modules with hooks are not fused.
-
-    Args:
-        conv: convolution of detectron2, with attributes ``norm`` and ``activation``.
-        activation: the final activation.
-        gate: the gate after the norm.
-        shortcut: whether a shortcut is added before the activation. With a shortcut, layers
-            without a norm, e.g. after :func:`apa_det.fuse`, can be fused too.
+    Modules with hooks are not fused. If a shortcut is added before the activation, layers without a
+    norm, e.g. after :func:`apa_det.fuse`, can be fused too.
     """
     norm = getattr(conv, "norm", None)
     return (

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from ..activation import APA
 from ..errors import UserError
-from .norm import norm_from_name
+from .activations import Activation
+from .norm import Norm, norm_from_name
+
+Gate = str | Callable[[int], nn.Module | None] | None
 
 GATE_REGISTRY = Registry("GATE")
 GATE_REGISTRY.__doc__ = """
@@ -44,7 +47,7 @@ class SEGate(nn.Module):
         self,
         num_channels: int,
         *,
-        activation: str | Callable[[int], nn.Module] = "apa",
+        activation: Activation = "apa",
         reduction: int = 16,
         dropout: float = 0.1,
         top_share: float = 1.0,
@@ -78,23 +81,20 @@ class CBAMGate(nn.Module):
     channels, through a 7×7 convolution and a norm.
 
     Args:
-        num_channels, activation, reduction, dropout, top_share: as in :class:`SEGate`.
-            ``top_share`` does not apply to spatial attention, whose activation has one channel.
         norm: norm of the spatial convolution, "EvalBN" or see :func:`detectron2.layers.get_norm`.
-
-    Raises:
-        UserError: if ``top_share`` is not in (0, 1].
+        others: as in :class:`SEGate`, with the same error. ``top_share`` does not apply to spatial
+            attention, whose activation has one channel.
     """
 
     def __init__(
         self,
         num_channels: int,
         *,
-        activation: str | Callable[[int], nn.Module] = "apa",
+        activation: Activation = "apa",
         reduction: int = 16,
         dropout: float = 0.1,
         top_share: float = 1.0,
-        norm: str | Callable[[int], nn.Module] = "BN",
+        norm: Norm = "BN",
     ):
         super().__init__()
         self.top_share = _check_share(top_share)
@@ -122,12 +122,8 @@ class CBAMGate(nn.Module):
 def keep_strongest(gates: Tensor, share: float) -> Tensor:
     """Keep the k = ⌈share · C⌉ strongest gates of each row; set the others to 0.
 
-    "k-Sparse Autoencoders" (Makhzani and Frey, ICLR 2014), algorithm 1. Gates set to 0 get no
-    gradient.
-
-    Args:
-        gates: shape (N, C).
-        share: fraction of gates to keep, in (0, 1].
+    "k-Sparse Autoencoders" (Makhzani and Frey, ICLR 2014), algorithm 1. ``gates`` has shape (N, C),
+    ``share`` is in (0, 1]. Gates set to 0 get no gradient.
     """
     channels = gates.shape[1]
     k = math.ceil(share * channels - 1e-6)  # 0.07 · 100 > 7 in floating point
@@ -146,11 +142,7 @@ def _check_share(share: float) -> float:
 
 
 def get_gate_activation(
-    activation: str | Callable[[int], nn.Module],
-    num_channels: int,
-    *,
-    per_channel: bool = False,
-    **apa_args,
+    activation: Activation, num_channels: int, *, per_channel: bool = False, **apa_args
 ) -> nn.Module:
     """Build the activation of a gate.
 
@@ -185,19 +177,14 @@ def cbam(num_channels: int, **gate_args) -> nn.Module:
     return CBAMGate(num_channels, **gate_args)
 
 
-def get_gate(
-    gate: str | Callable[[int], nn.Module] | None, num_channels: int, **gate_args
-) -> nn.Module | None:
-    """Build a gate.
+def get_gate(gate: Gate, num_channels: int, **gate_args) -> nn.Module | None:
+    """Build a gate; return None for "none" and None.
 
     Args:
         gate: a name in :data:`GATE_REGISTRY` ("se" or "cbam"), "none" or None, or a callable that
             builds a module for a number of channels.
         num_channels: number of channels of its input.
         gate_args: further arguments of :class:`SEGate` or :class:`CBAMGate`.
-
-    Returns:
-        The module; None if ``gate`` is "none" or None.
 
     Raises:
         UserError: if the name is unknown.
@@ -215,27 +202,24 @@ def get_gate(
 def gate_from_config(cfg: CfgNode, gate: str) -> Callable[[int], nn.Module | None]:
     """Return :func:`get_gate` of a name with the settings of ``MODEL.APA`` bound.
 
-    Args:
-        cfg: config with the keys of :func:`apa_det.add_apa_config`. The one-channel spatial
-            convolution of a CBAM gate uses the batch norm of ``MODEL.RESNETS.NORM``, or BN if that
-            is not a batch norm.
-        gate: name of the gate.
+    The one-channel spatial convolution of a CBAM gate uses the batch norm of
+    ``MODEL.RESNETS.NORM``, or BN if that is not a batch norm.
     """
+    apa, norm = cfg.MODEL.APA, cfg.MODEL.RESNETS.NORM
     activation = partial(
         get_gate_activation,
-        cfg.MODEL.APA.GATE_ACTIVATION,
-        per_channel=cfg.MODEL.APA.GATE_PER_CHANNEL,
-        lambda_range=tuple(cfg.MODEL.APA.GATE_LAMBDA_RANGE),
-        kappa_range=tuple(cfg.MODEL.APA.GATE_KAPPA_RANGE),
-        lambda_min=cfg.MODEL.APA.LAMBDA_MIN,
+        apa.GATE_ACTIVATION,
+        per_channel=apa.GATE_PER_CHANNEL,
+        lambda_range=tuple(apa.GATE_LAMBDA_RANGE),
+        kappa_range=tuple(apa.GATE_KAPPA_RANGE),
+        lambda_min=apa.LAMBDA_MIN,
     )
-    gate_args = {
-        "activation": activation,
-        "reduction": cfg.MODEL.APA.GATE_REDUCTION,
-        "dropout": cfg.MODEL.APA.GATE_DROPOUT,
-        "top_share": cfg.MODEL.APA.GATE_TOP_SHARE,
-    }
-    if gate == "cbam":
-        norm = cfg.MODEL.RESNETS.NORM
-        gate_args["norm"] = norm if norm.endswith("BN") else "BN"
-    return partial(get_gate, gate, **gate_args)
+    return partial(
+        get_gate,
+        gate,
+        activation=activation,
+        reduction=apa.GATE_REDUCTION,
+        dropout=apa.GATE_DROPOUT,
+        top_share=apa.GATE_TOP_SHARE,
+        **({"norm": norm if norm.endswith("BN") else "BN"} if gate == "cbam" else {}),
+    )

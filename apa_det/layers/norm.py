@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Norm = str | Callable[[int], nn.Module]
+
 
 class EvalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that always uses its running statistics; weight and bias are trained.
@@ -20,9 +22,7 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
         )
 
 
-def norm_from_name(
-    norm: str | Callable[[int], nn.Module],
-) -> str | Callable[[int], nn.Module]:
+def norm_from_name(norm: Norm) -> Norm:
     """Replace "EvalBN" by its class, for :func:`detectron2.layers.get_norm`."""
     return EvalBatchNorm2d if norm == "EvalBN" else norm
 

@@ -31,8 +31,7 @@ def normed_linear(
 
     Args:
         x: shape (N, C).
-        weight: shape (K, C).
-        bias: shape (K,).
+        weight, bias: shape (K, C) and (K,).
         temperature: a number or a tensor with one element.
         eps: added to the norms.
 
@@ -54,14 +53,8 @@ def normed_conv2d(
 ) -> Tensor:
     """Convolve as :func:`normed_linear`; pixels and kernel taps are normalized over channels.
 
-    Args:
-        x: shape (N, C, H, W).
-        weight: shape (K, C, kernel height, kernel width).
-        bias, temperature, eps: as in :func:`normed_linear`.
-        stride, padding, dilation: as in :func:`torch.nn.functional.conv2d`.
-
-    Returns:
-        Shape (N, K, H', W').
+    Maps x of shape (N, C, H, W) and weights (K, C, kernel height, kernel width) to (N, K, H', W');
+    ``stride``, ``padding`` and ``dilation`` are those of :func:`torch.nn.functional.conv2d`.
     """
     weight = _normed_weight(weight, temperature, eps)
     return F.conv2d(l2_normalize(x, eps), weight, bias, stride, padding, dilation)
@@ -88,9 +81,7 @@ def wrapped_cauchy_linear(x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) ->
 
     Args:
         x: shape (N, C).
-        weight: shape (K, C).
-        bias: shape (K,).
-        g: shape (K,).
+        weight, bias, g: shapes (K, C), (K,) and (K,).
 
     Returns:
         Shape (N, K).
@@ -189,22 +180,12 @@ class NormedConv2d(_Temperature, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, K, H', W')."""
         return normed_conv2d(
-            x,
-            self.weight,
-            self.bias,
-            self.factor,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
+            x, self.weight, self.bias, self.factor, _EPS, self.stride, self.padding, self.dilation
         )
 
 
 class WrappedCauchyLinear(nn.Linear):
-    """:func:`wrapped_cauchy_linear` as a module, with a learned ``g`` per class, initially 1.
-
-    Args:
-        in_features, out_features: as in :class:`torch.nn.Linear`.
-    """
+    """:func:`wrapped_cauchy_linear` as a module, with a learned ``g`` per class, initially 1."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features)

@@ -12,10 +12,5 @@ from .resnet import (
     build_apa_retinanet_resnet_fpn_backbone,
     make_apa_resnet,
 )
-from .resnet_blocks import (
-    APABasicBlock,
-    APABasicStem,
-    APABottleneckBlock,
-    APADeformBottleneckBlock,
-)
+from .resnet_blocks import APABasicBlock, APABasicStem, APABottleneckBlock, APADeformBottleneckBlock
 from .roi_heads import APACascadeROIHeads, APAROIHeads

@@ -1,15 +1,14 @@
 """Box head with configurable activations and channel gates."""
 
-from collections.abc import Callable
-
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
-from torch import nn
 
 from ..errors import UserError
 from ..layers import activation_from_config, gate_from_config, get_activation, get_gate
+from ..layers.activations import Activation
+from ..layers.gates import Gate
 
 _GATES = {"none": (), "roi": ("roi",), "fc": ("fc",), "roi_fc": ("roi", "fc")}
 
@@ -23,14 +22,13 @@ class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
         self,
         input_shape: ShapeSpec,
         *,
-        activation: str | Callable[[int], nn.Module] = "relu",
-        roi_gate: str | Callable[[int], nn.Module | None] | None = None,
-        fc_gate: str | Callable[[int], nn.Module | None] | None = None,
+        activation: Activation = "relu",
+        roi_gate: Gate = None,
+        fc_gate: Gate = None,
         **kwargs,
     ):
         """
         Args:
-            input_shape: shape of the pooled RoI features.
             activation: activation of every layer; see :func:`apa_det.layers.get_activation`.
             roi_gate: gate on the RoI features, after the convolutions and before the FCs; see
                 :func:`apa_det.layers.get_gate`.
@@ -65,9 +63,8 @@ class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         name = cfg.MODEL.ROI_BOX_HEAD.GATE
         if name not in _GATES:
-            raise UserError(
-                f"MODEL.ROI_BOX_HEAD.GATE must be one of {', '.join(_GATES)}; got {name!r}."
-            )
+            names = ", ".join(_GATES)
+            raise UserError(f"MODEL.ROI_BOX_HEAD.GATE must be one of {names}; got {name!r}.")
         gate = gate_from_config(cfg, "se")
         return {
             **super().from_config(cfg, input_shape),

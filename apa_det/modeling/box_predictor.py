@@ -19,14 +19,7 @@ from ..errors import UserError
 from ..kernels import eager
 from ..layers import NormedLinear, WrappedCauchyLinear
 from .calibration import CALIBRATION_REGISTRY, Calibration
-from .losses import (
-    SIGMOID,
-    BoxClassLoss,
-    CrossEntropy,
-    Curve,
-    FederatedLoss,
-    build_box_class_loss,
-)
+from .losses import SIGMOID, BoxClassLoss, CrossEntropy, Curve, FederatedLoss, build_box_class_loss
 
 CLASS_SCORES = ("softmax", "sigmoid", "gumbel", "apa")
 PREDICTORS = ("linear", "normed", "wrapped_cauchy")
@@ -70,7 +63,6 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
     ):
         """
         Args:
-            input_shape: shape of the box features.
             num_classes: K, the number of foreground classes.
             class_score: "softmax", "sigmoid", "gumbel" or "apa".
             score_per_class: for "apa", learn λ and κ per class instead of one shared pair.
@@ -102,26 +94,19 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 the class score or the number of classes, or the calibration does not support the
                 predictor or the class loss.
         """
-        if class_score not in CLASS_SCORES:
-            raise UserError(
-                f"MODEL.ROI_BOX_HEAD.CLASS_SCORE must be one of {', '.join(CLASS_SCORES)}; got "
-                f"{class_score!r}."
-            )
-        if predictor not in PREDICTORS:
-            raise UserError(
-                f"MODEL.ROI_BOX_HEAD.PREDICTOR must be one of {', '.join(PREDICTORS)}; got "
-                f"{predictor!r}."
-            )
+        for key, name, choices in (
+            ("CLASS_SCORE", class_score, CLASS_SCORES),
+            ("PREDICTOR", predictor, PREDICTORS),
+        ):
+            if name not in choices:
+                key, known = f"MODEL.ROI_BOX_HEAD.{key}", ", ".join(choices)
+                raise UserError(f"{key} must be one of {known}; got {name!r}.")
         if logit_clamp < 0:
             raise UserError(f"MODEL.ROI_BOX_HEAD.LOGIT_CLAMP must be >= 0, got {logit_clamp}.")
         super().__init__(
-            input_shape,
-            num_classes=num_classes,
-            use_sigmoid_ce=class_score != "softmax",
-            **kwargs,
+            input_shape, num_classes=num_classes, use_sigmoid_ce=class_score != "softmax", **kwargs
         )
-        self.class_score = class_score
-        self.logit_clamp = logit_clamp
+        self.class_score, self.logit_clamp = class_score, logit_clamp
         if use_fed_loss and class_loss is not None:
             raise UserError("Give either use_fed_loss or class_loss, not both.")
         if use_fed_loss:
@@ -132,16 +117,14 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         self.class_loss = CrossEntropy(num_classes) if class_loss is None else class_loss
         self.calibration = _build_calibration(calibration, calibration_strength, predictor)
-        if isinstance(calibration_datasets, str):
-            calibration_datasets = [calibration_datasets]
-        self.calibration_datasets = calibration_datasets
+        is_one = isinstance(calibration_datasets, str)
+        self.calibration_datasets = [calibration_datasets] if is_one else calibration_datasets
         self._image_counts: Tensor | None = None
         self._check_class_loss()
 
         self.score = None
-        has_apa = self.predicts_apa
-        num_outputs = num_classes if has_apa else num_classes + 1
-        sizes = self.cls_score.in_features, self.class_loss.num_outputs or num_outputs
+        num_outputs = self.class_loss.num_outputs or num_classes + (not self.predicts_apa)
+        sizes = self.cls_score.in_features, num_outputs
         if predictor == "normed":
             self.cls_score = NormedLinear(
                 *sizes,
@@ -150,23 +133,21 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             )
         elif predictor == "wrapped_cauchy":
             self.cls_score = WrappedCauchyLinear(*sizes)
-        elif sizes[1] != num_classes + 1:
+        elif num_outputs != num_classes + 1:
             self.cls_score = nn.Linear(*sizes)
             nn.init.normal_(self.cls_score.weight, std=0.01)
             nn.init.zeros_(self.cls_score.bias)
         if class_score == "apa":
             if score_kappa_range[0] <= 0:
-                raise UserError(
-                    "MODEL.ROI_BOX_HEAD.SCORE_KAPPA_RANGE must be positive, got "
-                    f"{tuple(score_kappa_range)}."
-                )
+                key, value = "MODEL.ROI_BOX_HEAD.SCORE_KAPPA_RANGE", tuple(score_kappa_range)
+                raise UserError(f"{key} must be positive, got {value}.")
             self.score = APA(
                 num_classes if score_per_class else None,
                 lambda_range=score_lambda_range,
                 kappa_range=score_kappa_range,
                 lambda_min=score_lambda_min,
             )
-        if has_apa:
+        if self.predicts_apa:
             self._set_prior(score_prior)
         if predictor_weight_init is not None:
             nn.init.constant_(self.cls_score.weight, predictor_weight_init)
@@ -285,11 +266,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             return self.class_loss.probabilities(logits)
         return self._log_odds(logits) if self.predicts_apa else logits
 
-    def predict_probs(
-        self,
-        predictions: tuple[Tensor, Tensor],
-        proposals: List[Instances],  # noqa: UP006
-    ):
+    def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: List[Instances]):  # noqa: UP006
         """As in detectron2, with calibration.
 
         Raises:

@@ -64,8 +64,7 @@ def tau_norm(logits: Tensor, weight: Tensor, bias: Tensor, num_classes: int, tau
 
     Args:
         logits: shape (N, C), the layer's output w_c · x + b_c.
-        weight: shape (C, D).
-        bias: shape (C,).
+        weight, bias: shape (C, D) and (C,).
         num_classes: K; rows from K on are not classes.
         tau: τ; 0 changes nothing.
 
@@ -80,24 +79,20 @@ def tau_norm(logits: Tensor, weight: Tensor, bias: Tensor, num_classes: int, tau
 class Calibration:
     """Base class of calibrations. Subclasses override the method that they need.
 
-    Attributes:
+    Args:
         strength: >= 0; 0 changes nothing.
-        needs_counts: whether it uses the image counts of the classes.
-        linear_only: whether it supports linear classifiers only.
+
+    Raises:
+        UserError: the strength is negative.
     """
 
-    needs_counts = False
-    linear_only = False
+    needs_counts = False  # uses the image counts of the classes
+    linear_only = False  # supports linear classifiers only
 
     def __init__(self, strength: float):
-        """
-        Raises:
-            UserError: the strength is negative.
-        """
         if not strength >= 0:
-            raise UserError(
-                f"MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH must be >= 0, got {strength}."
-            )
+            key = "MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH"
+            raise UserError(f"{key} must be >= 0, got {strength}.")
         self.strength = strength
 
     def logits(self, logits: Tensor, layer: nn.Module, num_classes: int) -> Tensor:

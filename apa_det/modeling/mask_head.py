@@ -35,7 +35,6 @@ class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
     ):
         """
         Args:
-            input_shape: shape of the pooled RoI features.
             activation: activation of every layer; see :func:`apa_det.layers.get_activation`.
             upsample: "deconv", followed by an activation, or "carafe", without activation.
             predictor: "conv", or "normed" for :class:`apa_det.layers.NormedConv2d`.
@@ -48,17 +47,15 @@ class APAMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
         """
         super().__init__(input_shape, **kwargs)
         if not 0 < mask_threshold < 1:
-            raise UserError(
-                f"MODEL.ROI_MASK_HEAD.THRESHOLD must be in (0, 1), got {mask_threshold}."
-            )
+            key = "MODEL.ROI_MASK_HEAD.THRESHOLD"
+            raise UserError(f"{key} must be in (0, 1), got {mask_threshold}.")
         for key, name, choices in (
             ("UPSAMPLE", upsample, ("deconv", "carafe")),
             ("PREDICTOR", predictor, ("conv", "normed")),
         ):
             if name not in choices:
-                raise UserError(
-                    f"MODEL.ROI_MASK_HEAD.{key} must be {' or '.join(choices)}, got {name!r}."
-                )
+                key, known = f"MODEL.ROI_MASK_HEAD.{key}", " or ".join(choices)
+                raise UserError(f"{key} must be {known}, got {name!r}.")
         self.mask_threshold = mask_threshold
         for conv in self.conv_norm_relus:
             conv.activation = get_activation(activation, conv.out_channels)

@@ -15,14 +15,8 @@ logger = logging.getLogger(__name__)
 
 # Exactly these types: subclasses may do more in their forward pass.
 _NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    EvalBatchNorm2d,
-    FrozenBatchNorm2d,
-    NaiveSyncBatchNorm,
-    torchvision.ops.FrozenBatchNorm2d,
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, EvalBatchNorm2d),
+    *(FrozenBatchNorm2d, NaiveSyncBatchNorm, torchvision.ops.FrozenBatchNorm2d),
 )
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2d)
 
@@ -53,13 +47,12 @@ def fuse(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model, or a part of it, is in training mode.
     """
-    training = next((name for name, module in model.named_modules() if module.training), None)
-    if training is not None:
-        part = f" (module {training})" if training else ""
-        raise ValueError(
-            f"fuse needs a model in evaluation mode, but it is in training mode{part}. Call "
-            "model.eval() first."
-        )
+    for name, module in model.named_modules():
+        if module.training:
+            raise ValueError(
+                "fuse needs a model in evaluation mode, but it is in training mode"
+                f"{name and f' (module {name})'}. Call model.eval() first."
+            )
     model = copy.deepcopy(model).requires_grad_(False)
     uses = Counter(id(child) for module in model.modules() for child in module.children())
     count = 0

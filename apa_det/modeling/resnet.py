@@ -11,15 +11,10 @@ from torch import nn
 
 from ..errors import UserError
 from ..layers import activation_from_config, gate_from_config
-from .resnet_blocks import (
-    Activation,
-    APABasicBlock,
-    APABasicStem,
-    APABottleneckBlock,
-    APADeformBottleneckBlock,
-    Gate,
-    Norm,
-)
+from ..layers.activations import Activation
+from ..layers.gates import Gate
+from ..layers.norm import Norm
+from .resnet_blocks import APABasicBlock, APABasicStem, APABottleneckBlock, APADeformBottleneckBlock
 
 NUM_BLOCKS = {
     18: (2, 2, 2, 2),
@@ -54,12 +49,10 @@ def make_apa_resnet(
 
     Args:
         depth: 18, 34, 50, 101 or 152.
-        in_channels: channels of the image.
-        stem_out_channels: output channels of the stem.
+        in_channels, stem_out_channels: channels of the image and of the stem's output.
         res2_out_channels: output channels of the first stage; they double in each further stage.
             None: 64 for ResNet-18 and -34, else 256.
-        norm: a name for :func:`detectron2.layers.get_norm`, "EvalBN", or a callable that makes a
-            norm from the number of channels.
+        norm: as for :func:`detectron2.layers.get_norm`, or "EvalBN".
         activation: see :func:`apa_det.layers.get_activation`; or a list of 5, for the stem and the
             4 stages.
         gate: see :func:`apa_det.layers.get_gate`; or a list of 4, for the stages.
@@ -79,18 +72,24 @@ def make_apa_resnet(
             activation or gate is unknown, or a list has the wrong length.
     """
     if depth not in NUM_BLOCKS:
-        raise UserError(
-            f"MODEL.RESNETS.DEPTH must be one of {', '.join(map(str, NUM_BLOCKS))}; got {depth}."
-        )
+        depths = ", ".join(map(str, NUM_BLOCKS))
+        raise UserError(f"MODEL.RESNETS.DEPTH must be one of {depths}; got {depth}.")
     if res5_dilation not in (1, 2):
         raise UserError(f"MODEL.RESNETS.RES5_DILATION must be 1 or 2, got {res5_dilation}.")
     basic = depth < 50
     if res2_out_channels is None:
         res2_out_channels = 64 if basic else 256
     if basic:
-        _check_basic_blocks(
-            depth, res2_out_channels, res5_dilation, num_groups, list(deform_on_per_stage)
-        )
+        needed = {
+            "RES2_OUT_CHANNELS": (res2_out_channels, 64),
+            "RES5_DILATION": (res5_dilation, 1),
+            "NUM_GROUPS": (num_groups, 1),
+            "DEFORM_ON_PER_STAGE": (list(deform_on_per_stage), [False] * 4),
+        }
+        for key, (value, only) in needed.items():
+            if value != only:
+                key = f"MODEL.RESNETS.{key}"
+                raise UserError(f"{key} must be {only} for DEPTH {depth}, got {value}.")
 
     stem_activation, *activations = _per_stage("ACTIVATION_PER_STAGE", activation, 5)
     gates = _per_stage("GATE_PER_STAGE", gate, 4)
@@ -139,17 +138,6 @@ def _per_stage(key: str, value, number: int) -> list:
             f"{len(value)}."
         )
     return list(value)
-
-
-def _check_basic_blocks(depth, res2_out_channels, res5_dilation, num_groups, deform_on_per_stage):
-    for key, value, needed in (
-        ("RES2_OUT_CHANNELS", res2_out_channels, 64),
-        ("RES5_DILATION", res5_dilation, 1),
-        ("NUM_GROUPS", num_groups, 1),
-        ("DEFORM_ON_PER_STAGE", deform_on_per_stage, [False] * 4),
-    ):
-        if value != needed:
-            raise UserError(f"MODEL.RESNETS.{key} must be {needed} for DEPTH {depth}, got {value}.")
 
 
 @BACKBONE_REGISTRY.register()

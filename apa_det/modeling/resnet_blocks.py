@@ -5,8 +5,6 @@ a channel attention gate with APA on the residual branch, before the shortcut is
 with convolutions are detectron2's own, so its checkpoints fit.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase
@@ -19,18 +17,10 @@ from detectron2.modeling.backbone.resnet import (
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import (
-    can_fuse,
-    conv_norm_aglu,
-    get_activation,
-    get_gate,
-    norm_from_name,
-    norm_gate_shortcut_aglu,
-)
-
-Activation = str | Callable[[int], nn.Module]
-Gate = str | Callable[[int], nn.Module | None] | None
-Norm = str | Callable[[int], nn.Module]
+from ..layers import can_fuse, conv_norm_aglu, get_activation, get_gate, norm_gate_shortcut_aglu
+from ..layers.activations import Activation
+from ..layers.gates import Gate
+from ..layers.norm import Norm, norm_from_name
 
 
 class APABasicStem(BasicStem):
@@ -56,7 +46,7 @@ class APABasicStem(BasicStem):
         self.fuse = fuse
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / 4, W / 4)."""
+        """Map (N, C, H, W) to (N, C', H / 4, W / 4)."""
         return F.max_pool2d(self._convolve(x), kernel_size=3, stride=2, padding=1)
 
     def _convolve(self, x: Tensor) -> Tensor:
@@ -80,7 +70,7 @@ class _GatedBlock(CNNBlockBase):
         self.recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x of shape (N, C, H, W). Returns: shape (N, C', H / stride, W / stride)."""
+        """Map (N, C, H, W) to (N, C', H / stride, W / stride)."""
         if not torch.jit.is_scripting():
             if self.recompute and x.requires_grad:
                 return checkpoint(self._block, x, use_reentrant=False, preserve_rng_state=False)
@@ -121,13 +111,8 @@ class _GatedBottleneck(_GatedBlock):
         fuse: bool = True,
         **kwargs,
     ):
-        super().__init__(
-            in_channels,
-            out_channels,
-            bottleneck_channels=bottleneck_channels,
-            norm=norm_from_name(norm),
-            **kwargs,
-        )
+        kwargs.update(bottleneck_channels=bottleneck_channels, norm=norm_from_name(norm))
+        super().__init__(in_channels, out_channels, **kwargs)
         self.act1 = get_activation(activation, bottleneck_channels)
         self.act2 = get_activation(activation, bottleneck_channels)
         self.act3 = get_activation(activation, out_channels)
@@ -195,19 +180,12 @@ class APABasicBlock(_GatedBlock, BasicBlock):
 class APABottleneckBlock(_GatedBottleneck, BottleneckBlock):
     """The block of ResNet-50 and deeper, with configurable activations and a gate.
 
-    Args:
-        activation, gate, fuse: as for :class:`APABasicBlock`.
-        others: as for :class:`detectron2.modeling.backbone.resnet.BottleneckBlock`.
+    Arguments are those of :class:`APABasicBlock` and detectron2's ``BottleneckBlock``.
     """
 
 
 class APADeformBottleneckBlock(_GatedBottleneck, DeformBottleneckBlock):
-    """:class:`APABottleneckBlock` with a deformable 3×3 convolution.
-
-    Args:
-        activation, gate, fuse: as for :class:`APABasicBlock`.
-        others: as for :class:`detectron2.modeling.backbone.resnet.DeformBottleneckBlock`.
-    """
+    """:class:`APABottleneckBlock` with the deformable 3×3 layer of ``DeformBottleneckBlock``."""
 
     def _middle(self, x: Tensor) -> Tensor:
         offset = self.conv2_offset(x)

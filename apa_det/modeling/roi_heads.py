@@ -71,13 +71,12 @@ class APACascadeROIHeads(CascadeROIHeads):
 
 def _box_pooler(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[ROIPooler, ShapeSpec]:
     """Build the pooler of the box heads, and return the shape of what it gives them."""
-    head = cfg.MODEL.ROI_BOX_HEAD
+    head, size = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
     levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
     pooler = ROIPooler(
-        output_size=head.POOLER_RESOLUTION,
+        output_size=size,
         scales=tuple(1.0 / level.stride for level in levels),
         sampling_ratio=head.POOLER_SAMPLING_RATIO,
         pooler_type=head.POOLER_TYPE,
     )
-    size = head.POOLER_RESOLUTION
     return pooler, ShapeSpec(channels=levels[0].channels, height=size, width=size)

@@ -3,11 +3,25 @@ from detectron2 import model_zoo
 train = model_zoo.get_config("common/train.py").train
 train.eval_period = 0  # only at the end of training
 
-# Keys that tools/lazyconfig_train_net.py reads in addition to detectron2's
+# The keys of apa_det, in addition to detectron2's
 train.update(
     # Save the checkpoint that is best in this metric, e.g. "bbox/AP" or "segm/APr", as
     # model_best.pth. Empty: do not save it
     best_metric="",
+    # During training, evaluate only this many images of the test set, chosen so that rare
+    # categories are included; metrics get the prefix "subset/". The whole set is evaluated after
+    # the last iteration. 0: always evaluate the whole set
+    eval_subset=0,
+    # After the last iteration, and with --eval-only, also evaluate with test-time augmentation: at
+    # these sizes of the shorter side (longer side up to max_size), and flipped
+    test_augmentation=dict(
+        enabled=False,
+        min_sizes=[400, 500, 600, 700, 800, 900, 1000, 1100, 1200],
+        max_size=4000,
+        flip=True,
+    ),
+    # Recompute the batch norm statistics over num_iter batches before each evaluation
+    precise_bn=dict(enabled=False, num_iter=200),
     # Write every λ and κ to the event storage every this many iterations. 0: never
     apa_log_period=100,
     # Gradient clipping: "value" or "norm" of each parameter, or the norm of all parameters,
@@ -15,6 +29,11 @@ train.update(
     clip_gradients=dict(clip_type="", clip_value=1.0, norm_type=2.0),
     # Gradient accumulation: split each batch into this many parts
     accumulate=1,
+    # Shard parameters, gradients and optimizer state over the processes (fully_shard, torch >= 2.6)
+    fsdp=False,
+    # Number of processes that this config is written for. With another number, batch size, learning
+    # rate, max_iter, periods and EMA decay are scaled. 0: no scaling
+    reference_world_size=0,
     # Exponential moving average of the weights, used in evaluation
     ema=dict(enabled=False, decay=0.999),
     # Source of the class names of init_checkpoint, to copy class rows of the heads by name:
@@ -37,4 +56,6 @@ train.update(
     ),
     # Negative: a different seed in every run
     seed=-1,
+    # Modules given by --import, recorded for information; they are not imported from here
+    imports=[],
 )

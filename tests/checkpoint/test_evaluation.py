@@ -11,16 +11,15 @@ import torch
 from PIL import Image
 
 from apa_det.checkpoint import load_checkpoint
-from apa_det.data import generate_dataset
 from apa_det.engine import Trainer, load_model, setup_job
 from apa_det_cli import train_detector
+
+from ..conftest import tiny_datasets, training_flags
 
 ROOT = Path(__file__).parents[2]
 LVIS = ROOT / "configs/LVISv1-InstanceSegmentation/mask_rcnn_SE_R_50_FPN_AGLU_GOL_2x.yaml"
 NUM_CLASSES = 1203
 SIZES = [(96, 130), (96, 160)]
-
-pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +69,15 @@ def folder(detector, tmp_path_factory):
 
 
 def arguments(folder, output, weights):
-    return train_detector.parser().parse_args(
-        ["--config-file", str(LVIS), "--eval-only"]
-        + f"MODEL.DEVICE cpu MODEL.WEIGHTS {weights} OUTPUT_DIR {output} "
+    opts = (
+        f"MODEL.DEVICE cpu MODEL.WEIGHTS {weights} OUTPUT_DIR {output} "
         "TEST.SAVE_PREDICTIONS True "
         "INPUT.MIN_SIZE_TEST 96 DATALOADER.NUM_WORKERS 0 TEST.DETECTIONS_PER_IMAGE 20 "
         "MODEL.RPN.PRE_NMS_TOPK_TEST 100 MODEL.RPN.POST_NMS_TOPK_TEST 100 "
         "DATASETS.TRAIN () DATASETS.TEST ('published_val',)".split()
         + ["DATASETS.LVIS_FORMAT", f"[['published_val', '{folder}/val.json', '{folder}']]"]
     )
+    return training_flags(LVIS, *opts, eval_only=True)
 
 
 @torch.no_grad()
@@ -120,20 +119,18 @@ def test_published_file_as_weights(folder, detector, tmp_path, caplog):
     assert "not used by the model" not in caplog.text
 
 
-def test_fine_tuning_from_a_converted_backbone(published, tool, tmp_path):
+def test_fine_tuning_from_a_converted_backbone(published, tool, tiny_dataset, tmp_path):
     theirs = published.randomize(published.SEResNet(num_classes=10))
     torch.save({"model": theirs.state_dict(), "args": Namespace()}, tmp_path / "imagenet.pth")
     weights = tmp_path / "pretrained.pth"
     assert tool("convert_checkpoint", tmp_path / "imagenet.pth", "--output", weights) == 0
     assert not any("fc" in name.split(".") for name in load_checkpoint(str(weights))["model"])
 
-    data = tmp_path / "data"
-    generate_dataset(data, num_train=8, num_val=2, num_classes=4, image_size=64)
-    args = arguments(data, tmp_path / "output", weights)
+    args = arguments(tiny_dataset, tmp_path / "output", weights)
     args.eval_only = False
     opts = dict(zip(args.opts[::2], args.opts[1::2], strict=True))
-    opts["DATASETS.LVIS_FORMAT"] = f"[['tuned', '{data}/train.json', '{data}']]"
-    opts["DATASETS.TRAIN"], opts["DATASETS.TEST"] = "('tuned',)", "()"
+    opts["DATASETS.LVIS_FORMAT"] = str(tiny_datasets(tiny_dataset))
+    opts["DATASETS.TRAIN"], opts["DATASETS.TEST"] = "('tiny_train',)", "()"
     opts |= {
         "MODEL.ROI_HEADS.NUM_CLASSES": "4",
         "MODEL.ROI_BOX_HEAD.USE_DROP_LOSS": "False",

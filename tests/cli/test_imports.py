@@ -65,3 +65,42 @@ def test_a_tool_that_cannot_import(tool, capsys):
     error = capsys.readouterr().err
     assert error.startswith("evaluate_predictions.py: Cannot import user_none: ")
     assert error.count("\n") == 1
+
+
+USER_HEAD = """
+from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
+from apa_det.modeling import APAFastRCNNConvFCHead
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class UserHead(APAFastRCNNConvFCHead):
+    pass
+"""
+
+
+def test_runs_of_a_comparison_import_them_too(run, quickstart, tmp_path):
+    (tmp_path / "user_head.py").write_text(USER_HEAD)
+    output = tmp_path / "output"
+    flags = ["--output", output, "--config-file", quickstart.yaml, "--seeds", "0"]
+    flags += ["--resamples", "2", "--import", tmp_path / "user_head.py"]
+    opts = ["--opts", *quickstart.opts, "MODEL.ROI_BOX_HEAD.NAME", "UserHead"]
+    for _ in range(2):  # the second time, the kept run is found to be of the same config
+        status, _, err = run("tools/compare.py", *flags, *opts)
+        assert status == 0, err
+    assert len(list(output.rglob("result.json"))) == 1
+
+
+def test_evaluation_with_a_module(run, quickstart, tmp_path):
+    """By its dotted name; the config file needs an extension that tells its format."""
+    (tmp_path / "user_head.py").write_text(USER_HEAD)
+    (tmp_path / "config.txt").touch()
+    status, _, err = run(
+        "-m",
+        "apa_det_cli",
+        "eval",
+        "--import",
+        "user_head",
+        "--config-file",
+        tmp_path / "config.txt",
+        path=[tmp_path],
+    )
+    assert status == 2 and "config file must end in .yaml, .yml or .py" in err

@@ -10,11 +10,9 @@ from detectron2.utils.logger import setup_logger
 from torch.utils.data import DataLoader
 
 from apa_det.errors import MissingFileError, UserError
+from apa_det.utils.writable import require_writable_file, require_writable_folder
 from apa_det_cli.flags import add_import, command_parser
-from apa_det_cli.output_paths import require_output_file, require_output_folder
 from apa_det_cli.runner import run_command
-
-pytestmark = pytest.mark.usefixtures("fresh_loggers")
 
 
 def command(run):
@@ -113,9 +111,9 @@ def test_a_bug_in_training(run, quickstart, tmp_path):
     """Its traceback is on stderr and in log.txt, once each, and not on stdout."""
     (tmp_path / "broken.py").write_text(BROKEN_HEAD)
     output = tmp_path / "output"
-    flags = ["--import", tmp_path / "broken.py"]
+    flags = ["--config-file", quickstart.yaml, "--import", tmp_path / "broken.py"]
     opts = ["OUTPUT_DIR", output, "MODEL.ROI_BOX_HEAD.NAME", "BrokenHead"]
-    status, out, err = run("tools/train_net.py", *flags, *quickstart, *opts)
+    status, out, err = run("tools/train_net.py", *flags, *quickstart.opts, *opts)
     assert status == 1, err
     log = (output / "log.txt").read_text()
     for text in (err, log):
@@ -133,11 +131,12 @@ def test_an_error_of_the_user_in_two_processes(run, quickstart, tmp_path):
     """Both import the module of the user; one line is printed."""
     module = "import os, pathlib\npathlib.Path(__file__).with_name(str(os.getpid())).touch()\n"
     (tmp_path / "module.py").write_text(module)
-    flags = ["--num-gpus", "2", "--dist-url", "auto", "--import", tmp_path / "module.py"]
+    flags = ["--config-file", quickstart.yaml, "--num-gpus", "2", "--dist-url", "auto"]
+    flags += ["--import", tmp_path / "module.py"]
     opts = ["OUTPUT_DIR", tmp_path / "output", "MODEL.ROI_HEADS.NUM_CLASSES", "5"]
-    status, out, err = run("-m", "apa_det_cli", "train", *flags, *quickstart, *opts)
+    status, out, err = run("-m", "apa_det_cli", "train", *flags, *quickstart.opts, *opts)
     assert status == 2, err
-    assert err.count("apa-det train: The dataset cli_val has 4 classes") == 1
+    assert err.count("apa-det train: The dataset tiny_val has 4 classes") == 1
     assert "Traceback" not in out + err
     assert len([p for p in tmp_path.iterdir() if p.name.isdigit()]) == 3  # and the first process
 
@@ -145,17 +144,17 @@ def test_an_error_of_the_user_in_two_processes(run, quickstart, tmp_path):
 def test_outputs_that_cannot_be_written(tmp_path):
     file = tmp_path / "file.json"
     file.touch()
-    require_output_file(str(file), ".json")
-    require_output_file(str(tmp_path / "new/new/out.json"), ".json")
-    require_output_folder(str(tmp_path / "new/new"))
+    require_writable_file(str(file), ".json")
+    require_writable_file(str(tmp_path / "new/new/out.json"), ".json")
+    require_writable_folder(str(tmp_path / "new/new"))
     assert not (tmp_path / "new").exists()
     for function, arguments, message in (
-        (require_output_file, (tmp_path / "out.txt", ".json"), "must name a .json file, got"),
-        (require_output_file, (tmp_path, ""), "is a folder"),
-        (require_output_file, (file / "out.json", ".json"), "file.json is a file"),
-        (require_output_folder, (file,), "file.json is a file"),
-        (require_output_folder, (file / "a/b",), "file.json is a file"),
-        (require_output_folder, ("/proc/out",), "/proc is not writable"),
+        (require_writable_file, (tmp_path / "out.txt", ".json"), "must name a .json file, got"),
+        (require_writable_file, (tmp_path, ""), "is a folder"),
+        (require_writable_file, (file / "out.json", ".json"), "file.json is a file"),
+        (require_writable_folder, (file,), "file.json is a file"),
+        (require_writable_folder, (file / "a/b",), "file.json is a file"),
+        (require_writable_folder, ("/proc/out",), "/proc is not writable"),
     ):
         path, *rest = map(str, arguments)
         with pytest.raises(UserError, match=f"^--output .*{message}"):

@@ -10,6 +10,8 @@ from PIL import Image
 
 from apa_det.data import generate_dataset
 
+from ..conftest import require_path
+
 _SMALL = {
     "images": [
         {
@@ -94,20 +96,9 @@ def synthetic(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tinycoco(real_data):
-    return _require(real_data / "tinycoco")
-
-
-@pytest.fixture(scope="session")
-def lvis_val_100(real_data):
-    return _require(real_data / "lvis/lvis_val_100.json")
+    return require_path(real_data / "tinycoco")
 
 
 @pytest.fixture(scope="session")
 def lvis_v1_categories(real_data):
-    return json.loads(_require(real_data / "lvis/lvis_v1_train_cat_info.json").read_text())
-
-
-def _require(path: Path) -> Path:
-    if not path.exists():
-        pytest.skip(f"{path} does not exist")
-    return path
+    return json.loads(require_path(real_data / "lvis/lvis_v1_train_cat_info.json").read_text())

@@ -1,4 +1,4 @@
-"""Names, frequency groups and thresholds of classes."""
+"""Names, frequency groups and score thresholds of classes."""
 
 import json
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from apa_det.data import register_lvis_format
 from apa_det.demo import ClassInfo, class_info, class_thresholds
+from apa_det.errors import UserError
 from apa_det.evaluation import FrequencyGroups
 
 CATEGORIES = [
@@ -21,7 +22,7 @@ CATEGORIES = [
 
 @pytest.fixture
 def register(tmp_path):
-    """Registers an LVIS-format dataset with these categories and no picture."""
+    """Register an LVIS-format dataset with these categories and no images."""
     names = []
 
     def make(name, categories=CATEGORIES, **thresholds):
@@ -49,7 +50,7 @@ def test_from_the_file(register):
     assert groups_of(classes) == ["r", "c", "f"]
 
 
-def test_own_groups_and_counts(register):
+def test_custom_groups_and_counts(register):
     counts = [{**c, "image_count": n} for c, n in zip(CATEGORIES, (5, 2, 7), strict=True)]
     register("classes_a")
     register("classes_counts", counts)
@@ -69,14 +70,14 @@ def test_thresholds_of_the_dataset(register):
 def test_lvis_needs_no_file():
     classes = class_info(["lvis_v1_val"], 1203)
     assert len(classes) == 1203 and classes.category_ids[0] == 1
-    assert np.bincount(classes.group_indices).tolist() == [337, 461, 405]  # LVIS v1's own
+    assert np.bincount(classes.group_indices).tolist() == [337, 461, 405]  # as in LVIS v1
 
 
 def test_coco_has_no_groups(caplog):
     classes = class_info(["coco_2017_val"], 80)
     assert classes.names[0] == "person" and classes.category_ids[-1] == 90
     assert set(groups_of(classes)) == {None}
-    assert "coco_2017_val gives no image counts" in caplog.text
+    assert "coco_2017_val has no image counts" in caplog.text
 
 
 def test_next_dataset_or_numbers(register, caplog):
@@ -87,15 +88,15 @@ def test_next_dataset_or_numbers(register, caplog):
     assert str(path) in caplog.text
     classes = class_info(["classes_a", "unregistered"], 2)
     assert classes.names == ("0", "1") and groups_of(classes) == [None, None]
-    assert "unregistered" in caplog.text and "shown by their numbers" in caplog.text
+    assert "unregistered" in caplog.text and "shown as indices" in caplog.text
 
 
 def test_other_classes(register):
     register("classes_a")
     register("classes_two", CATEGORIES[:2])
-    with pytest.raises(ValueError, match="classes_two has 2 classes, and the model 3"):
+    with pytest.raises(UserError, match="classes_two has 2 classes, but the model has 3"):
         class_info(["classes_two", "classes_a"], 3)
-    with pytest.raises(ValueError, match="COUNT_FROM classes_two has other classes"):
+    with pytest.raises(UserError, match="COUNT_FROM classes_two does not have the classes of"):
         class_info(["classes_a"], 3, None, "classes_two")
 
 
@@ -123,16 +124,16 @@ def test_thresholds_by_group(scores, indices):
     [
         (
             "r:0.1,c:0.2",
-            "leaves out the group f: add a number without a group, such as r:0.1,c:0.2",
+            "omits the group f. Add a number without a group .* e.g. r:0.1,c:0.2,0.5",
         ),
-        ("r:0.1,c:0.2,f:0.3", "leaves out classes of no known group"),
-        ("x:0.1,0.2", "'x': the groups are r, c, f"),
+        ("r:0.1,c:0.2,f:0.3", "omits classes of unknown group"),
+        ("x:0.1,0.2", "'x' in the confidence threshold .*; the groups are r, c, f"),
         *(
-            (t, "neither a number from 0 to 1")
+            (t, "Invalid confidence threshold")
             for t in ("", "a", "1.1", "nan", "-1", "r:", "0.1,0.2")
         ),
     ],
 )
 def test_threshold_errors(text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         class_thresholds(text, classes_in([-1] if "f:" in text else [0, 1, 2]))

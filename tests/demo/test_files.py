@@ -1,4 +1,4 @@
-"""The pictures that go in, and the names of the drawn ones."""
+"""Input images and output paths."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from PIL import Image
 
 from apa_det.demo import find_images, output_paths
 from apa_det.demo.files import read_image
+from apa_det.errors import MissingFileError, UserError
 
 
 @pytest.fixture
@@ -19,16 +20,16 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_names_folders_and_patterns(folder):
+def test_files_folders_and_patterns(folder):
     assert find_images(["b/1.png", "a"]) == ["b/1.png", "a/1.png", "a/2.JPG"]
     assert find_images(["*/1.*", "a/1.png"]) == ["a/1.png", "b/1.png"]
     assert find_images(["b/**/*.webp"]) == ["b/c/3.webp"]
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "nowhere/*.png", "empty"])
-def test_what_is_missing_is_named(folder, name):
+def test_missing_input(folder, name):
     (folder / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=name.replace("*", r"\*")):
+    with pytest.raises(MissingFileError, match=name.replace("*", r"\*")):
         find_images(["a", name])
 
 
@@ -42,11 +43,11 @@ def test_outputs(folder):
     assert output_paths(["clip.webm"], out, [".mp4"])[0] == [f"{out}/clip.webm.mp4"]
 
 
-def test_nothing_is_written_over(folder):
+def test_output_would_be_lost(folder):
     for inputs, output in ((["a/1.png"], "a/1.png"), (["a/1.png", "a/2.JPG"], "b/../a")):
-        with pytest.raises(ValueError, match="a/1.png would be written over"):
+        with pytest.raises(UserError, match="a/1.png would be overwritten"):
             output_paths(inputs, output)
-    with pytest.raises(ValueError, match="2 pictures do not go into the one file x.png"):
+    with pytest.raises(UserError, match="Cannot write 2 images into the file x.png"):
         output_paths(["a/1.png", "b/1.png"], "x.png")
 
 
@@ -57,10 +58,10 @@ def test_reads_any_mode(tmp_path, mode, value):
 
 
 @pytest.mark.parametrize("end", [0, 10, 300])
-def test_a_broken_picture_is_named(tmp_path, end):
+def test_broken_image(tmp_path, end):
     path = tmp_path / "broken.jpg"
     noise = np.random.default_rng(0).integers(256, size=(40, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:end])
-    with pytest.raises(ValueError, match="broken.jpg cannot be read as a picture"):
+    with pytest.raises(UserError, match="Cannot read the image .*broken.jpg"):
         read_image(str(path))

@@ -1,4 +1,4 @@
-"""tools/demo.py, as a program: pictures and videos drawn, and their detections as JSON."""
+"""The demo command: drawn images and videos, and their detections as JSON."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,6 @@ from apa_det.demo import build_predictor
 from apa_det.demo.files import read_image
 from apa_det.engine import read_job
 
-pytestmark = pytest.mark.usefixtures("fresh_loggers")
-
 
 @pytest.fixture
 def main(tool, detector):
@@ -24,23 +22,23 @@ def main(tool, detector):
     return run
 
 
-def test_pictures(main, detector, tmp_path, capsys):
+def test_images(main, detector, tmp_path, capsys):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     out = tmp_path / "out"
     assert main("--input", broken, *detector.images[:2], "--output", out) == 1
-    assert capsys.readouterr().out.count("broken.jpg cannot be read as a picture") == 1
+    assert capsys.readouterr().out.count(f"Cannot read the image {broken}") == 1
     records = json.loads((out / "detections.json").read_text())
     assert not [path for path in out.rglob("*") if path.name == "broken.jpg"]
 
     predictor = build_predictor(read_job(detector.yaml, detector.opts), "0")
     classes = predictor.classes
     for image_id, path in enumerate(detector.images[:2], start=1):
-        found = predictor(read_image(path))
+        expected = predictor(read_image(path))
         ours = [record for record in records if record["image_id"] == image_id]
-        assert len(ours) == len(found) == 5
+        assert len(ours) == len(expected) == 5
         for record, c, score, box in zip(
-            ours, found.pred_classes, found.scores, found.pred_boxes.tensor, strict=True
+            ours, expected.pred_classes, expected.scores, expected.pred_boxes.tensor, strict=True
         ):
             assert record["file_name"] == path
             assert record["category_name"] == classes.names[c]
@@ -69,21 +67,21 @@ def test_video(main, tmp_path):
     assert video.read()[1].shape == (480, 640, 3)
 
 
-def test_nothing_found(main, detector, tmp_path, capsys):
-    assert main("--input", detector.folder / "val", "--output", tmp_path, threshold="1") == 0
+def test_no_detections(main, tiny_dataset, tmp_path, capsys):
+    assert main("--input", tiny_dataset / "val", "--output", tmp_path, threshold="1") == 0
     assert json.loads((tmp_path / "detections.json").read_text()) == []
     assert "0 detections" in capsys.readouterr().out
-    assert len(list(tmp_path.glob("*.jpg"))) == 4
+    assert len(list(tmp_path.glob("*.jpg"))) == 6
 
 
 def test_one_line_errors_before_any_work(main, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("apa_det.demo.build_predictor", None)  # it is not called
+    monkeypatch.setattr("apa_det.demo.build_predictor", None)  # must not be called
     text = tmp_path / "text.mp4"
-    text.write_text("no video")
+    text.write_text("not a video")
     for arguments, message in (
-        (["--input", "nowhere.jpg"], "no picture, folder or pattern nowhere.jpg"),
+        (["--input", "nowhere.jpg"], "no image, folder or pattern nowhere.jpg"),
         (["--video-input", "nowhere.mp4"], "no video nowhere.mp4"),
-        (["--video-input", text], "text.mp4 is no video that OpenCV can read"),
+        (["--video-input", text], f"OpenCV cannot read the video {text}"),
     ):
         assert main(*arguments, "--output", tmp_path / "out") == 2
         error = capsys.readouterr().err
@@ -95,5 +93,5 @@ def test_one_line_error_of_the_thresholds(main, detector, tmp_path, capsys):
     arguments = ["--input", detector.images[0], "--output", tmp_path]
     assert main(*arguments, threshold="x:0.5,0.1") == 2
     assert capsys.readouterr().err.endswith(
-        "names the frequency group 'x': the groups are r, c, f.\n"
+        "'x' in the confidence threshold 'x:0.5,0.1'; the groups are r, c, f.\n"
     )

@@ -91,7 +91,6 @@ def test_readme_starts_with_quickstart_and_test(readme_commands):
         assert any(tuple(argv[:2]) == start for argv in readme_commands), start
 
 
-@pytest.mark.usefixtures("fresh_loggers")
 def test_readme_commands(after_readme):
     output = after_readme / "output"
     for name in (

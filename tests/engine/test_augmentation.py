@@ -1,4 +1,4 @@
-"""detectron2's test-time augmentation with our heads, scores, calibrations and mask threshold."""
+"""detectron2's test-time augmentation with the heads, scores and calibrations of apa_det."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from detectron2.structures import Boxes, Instances
 from apa_det.engine import read_config
 
 HEIGHT, WIDTH = 64, 96
+PIXELS = {"rtol": 0, "atol": 1e-4}  # rounding of float32 box coordinates
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +48,9 @@ def make(arguments):
     return make
 
 
-def picture(height=HEIGHT, width=WIDTH):
+def random_image():
     image = torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
-    return {"image": image, "height": height, "width": width}
+    return {"image": image, "height": HEIGHT, "width": WIDTH}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def picture(height=HEIGHT, width=WIDTH):
 @torch.no_grad()
 def test_one_view_is_plain_inference(make, cascade, score, calibration):
     model, augmented = make(cascade, score, calibration)
-    inputs = [picture()]
+    inputs = [random_image()]
     (plain,), (ours,) = (m(inputs) for m in (model, augmented))
     plain, ours = plain["instances"], ours["instances"]
     assert len(plain) > 0
@@ -77,20 +78,19 @@ def test_one_view_is_plain_inference(make, cascade, score, calibration):
 
 @torch.no_grad()
 def test_two_views_are_merged_and_their_masks_averaged(make):
-    """By hand: a flipped picture's boxes are flipped back and go through one NMS with the others;
-    mask probabilities are averaged before they are cut at the threshold."""
+    """By hand: the boxes of the flipped image are flipped back and go through one NMS with the
+    others; mask probabilities are averaged before the threshold."""
     model, augmented = make(False, "apa", "NorCal", flip=True)
-    inputs = picture()
+    inputs = random_image()
     ours = augmented([inputs])[0]["instances"]
 
     views = [inputs, {**inputs, "image": inputs["image"].flip(2)}]
-    found = [model.inference([view], do_postprocess=False)[0] for view in views]
-    boxes = [f.pred_boxes.tensor.clone() for f in found]
+    detections = [model.inference([view], do_postprocess=False)[0] for view in views]
+    boxes = [d.pred_boxes.tensor.clone() for d in detections]
     boxes[1][:, [0, 2]] = WIDTH - boxes[1][:, [2, 0]]
-    boxes, scores, classes = (
-        torch.cat(parts)
-        for parts in (boxes, [f.scores for f in found], [f.pred_classes for f in found])
-    )
+    boxes = torch.cat(boxes)
+    scores = torch.cat([d.scores for d in detections])
+    classes = torch.cat([d.pred_classes for d in detections])
     keep = batched_nms(boxes, scores, classes, 0.5)[:10]
     merged = Instances((HEIGHT, WIDTH), pred_boxes=Boxes(boxes[keep]), scores=scores[keep])
     merged.pred_classes = classes[keep]
@@ -107,22 +107,28 @@ def test_two_views_are_merged_and_their_masks_averaged(make):
 
     torch.testing.assert_close(ours.scores, merged.scores)
     assert torch.equal(ours.pred_classes, merged.pred_classes)
-    torch.testing.assert_close(ours.pred_boxes.tensor, merged.pred_boxes.tensor)
+    torch.testing.assert_close(ours.pred_boxes.tensor, merged.pred_boxes.tensor, **PIXELS)
     assert torch.equal(ours.pred_masks, merged.pred_masks)
 
 
 @torch.no_grad()
-def test_scales_of_a_picture_of_another_size(make):
-    """Boxes and masks come in the size of the dataset's picture, which the loader has resized."""
+def test_boxes_and_masks_have_the_size_of_the_original_image(make):
+    """The loader has resized the image to the input's size; boxes scale with the original."""
     _, augmented = make(True, "gumbel", "NorCal", sizes=(64, 80), flip=True)
-    found = augmented([picture(height=128, width=192)])[0]["instances"]
-    assert found.pred_masks.shape == (len(found), 128, 192) and len(found) > 0
-    x1, y1 = found.pred_boxes.tensor[:, 2:].amax(dim=0).tolist()
-    assert WIDTH < x1 <= 192 and HEIGHT < y1 <= 128
+    inputs = random_image()
+    resized = {**inputs, "height": 2 * HEIGHT, "width": 2 * WIDTH}
+    same_size, twice = (augmented([image])[0]["instances"] for image in (inputs, resized))
+    assert len(same_size) > 0
+    torch.testing.assert_close(twice.pred_boxes.tensor, 2 * same_size.pred_boxes.tensor, **PIXELS)
+    torch.testing.assert_close(twice.scores, same_size.scores)
+    assert torch.equal(twice.pred_classes, same_size.pred_classes)
+    assert twice.pred_masks.shape == (len(twice), 2 * HEIGHT, 2 * WIDTH)
+    areas = (instances.pred_masks.float().mean(dim=(1, 2)) for instances in (twice, same_size))
+    torch.testing.assert_close(*areas, rtol=0, atol=0.02)
 
 
 @torch.no_grad()
-def test_nothing_found(make):
+def test_no_detections(make):
     model, augmented = make(False, "apa", "", flip=True)
     model.roi_heads.box_predictor.test_score_thresh = 1.1
-    assert len(augmented([picture()])[0]["instances"]) == 0
+    assert len(augmented([random_image()])[0]["instances"]) == 0

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from apa_det.engine import StrictCheckpointer
+from apa_det.errors import UserError
 
 
 class Model(nn.Module):
@@ -42,28 +43,28 @@ def test_whole_model(save):
 def test_another_class_count(save):
     path = save(Model(80).state_dict())
     with pytest.raises(
-        ValueError,
+        UserError,
         match=r"file.pth .*heads.box.score.weight has shape \(80, 4\) in the file, \(3, 4\)"
-        r" in the model \(and 1 more differ\).*MODEL.WEIGHTS",
+        r" in the model \(and 1 more differ\).*start a new training from it \(weights\)",
     ):
         StrictCheckpointer(Model()).load(path)
 
 
 def test_missing_parameters(save):
     path = save(without(Model().state_dict(), "running_var", "score"))
-    with pytest.raises(ValueError, match="3 of the model's parameters .*running_var, heads.box"):
+    with pytest.raises(UserError, match="3 of the model's parameters .*running_var, heads.box"):
         StrictCheckpointer(Model()).load(path)
 
 
-def test_parameters_that_another_activation_had(save):
+def test_unknown_parameters(save):
     state = Model().state_dict()
     path = save({**state, "backbone.stem.2.lambda_param": torch.ones(1)})
-    with pytest.raises(ValueError, match="1 parameters of the file are not in the model.*lambda"):
+    with pytest.raises(UserError, match="1 parameters of the file are not in the model.*lambda"):
         StrictCheckpointer(Model()).load(path)
 
 
-def test_what_does_not_matter(save):
-    """A head more, and buffers that evaluation does not use."""
+def test_ignored_tensors(save):
+    """Additional heads, and buffers that evaluation does not use."""
     state = without(Model().state_dict(), "num_batches_tracked")
     state |= {"heads.mask.weight": torch.ones(1), "pixel_mean": torch.ones(3)}
     state |= {"heads.box.fed_loss_cls_weights": torch.ones(3)}
@@ -76,7 +77,7 @@ def test_parameter_with_two_names(save):
     StrictCheckpointer(model).load(save(Model().state_dict()))
 
 
-def test_start_of_training_lists_what_is_random(save, caplog):
+def test_start_of_training_lists_initialized_parameters(save, caplog):
     source = Model(80)
     model = Model()
     before = copy.deepcopy(model.state_dict())
@@ -91,7 +92,7 @@ def test_start_of_training_lists_what_is_random(save, caplog):
 
 
 def test_model_zoo_files(tmp_path):
-    """Pickles of arrays: a whole detector, and a backbone whose names are matched by their ends."""
+    """Pickled arrays: of a whole detector, and of a backbone, with names matched by suffix."""
     source, model = Model(), Model()
     arrays = {name: value.numpy() for name, value in source.state_dict().items()}
     zoo = {"model": {**arrays, "pixel_mean": np.ones(3)}, "__author__": "Detectron2 Model Zoo"}
@@ -105,10 +106,10 @@ def test_model_zoo_files(tmp_path):
     model = Model()
     StrictCheckpointer(model, strict=False).load(str(tmp_path / "R-50.pkl"))
     assert torch.equal(model.backbone.stem[0].weight, source.backbone.stem[0].weight)
-    with pytest.raises(ValueError, match="heads.box.score.weight"):
+    with pytest.raises(UserError, match="heads.box.score.weight"):
         StrictCheckpointer(Model()).load(str(tmp_path / "R-50.pkl"))
 
 
 def test_file_of_another_model(save):
-    with pytest.raises(ValueError, match="holds no parameter of the model"):
+    with pytest.raises(UserError, match="fills no parameter of the model"):
         StrictCheckpointer(Model(), strict=False).load(save({"conv1.weight": torch.ones(1)}))

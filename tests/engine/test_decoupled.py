@@ -1,4 +1,4 @@
-"""Decoupled training, in this process and as users start it; and the freezing under it."""
+"""Decoupled training, and freezing of parameters."""
 
 import copy
 import os
@@ -21,6 +21,7 @@ from apa_det.engine import (
     train_only,
 )
 from apa_det.engine.ema import averaged_state
+from apa_det.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TRAIN_NET = ROOT / "tools/train_net.py"
@@ -36,27 +37,27 @@ def saved(path, key="model"):
     return torch.load(path, weights_only=True)[key]
 
 
-def assert_classifier_alone_differs(first, second):
+def assert_only_classifier_differs(first, second):
     for name, value in first.items():
         changed = not torch.equal(second[name], value)
         assert changed == bool(re.match(SCORES, name)), name
 
 
 def test_both_stages_resumed_and_evaluated(arguments, output, train_net):
-    """The second stage changes the classifier alone; --resume and --eval-only find it."""
+    """The second stage trains only the classifier; --resume and --eval-only use its weights."""
     options = (*DECOUPLED, "SOLVER.EMA.ENABLED", True, "TEST.BEST_METRIC", "bbox/AP50")
     train_net(arguments(*options))
     final, classifier = output / "model_final.pth", output / "classifier/model_final.pth"
     # stage 2 starts from the averaged weights
     first = averaged_state(saved(final, "ema"))
-    assert_classifier_alone_differs(first, saved(classifier))
+    assert_only_classifier_differs(first, saved(classifier))
     log = (output / "log.txt").read_text()
     for line in (
-        r"stage 1 of 2 begins: the representation, in \S+output\n",
-        r"stage 2 of 2 begins: the classifier alone, in \S+output/classifier\n",
+        r"stage 1 of 2 starts: the whole model, in \S+output\n",
+        r"stage 2 of 2 starts: the classifier, in \S+output/classifier\n",
         "Expected contents of an epoch of TrainingSampler",
         "Expected contents of an epoch of ClassAwareTrainingSampler",
-        r"\d+ of \d+ parameters train, all others are frozen:\n  roi_heads.box_predictor.cls_sc",
+        r"Training \d+ of \d+ weights; all others are frozen:\n  roi_heads.box_predictor.cls_sc",
     ):
         assert re.search(line, log), line
     assert (output / "classifier/model_best.pth").exists()
@@ -66,26 +67,26 @@ def test_both_stages_resumed_and_evaluated(arguments, output, train_net):
     train_net(arguments(*options, *longer, resume=True))
     assert os.path.getmtime(final) == time
     assert saved(classifier, "iteration") == 2
-    assert_classifier_alone_differs(first, saved(classifier))
+    assert_only_classifier_differs(first, saved(classifier))
     results = train_net(arguments(*options, resume=True, eval_only=True))
     assert "bbox" in results
     log = (output / "log.txt").read_text()
-    assert "stage 1 of 2 has ended" in log
+    assert "stage 1 of 2 is complete" in log
     assert re.search(r"Loading from \S+classifier/model_final.pth", log)
 
 
 def test_another_training_in_the_same_folder(arguments, output):
-    """--resume does not take its second stage for this one's."""
+    """A later --resume ignores the second stage of the earlier training."""
     (output / "classifier").mkdir(parents=True)
     (output / "classifier/last_checkpoint").write_text("model_final.pth")
     job = setup_job(arguments(*DECOUPLED, "SOLVER.DECOUPLED.TRAINED", ["*typo*"]))
-    with pytest.raises(ValueError, match="DECOUPLED.TRAINED has the pattern .*typo"):
+    with pytest.raises(UserError, match="DECOUPLED.TRAINED has the pattern .*typo"):
         train(job)
     assert not (output / "classifier/last_checkpoint").exists()
 
 
-def test_classifier_may_go_on(arguments, output, train_net):
-    """Without re-initialisation, and at a learning rate of 0, nothing changes."""
+def test_classifier_without_reinitialization(arguments, output, train_net):
+    """At a learning rate of 0, nothing changes."""
     options = (*DECOUPLED, "SOLVER.DECOUPLED.BASE_LR", 0.0, "SOLVER.DECOUPLED.REINITIALIZE", False)
     train_net(arguments(*options, "DATASETS.TEST", ()))
     first, second = (saved(output / f"{f}model_final.pth") for f in ("", "classifier/"))
@@ -103,7 +104,7 @@ def test_two_processes(arguments, output):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (saved(output / f"{f}model_final.pth") for f in ("", "classifier/"))
-    assert_classifier_alone_differs(first, second)
+    assert_only_classifier_differs(first, second)
 
 
 def test_config_of_the_second_stage(arguments):
@@ -118,7 +119,7 @@ def test_config_of_the_second_stage(arguments):
     assert (solver.MAX_ITER, solver.BASE_LR, tuple(solver.STEPS)) == (2, 0.05, (1,))
     assert (solver.TRAINED, second.MODEL.REINITIALIZE) == (["*score.*"], ["*score.*"])
     assert stage.stages() == [stage]
-    with pytest.raises(ValueError, match="SAMPLER_TRAIN must be one of .*got 'Balanced'"):
+    with pytest.raises(UserError, match="SAMPLER_TRAIN must be one of .*got 'Balanced'"):
         setup_job(arguments(*DECOUPLED, "SOLVER.DECOUPLED.SAMPLER_TRAIN", "Balanced")).stages()
 
 
@@ -134,8 +135,8 @@ class Parts(nn.Module):
         return self.score(self.head(self.body(x)))
 
 
-def test_what_is_frozen_stays_so():
-    """After evaluation and in a copy too: statistics and dropout of the frozen part."""
+def test_frozen_parts_stay_frozen():
+    """Statistics and dropout too, after evaluation and in a copy."""
     model = Parts()
     train_only(model, ["head.*", "score.*"])
     for module in (model, copy.deepcopy(model)):
@@ -153,17 +154,17 @@ def test_what_is_frozen_stays_so():
         assert trained == {n for n, _ in module.named_parameters() if not n.startswith("body")}
 
 
-def test_patterns_that_leave_nothing():
-    with pytest.raises(ValueError, match="SOLVER.TRAINED has the pattern 'heads"):
+def test_patterns_without_trainable_parameters():
+    with pytest.raises(UserError, match="SOLVER.TRAINED has the pattern 'heads"):
         train_only(Parts(), ["heads.*"], "SOLVER.TRAINED")
     model = Parts()
     model.score.requires_grad_(False)
-    with pytest.raises(ValueError, match="leave no parameter"):
+    with pytest.raises(UserError, match="matches only frozen parameters"):
         train_only(model, ["score.*"])
 
 
-def test_trained_alone(arguments):
-    """Of a whole detector: the gradients of the trained layers are those of the whole."""
+def test_gradients_of_trained_layers(arguments):
+    """They equal those without freezing; the others have no gradient."""
     options = ("MODEL.ROI_HEADS.NAME", "APAROIHeads")
     models = [
         Trainer(setup_job(arguments(*options, *trained)).config).model
@@ -191,7 +192,7 @@ def test_lazy_config(lazy_arguments, output):
     without = (*options, "dataloader.evaluator=null")
     train(setup_job(lazy_arguments(*without)))
     first = averaged_state(saved(output / "model_final.pth", "ema"))
-    assert_classifier_alone_differs(first, saved(output / "classifier/model_final.pth"))
+    assert_only_classifier_differs(first, saved(output / "classifier/model_final.pth"))
     longer = lazy_arguments(*without, "train.decoupled.max_iter=3", resume=True)
     train(setup_job(longer), resume=True)
     assert saved(output / "classifier/model_final.pth", "iteration") == 2
@@ -201,5 +202,5 @@ def test_lazy_config(lazy_arguments, output):
         ("train.decoupled.sampler=Balanced", "must be one of"),
         ("train.decoupled.trained=[]", "is empty"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(UserError, match=message):
             setup_job(lazy_arguments(*options, option)).stages()

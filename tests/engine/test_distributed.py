@@ -1,4 +1,4 @@
-"""Jobs of several processes and machines, as users start them, by gloo on the CPU."""
+"""Training with several processes and machines from the command line, on the CPU."""
 
 import json
 import os
@@ -27,7 +27,7 @@ ENVIRONMENT = {
 
 @pytest.fixture
 def start():
-    """Starts Python processes, and ends what is left of them."""
+    """Start Python processes, and kill those that are left at the end."""
     processes = []
 
     def popen(*command):
@@ -64,9 +64,9 @@ def wait(process, timeout=240):
 
 
 def preempt(process, output):
-    """Sends SIGTERM when there is a checkpoint; the exit status, the last checkpoint, the output.
+    """Send SIGTERM once there is a checkpoint; return exit status, last checkpoint and output.
 
-    The other processes have the signal from the one that started them.
+    The process that gets the signal passes it on to those that it has started.
     """
     last = output / "last_checkpoint"
     deadline = time.monotonic() + 200
@@ -80,7 +80,7 @@ def preempt(process, output):
 
 
 def test_preempted_and_resumed_on_two_machines(start, arguments, output):
-    """With all there is: sharded, averaged and in parts, ended by SIGTERM, resumed by torchrun."""
+    """With FSDP, EMA, AMP and gradient accumulation; ended by SIGTERM, resumed by torchrun."""
     config = ("--config-file", arguments().config_file)
     options = [
         *("SOLVER.FSDP", True, "SOLVER.EMA.ENABLED", True, "SOLVER.AMP.ENABLED", True),
@@ -118,7 +118,7 @@ def test_preempted_and_resumed_on_two_machines(start, arguments, output):
         "apa/backbone.bottom_up.stem.act/kappa" in line for line in open(output / "metrics.json")
     )
 
-    # one process reads its files: those of a model that was not sharded
+    # a single process can load its checkpoints
     averaged = ("SOLVER.EMA.ENABLED", True, "TEST.DETECTIONS_PER_IMAGE", 100)
     weights = ("MODEL.WEIGHTS", output / "model_final.pth", "OUTPUT_DIR", output / "one")
     job = setup_job(arguments(*averaged, *weights, eval_only=True))
@@ -139,14 +139,14 @@ def test_preempted_under_torchrun(start, arguments, output):
         *(TRAIN_NET, "--config-file", arguments().config_file, "--resume"),
         *("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 10_000, "DATALOADER.NUM_WORKERS", 1),
     )
-    _, checkpoint, _ = preempt(launched, output)  # torchrun has an exit status of its own
+    _, checkpoint, _ = preempt(launched, output)  # torchrun sets the exit status
     assert "World size: 2" in (output / "log.txt").read_text()
     trainer = Trainer(setup_job(arguments(resume=True)).config)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == int(checkpoint.stem.removeprefix("model_")) + 1
 
 
-def test_two_machines_by_detectron2s_flags_evaluate_as_one(start, arguments, output):
+def test_two_machines_evaluate_as_one(start, arguments, output):
     save = ("TEST.DETECTIONS_PER_IMAGE", 100, "TEST.SAVE_PREDICTIONS", True)
     address = ("--num-machines", 2, "--dist-url", f"tcp://127.0.0.1:{free_port()}")
     machines = [

@@ -1,4 +1,4 @@
-"""The averaged weights, against the average written out."""
+"""The averaged weights, against the average by hand."""
 
 import copy
 
@@ -39,7 +39,7 @@ def test_average():
 
 
 class Recorder(HookBase):
-    """Keeps the weights that trained, and the averaged ones, of every iteration."""
+    """Records the trained and the averaged weights of every iteration."""
 
     def __init__(self):
         self.trained, self.averaged = [], []
@@ -55,7 +55,7 @@ def equal(state, expected):
     )
 
 
-def test_is_evaluated_saved_and_resumed(arguments, output):
+def test_evaluated_saved_and_resumed(arguments, output):
     ema = ("SOLVER.EMA.ENABLED", True, "SOLVER.EMA.DECAY", 0.9, "SOLVER.AMP.ENABLED", True)
     options = [
         *("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.BASE_LR", 0.05),
@@ -76,7 +76,7 @@ def test_is_evaluated_saved_and_resumed(arguments, output):
     assert equal(final["model"], trained)
     assert equal(averaged_state(final["ema"]), averaged)
 
-    # --eval-only: the averaged weights, and the numbers that training ended with
+    # --eval-only: the averaged weights, and the results of the end of training
     weights = ("MODEL.WEIGHTS", output / "model_final.pth")
     job = setup_job(arguments(*options, *ema, *weights, eval_only=True))
     model = load_model(job)
@@ -88,8 +88,8 @@ def test_is_evaluated_saved_and_resumed(arguments, output):
     model = load_model(setup_job(arguments(*options, *ema, *best, eval_only=True)))
     assert equal(model.state_dict(), recorder.averaged[torch.load(best[1])["iteration"]])
     log = (output / "log.txt").read_text()
-    assert log.count("model_final.pth: its averaged weights (SOLVER.EMA)") == 1
-    assert log.count("model_best.pth: no averaged weights: taking its own (SOLVER.EMA)") == 1
+    assert log.count("model_final.pth: loading its averaged weights (SOLVER.EMA.ENABLED)") == 1
+    assert log.count("model_best.pth: loading its weights, as it has no averaged ones (SOL") == 1
 
     resumed = Trainer(setup_job(arguments(*options, *ema, resume=True)).config)
     resumed.resume_or_load(resume=True)
@@ -97,13 +97,13 @@ def test_is_evaluated_saved_and_resumed(arguments, output):
     assert equal(averaged_state(resumed.ema.state_dict()), averaged)
 
 
-def test_resumed_from_a_checkpoint_without(arguments, output):
+def test_resumed_from_a_checkpoint_without_average(arguments, output):
     no_test = ("DATASETS.TEST", ())
     trainer = Trainer(setup_job(arguments("SOLVER.MAX_ITER", 1, *no_test)).config)
     trainer.train()
     options = ("SOLVER.MAX_ITER", 2, "SOLVER.EMA.ENABLED", True, *no_test)
     trainer = Trainer(setup_job(arguments(*options, resume=True)).config)
     trainer.resume_or_load(resume=True)
-    assert "model_final.pth has no average" in (output / "log.txt").read_text()
+    assert "model_final.pth has no averaged weights" in (output / "log.txt").read_text()
     trainer.train()
     assert equal(averaged_state(trainer.ema.state_dict()), trainer.model.state_dict())

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 from detectron2.engine import EvalHook, SimpleTrainer, hooks
@@ -7,6 +5,8 @@ from detectron2.utils.events import CommonMetricPrinter, JSONWriter
 
 from apa_det.activation import AGLU, APA
 from apa_det.engine import BestCheckpointer, LambdaKappaWriter
+
+from ..conftest import read_metrics
 
 
 class Model(torch.nn.Module):
@@ -28,10 +28,6 @@ def make_trainer(tmp_path, added, max_iter, period=1):
     return trainer
 
 
-def metrics(tmp_path):
-    return [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-
-
 def test_lambda_and_kappa_are_written_every_period(tmp_path, caplog):
     trainer = make_trainer(tmp_path, lambda model: [LambdaKappaWriter(model, 2)], 5)
     with torch.no_grad():
@@ -41,7 +37,7 @@ def test_lambda_and_kappa_are_written_every_period(tmp_path, caplog):
     with caplog.at_level("INFO"):
         trainer.train(0, 5)
 
-    written = [line for line in metrics(tmp_path) if "apa/act/lambda" in line]
+    written = [line for line in read_metrics(tmp_path) if "apa/act/lambda" in line]
     assert [line["iteration"] for line in written] == [1, 3, 4]
     assert written[0]["apa/act/lambda"] == pytest.approx(1e-4)
     assert written[0]["apa/act/kappa"] == pytest.approx(trainer.model.act.kappa_param.item())
@@ -50,7 +46,7 @@ def test_lambda_and_kappa_are_written_every_period(tmp_path, caplog):
     assert "apa/" not in caplog.text
 
 
-def test_names_do_not_tell_of_distributed_training(tmp_path):
+def test_names_with_distributed_training(tmp_path):
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -61,7 +57,7 @@ def test_names_do_not_tell_of_distributed_training(tmp_path):
 
 
 def evaluating(values, output_dir, metric="bbox/APr"):
-    """EvalHook that finds the given values one after another, and the hook under test."""
+    """Return an EvalHook with the given values in order, and the hook under test."""
     values = iter(values)
 
     def evaluate():
@@ -96,16 +92,16 @@ def test_best_checkpoint_of_a_resumed_training(tmp_path):
     assert best(tmp_path)["value"] == 5
     make_trainer(tmp_path, evaluating([6], tmp_path), 5).train(4, 5)
     assert best(tmp_path)["value"] == 6
-    make_trainer(tmp_path, evaluating([1], tmp_path), 1).train(0, 1)  # anew
+    make_trainer(tmp_path, evaluating([1], tmp_path), 1).train(0, 1)  # a new training
     assert best(tmp_path)["value"] == 1
 
 
-def test_best_checkpoint_that_was_cut_off(tmp_path):
+def test_truncated_best_checkpoint(tmp_path):
     (tmp_path / "model_best.pth").write_bytes(b"half a file")
     make_trainer(tmp_path, evaluating([2], tmp_path), 2).train(1, 2)
     assert best(tmp_path)["value"] == 2
 
 
-def test_metric_that_is_never_there(tmp_path):
+def test_missing_metric(tmp_path):
     make_trainer(tmp_path, evaluating([1], tmp_path, "segm/AP"), 1).train(0, 1)
     assert not (tmp_path / "model_best.pth").exists()

@@ -1,6 +1,5 @@
-"""tools/lazyconfig_train_net.py: training, resuming and evaluating, and what it refuses."""
+"""Training, resuming and evaluation of LazyConfigs, and their errors."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,11 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from apa_det.engine import Trainer, setup_job
 from apa_det.engine.step import StepTrainer
+from apa_det.errors import MissingFileError, UserError
 from apa_det.evaluation import METRICS
+
+from ..conftest import flat, read_metrics, training_flags
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools/lazyconfig_train_net.py"
-CONFIG = ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA"
 
 
 @pytest.fixture
@@ -26,26 +27,12 @@ def arguments(lazy_arguments):
     return lazy_arguments
 
 
-def metrics(output):
-    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-
-
-def flat(results):
-    """Results as metrics.json has them: without NaN."""
-    return {
-        f"{task}/{name}": value
-        for task, numbers in results.items()
-        for name, value in numbers.items()
-        if value == value
-    }
-
-
-def test_train_then_evaluate_then_resume(arguments, output, train_net):
+def test_train_then_evaluate_then_resume(arguments, output, train_net, quickstart):
     periods = ("train.eval_period=2", "train.log_period=2", "train.checkpointer.period=2")
     best = "train.best_metric=bbox/AP50"
     results = train_net(arguments("train.max_iter=4", best, *periods))
     assert list(results["bbox"]) == list(METRICS)
-    written = metrics(output)
+    written = read_metrics(output)
     assert flat(results).items() <= written[-1].items()
     assert "NaN" not in (output / "metrics.json").read_text()
     (tensorboard,) = output.glob("events.*")
@@ -55,18 +42,18 @@ def test_train_then_evaluate_then_resume(arguments, output, train_net):
     saved = torch.load(output / "model_best.pth", weights_only=True)
     assert saved["value"] == max(m["bbox/AP50"] for m in written if "bbox/AP50" in m)
 
-    # --eval-only gives the numbers that training ended with, also by the saved config
+    # --eval-only gives the results of the end of training, also with the saved config
     weights = f"train.init_checkpoint={output}/model_final.pth"
-    for config_file in (f"{CONFIG}.py", output / "config.yaml"):
+    for config_file in (quickstart.lazy, output / "config.yaml"):
         separate = f"train.output_dir={output}/evaluation"
         evaluated = train_net(arguments(weights, separate, config_file=config_file, eval_only=True))
         assert flat(evaluated) == flat(results)
 
-    # --resume goes on where training ended
+    # --resume continues after the last iteration
     ended = torch.load(output / "model_final.pth", weights_only=True)
     assert ended["iteration"] == 3
     train_net(arguments("train.max_iter=6", *periods, resume=True))
-    iterations = [m["iteration"] for m in metrics(output) if "total_loss" in m]
+    iterations = [m["iteration"] for m in read_metrics(output) if "total_loss" in m]
     assert iterations == [1, 3, 5]
     resumed = torch.load(output / "model_final.pth", weights_only=True)
     assert resumed["iteration"] == 5
@@ -74,8 +61,8 @@ def test_train_then_evaluate_then_resume(arguments, output, train_net):
     assert len(momentum) == len(ended["trainer"]["_trainer"]["optimizer"]["state"]) > 0
 
 
-def test_trains_as_the_yaml_does(arguments, output, tmp_path, data, monkeypatch, train_net):
-    """The same weights to start from, pictures and seeds: the same losses and weights."""
+def test_same_training_as_yaml(arguments, quickstart, output, tmp_path, monkeypatch, train_net):
+    """With the same initial weights, images and seeds, losses and weights are equal."""
     run_step = StepTrainer.run_step
 
     def seeded_step(self):
@@ -83,20 +70,14 @@ def test_trains_as_the_yaml_does(arguments, output, tmp_path, data, monkeypatch,
         run_step(self)
 
     monkeypatch.setattr(StepTrainer, "run_step", seeded_step)
-    datasets = [[f"lazy_{s}", f"{data}/{s}.json", f"{data}"] for s in ("train", "val")]
     yaml_opts = [
-        *("OUTPUT_DIR", f"{tmp_path}/yaml", "SOLVER.MAX_ITER", "3", "SEED", "1"),
-        *("DATASETS.LVIS_FORMAT", str(datasets), "DATASETS.TRAIN", "('lazy_train',)"),
-        *("DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.STEPS", "(2,)"),
-        *("SOLVER.WARMUP_ITERS", "2", "INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.DEVICE", "cpu"),
-        *("MODEL.ROI_HEADS.NUM_CLASSES", "4", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "30"),
+        *(*quickstart.opts, "OUTPUT_DIR", f"{tmp_path}/yaml", "SOLVER.MAX_ITER", 3),
+        *("DATASETS.TEST", (), "SOLVER.STEPS", (2,), "SOLVER.WARMUP_ITERS", 2),
     ]
-    args = arguments(config_file=f"{CONFIG}.yaml")
-    args.opts = yaml_opts
-    cfg = setup_job(args).config
+    cfg = setup_job(training_flags(quickstart.yaml, *yaml_opts)).config
     start = tmp_path / "start.pth"
     torch.save({"model": Trainer.build_model(cfg).state_dict()}, start)
-    args.opts = [*yaml_opts, "MODEL.WEIGHTS", str(start)]
+    args = training_flags(quickstart.yaml, *yaml_opts, "MODEL.WEIGHTS", start)
     trainer = Trainer(setup_job(args).config)
     trainer.resume_or_load(resume=False)
     trainer.train()
@@ -110,7 +91,7 @@ def test_trains_as_the_yaml_does(arguments, output, tmp_path, data, monkeypatch,
             "dataloader.train.seed=1",
         )
     )
-    ours, theirs = metrics(output)[-1], metrics(tmp_path / "yaml")[-1]
+    ours, theirs = read_metrics(output)[-1], read_metrics(tmp_path / "yaml")[-1]
     for name in theirs:
         if "loss" in name or name == "lr":
             assert ours[name] == theirs[name], name
@@ -123,19 +104,21 @@ def test_trains_as_the_yaml_does(arguments, output, tmp_path, data, monkeypatch,
         assert torch.equal(ours[name], value), name
 
 
-def test_two_processes_train_and_evaluate_as_one(arguments, overrides, output, train_net):
-    command = [sys.executable, TOOL, "--config-file", f"{CONFIG}.py", "--num-gpus", "2"]
+def test_two_processes_train_and_evaluate_as_one(
+    arguments, quickstart, overrides, output, train_net
+):
+    command = [sys.executable, TOOL, "--config-file", quickstart.lazy, "--num-gpus", "2"]
     command += ["--dist-url", "auto", *overrides, "train.best_metric=segm/AP"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     weights = f"train.init_checkpoint={output}/model_final.pth"
     one = train_net(arguments(weights, f"train.output_dir={output}/one", eval_only=True))
-    assert flat(one).items() <= metrics(output)[-1].items()
+    assert flat(one).items() <= read_metrics(output)[-1].items()
     assert (output / "model_best.pth").exists()
 
 
-def test_accumulation_average_and_mixed_precision(arguments, output, train_net):
+def test_accumulation_ema_and_mixed_precision(arguments, output, train_net):
     ema = ("train.ema.enabled=True", "train.ema.decay=0.5")
     results = train_net(arguments("train.accumulate=2", "train.amp.enabled=True", *ema))
     saved = torch.load(output / "model_final.pth", weights_only=True)
@@ -146,27 +129,27 @@ def test_accumulation_average_and_mixed_precision(arguments, output, train_net):
     assert flat(averaged) == flat(results)
 
 
-def test_a_config_of_detectron2(arguments, output):
-    """It has none of our keys, and COCO's evaluator."""
+def test_config_of_detectron2(arguments, output):
+    """It has no keys of apa_det, and the COCO evaluator."""
     config = model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.py")
     args = arguments(config_file=config)
     args.opts = [
         *("train.device=cpu", f"train.output_dir={output}", "train.init_checkpoint=''"),
-        *("dataloader.train.dataset.names=lazy_train", "dataloader.test.dataset.names=lazy_val"),
+        *("dataloader.train.dataset.names=tiny_train", "dataloader.test.dataset.names=tiny_val"),
         "model.num_classes=4",
     ]
     setup_job(arguments())  # registers the datasets
     cfg = setup_job(args).config
     assert cfg.model.num_classes == 4 and "best_metric" not in cfg.train
     args.opts[-1] = "model.num_classes=5"
-    with pytest.raises(ValueError, match="lazy_val has 4 classes, but model.num_classes is 5"):
+    with pytest.raises(UserError, match="tiny_val has 4 classes, but model.num_classes is 5"):
         setup_job(args)
 
 
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["train.max_iters=3"], r"no key train.max_iters: instead .* output_dir, .*\+train"),
+        (["train.max_iters=3"], r"no key train.max_iters: .* one of output_dir, .*\+train"),
         (["optimiser.lr=1"], "no key optimiser"),
         (["train.max_iter"], "overrides on the command line: .*missing EQUAL"),
         (["train.max_iter.x=1"], "train.max_iter is not a config"),
@@ -174,35 +157,35 @@ def test_a_config_of_detectron2(arguments, output):
         (["dataloader.train.dataset.names=nowhere"], 'No dataset named "nowhere"'),
         (["model.roi_heads.num_classes=7"], "4 classes, but model.roi_heads.num_classes is 7"),
         (["train.accumulate=3"], "total_batch_size must be a multiple of 3, got 2"),
-        (["train.best_metric=segm/APx"], "segm/APx is not a metric.*APr"),
-        (["train.best_metric=AP"], "AP is not a metric"),
+        (["train.best_metric=segm/APx"], "best_metric must be one of .*APr.* got 'segm/APx'"),
+        (["train.best_metric=AP"], "best_metric must be one of .*; got 'AP'"),
         (["dataloader.evaluator=null", "train.best_metric=AP"], "there is no test set"),
     ],
 )
 def test_errors(arguments, output, opts, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         setup_job(arguments(*opts))
     assert not (output / "config.yaml").exists()
 
 
-def test_errors_of_files(arguments, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no config file missing.py"):
+def test_missing_and_incomplete_files(arguments, tmp_path):
+    with pytest.raises(MissingFileError, match="no config file missing.py"):
         setup_job(arguments(config_file="missing.py"))
     (tmp_path / "part.py").write_text("train = dict(max_iter=1)\n")
-    with pytest.raises(ValueError, match="part.py is not a training config: missing key 'model'"):
+    with pytest.raises(UserError, match="part.py is not a training config: missing key 'model'"):
         setup_job(arguments(config_file=tmp_path / "part.py"))
-    with pytest.raises(FileNotFoundError, match="train.init_checkpoint is missing.pth"):
+    with pytest.raises(MissingFileError, match="train.init_checkpoint is missing.pth"):
         setup_job(arguments("train.init_checkpoint=missing.pth"))
-    with pytest.raises(ValueError, match="train.init_checkpoint is empty"):
+    with pytest.raises(UserError, match="train.init_checkpoint is empty"):
         setup_job(arguments(eval_only=True))
     weights = tmp_path / "weights.pth"
     weights.touch()
-    with pytest.raises(ValueError, match="--eval-only needs a dataloader.evaluator"):
+    with pytest.raises(UserError, match="dataloader.evaluator is missing"):
         opts = (f"train.init_checkpoint={weights}", "dataloader.evaluator=null")
         setup_job(arguments(*opts, eval_only=True))
 
 
-def test_new_keys_are_written_with_a_plus(arguments):
+def test_new_keys_need_a_plus(arguments):
     cfg = setup_job(
         arguments("+train.note=x", "model.roi_heads.box_predictor.box_reg_loss_type=giou")
     ).config
@@ -210,7 +193,7 @@ def test_new_keys_are_written_with_a_plus(arguments):
     assert cfg.model.roi_heads.box_predictor.box_reg_loss_type == "giou"
 
 
-def test_cpu_where_there_is_no_cuda(arguments, output, monkeypatch):
+def test_cpu_without_cuda(arguments, output, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert setup_job(arguments("train.device=cuda")).config.train.device == "cpu"
     assert "using cpu" in (output / "log.txt").read_text()

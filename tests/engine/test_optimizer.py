@@ -1,4 +1,4 @@
-"""The optimizer against detectron2's, and against updates written out."""
+"""The optimizer against detectron2's, and against updates by hand."""
 
 import math
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from apa_det import AGLU, add_apa_config
 from apa_det.engine import build_optimizer
+from apa_det.errors import UserError
 
 
 class Model(nn.Module):
@@ -29,7 +30,7 @@ def make_cfg(*options):
 
 
 def groups(model, optimizer):
-    """Learning rate and weight decay by parameter name."""
+    """Return learning rate and weight decay by parameter name."""
     names = {p: name for name, p in model.named_parameters()}
     return {
         names[p]: (group["lr"], group["weight_decay"])
@@ -62,7 +63,7 @@ def random_gradients(model, scale=1.0):
         ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
     ],
 )
-def test_sgd_is_detectron2s(options):
+def test_sgd_equals_detectron2(options):
     cfg, results = make_cfg("SOLVER.BASE_LR", 0.1, *options), []
     for build in (build_optimizer, solver.build_optimizer):
         torch.manual_seed(0)
@@ -97,7 +98,7 @@ def test_groups(name):
 
 
 def test_adamw_step():
-    """The first step is lr · sign(gradient), after the decay of lr · weight decay."""
+    """The first step is lr · sign(gradient), after a decay of lr · weight decay."""
     cfg = make_cfg("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", 1e-2, "SOLVER.WEIGHT_DECAY", 0.1)
     model = Model()
     before = model.conv.weight.detach().clone()
@@ -128,7 +129,7 @@ def test_full_model_clip(name, norm_type, scale):
             torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_adamw_clips_by_parameter_too():
+def test_adamw_clips_by_value():
     clip = "SOLVER.CLIP_GRADIENTS"
     cfg = make_cfg(
         *("SOLVER.OPTIMIZER", "ADAMW", f"{clip}.ENABLED", True, f"{clip}.CLIP_VALUE", 0.5)
@@ -139,5 +140,5 @@ def test_adamw_clips_by_parameter_too():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="SGD or ADAMW, not ADAM"):
+    with pytest.raises(UserError, match="one of SGD, ADAMW; got 'ADAM'"):
         build_optimizer(make_cfg("SOLVER.OPTIMIZER", "ADAM"), Model())

@@ -1,4 +1,4 @@
-"""Two processes under torchrun, by gloo on the CPU."""
+"""Two processes under torchrun, on the CPU."""
 
 import os
 import subprocess
@@ -14,27 +14,28 @@ from apa_det.engine.parallel import _blocks
 ROOT = Path(__file__).parents[2]
 
 
-def test_two_processes(arguments, tmp_path):
+def test_two_processes(arguments, lazy_arguments, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", Path(__file__).parent / "two_processes.py"]
+    lazy = lazy_arguments()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, arguments().config_file],
+        [*command, arguments().config_file, lazy.config_file, *lazy.opts],
         env={**environment, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    checks = "gradients", "unused", "gathers_once", "fsdp", "fsdp_overflow", "class_losses"
-    for check in checks:
+    checks = ("gradients", "unused", "gathers_once", "fsdp", "fsdp_overflow", "class_losses")
+    for check in (*checks, "fsdp_of_lazy_config"):
         assert done.stdout.count(f"check_{check}: ok") == 2, done.stdout + done.stderr
-    # the last one ends the job: an unused parameter, for which the other process would wait
+    # the last check ends the job: a missing gradient, which the other process would wait for
     assert done.returncode == 1
-    line = "two_processes.py: In this iteration 2 parameters got no gradient, such as act.lambda_param."
-    assert line in done.stderr and "SOLVER.FIND_UNUSED_PARAMETERS True" in done.stderr
+    line = "two_processes.py: 2 parameters got no gradient in this iteration, e.g. act.lambda_"
+    assert line in done.stderr and "set SOLVER.FIND_UNUSED_PARAMETERS to True" in done.stderr
 
 
-def test_blocks_that_are_gathered_one_after_the_other(arguments):
+def test_blocks_for_fsdp(arguments):
     def names():
         all_names = {module: name for name, module in model.named_modules()}
         return [all_names[block] for block in _blocks(model)]

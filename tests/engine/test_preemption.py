@@ -1,4 +1,4 @@
-"""SIGTERM while a job trains in one process; test_distributed.py has it in two."""
+"""SIGTERM in training with one process; test_distributed.py tests two."""
 
 import multiprocessing
 import os
@@ -36,8 +36,8 @@ def train(arguments):
 
 
 @pytest.mark.parametrize("period", [2, 100])
-def test_a_checkpoint_before_the_end(train, output, period):
-    """One, whether that iteration is one that a checkpoint is saved in anyway or not."""
+def test_saves_one_checkpoint(train, output, period):
+    """Whether or not the iteration is one with a periodic checkpoint."""
     before = signal.getsignal(signal.SIGTERM)
     options = ("DATASETS.TEST", (), "SOLVER.CHECKPOINT_PERIOD", period)
     with pytest.raises(SystemExit) as exit_:
@@ -51,15 +51,15 @@ def test_a_checkpoint_before_the_end(train, output, period):
     assert trainer.scheduler.last_epoch == 4
 
 
-def test_the_last_iteration_ends_as_always(train, output, monkeypatch):
+def test_signal_in_the_last_iteration(train, output, monkeypatch):
     monkeypatch.setattr(Trainer, "test", staticmethod(lambda cfg, model: {}))
     train("TEST.EVAL_PERIOD", 2, kill_in=3)
     assert (output / "model_final.pth").exists()
 
 
 @pytest.mark.parametrize("evaluation, last", [(1, "model_0000001.pth"), (2, "model_final.pth")])
-def test_evaluation_ends_at_once(train, output, monkeypatch, evaluation, last):
-    """After a checkpoint: it takes longer than a scheduler waits."""
+def test_signal_in_evaluation(train, output, monkeypatch, evaluation, last):
+    """A checkpoint is saved and the process ends at once: evaluation may take too long."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCHLD)}
     evaluations, save = [], StrictCheckpointer.save
 
@@ -67,16 +67,16 @@ def test_evaluation_ends_at_once(train, output, monkeypatch, evaluation, last):
         evaluations.append(iter(DataLoader(range(9), num_workers=1)))
         if len(evaluations) == evaluation:
             os.kill(os.getpid(), signal.SIGTERM)
-            raise AssertionError("The evaluation went on.")
+            raise AssertionError("The evaluation continued.")
         return {}
 
-    def save_as_workers_end(self, *args, **kwargs):
+    def save_while_workers_end(self, *args, **kwargs):
         for loader in evaluations:
             loader._workers[0].kill()
             time.sleep(0.2)
         save(self, *args, **kwargs)
 
-    monkeypatch.setattr(StrictCheckpointer, "save", save_as_workers_end)
+    monkeypatch.setattr(StrictCheckpointer, "save", save_while_workers_end)
     monkeypatch.setattr(Trainer, "test", staticmethod(test))
     with pytest.raises(SystemExit) as exit_:
         train("TEST.EVAL_PERIOD", 2, kill_in=None)
@@ -89,14 +89,22 @@ def test_evaluation_ends_at_once(train, output, monkeypatch, evaluation, last):
     assert len(evaluations) == evaluation + 1
 
 
-def test_data_workers_are_out_of_reach(train):
-    """Of a signal to the group of processes, as torchrun sends it; not of their own process."""
+def test_data_workers_have_their_own_process_groups(train):
+    """So they do not get the SIGTERM that torchrun sends to the group of their process."""
     groups, others = [], multiprocessing.active_children()
 
-    class Look(HookBase):
+    class GroupRecorder(HookBase):
         def after_step(self):
             workers = [p for p in multiprocessing.active_children() if p not in others]
             groups.append([os.getpgid(worker.pid) == worker.pid for worker in workers])
 
-    train("SOLVER.MAX_ITER", 2, "DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 2, hooks=[Look()])
+    train(
+        "SOLVER.MAX_ITER",
+        2,
+        "DATASETS.TEST",
+        (),
+        "DATALOADER.NUM_WORKERS",
+        2,
+        hooks=[GroupRecorder()],
+    )
     assert groups == [[True, True]] * 2

@@ -1,12 +1,13 @@
-"""The published detector's parts trained together, on a small model."""
+"""Training of a small model with all parts of the published detector."""
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from apa_det.engine import Trainer, setup_job
+from apa_det.errors import UserError
 
-# All that the published LVIS detector has, for the fixture's small one.
+# The settings of the published LVIS detector that fit the tiny model
 GOL = (
     *("MODEL.BACKBONE.NAME", "build_apa_resnet_fpn_backbone", "MODEL.APA.GATE", "se"),
     *("MODEL.ROI_HEADS.NAME", "APAROIHeads"),
@@ -35,13 +36,13 @@ def test_published_losses_train(arguments, amp):
     assert scarce.any() and not scarce.all()
 
 
-def test_image_counts_unknown(arguments):
-    """Said when the trainer is built, not in the first iteration."""
-    setup_job(arguments())  # registers engine_train
-    DatasetCatalog.register("no_counts", lambda: DatasetCatalog.get("engine_train"))
+def test_unknown_image_counts(arguments):
+    """The error is raised when the trainer is built."""
+    setup_job(arguments())  # registers tiny_train
+    DatasetCatalog.register("no_counts", lambda: DatasetCatalog.get("tiny_train"))
     MetadataCatalog.get("no_counts").set(thing_classes=list("abcd"))
     cfg = setup_job(arguments(*GOL, "DATASETS.TRAIN", ("no_counts",))).config
-    with pytest.raises(ValueError, match="no_counts does not give"):
+    with pytest.raises(UserError, match="no_counts does not give"):
         Trainer(cfg)
     DatasetCatalog.remove("no_counts")
 
@@ -51,8 +52,8 @@ def test_image_counts_unknown(arguments):
     [("CLASS_LOSS", "SeesawLoss"), ("CLASS_WEIGHTS", "inverse"), ("USE_DROP_LOSS", True)],
 )
 def test_loss_without_effect(arguments, key, value):
-    """detectron2's own heads know none of it."""
+    """detectron2's heads ignore these settings."""
     cfg = setup_job(arguments(f"MODEL.ROI_BOX_HEAD.{key}", value)).config
     assert cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads"
-    with pytest.raises(ValueError, match=f"BOX_HEAD.{key} has no effect .*NAME to APAROIHeads"):
+    with pytest.raises(UserError, match=f"BOX_HEAD.{key} has no effect .*NAME to APAROIHeads"):
         Trainer(cfg)

@@ -1,4 +1,4 @@
-"""Steps in mixed precision and in parts, against gradients of all pictures at once."""
+"""Steps in mixed precision and in parts, against gradients of the whole batch."""
 
 import copy
 
@@ -14,10 +14,11 @@ from torch import nn
 from apa_det import AGLU, APA, add_apa_config
 from apa_det.engine import Trainer, build_optimizer, setup_job
 from apa_det.engine.step import StepTrainer
+from apa_det.errors import UserError
 
 
 class Square(nn.Module):
-    """Two losses, each a mean over the pictures."""
+    """Two losses, each a mean over the images."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +32,7 @@ class Square(nn.Module):
 
 
 def run_step(model, data, optimizer=None, **kwargs):
-    """One step; the trainer, and the scalars that it wrote."""
+    """Run one step; return the trainer and the scalars that it wrote."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = StepTrainer(model, [data], optimizer, **kwargs)
     trainer.iter = 0
@@ -45,7 +46,7 @@ def gradients(model):
 
 
 def assert_same_gradients(model, other, rtol=1e-6):
-    """Each parameter's, relative to the largest of its elements."""
+    """Compare the gradient of each parameter, relative to its largest element."""
     expected = gradients(other)
     assert any(name.endswith("lambda_param") for name in expected)
     for name, gradient in gradients(model).items():
@@ -54,7 +55,7 @@ def assert_same_gradients(model, other, rtol=1e-6):
 
 
 def test_bfloat16():
-    """The forward pass runs in bfloat16; the weights stay in float32 and take the whole step."""
+    """The forward pass runs in bfloat16; weights and updates stay in float32."""
     torch.manual_seed(0)
     model, data = Square(), torch.randn(3, 4)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -67,7 +68,7 @@ def test_bfloat16():
 
 
 @pytest.mark.parametrize("num_parts", [2, 3, 6])
-def test_parts_are_the_large_batch(num_parts):
+def test_parts_equal_the_whole_batch(num_parts):
     torch.manual_seed(0)
     model, data = Square().double(), list(torch.randn(6, 4).double())
     whole = copy.deepcopy(model)
@@ -79,7 +80,7 @@ def test_parts_are_the_large_batch(num_parts):
 
 
 def test_parts_in_mixed_precision():
-    """Each part's losses and gradients are those of autocast alone; float32 sums them."""
+    """Each part runs under autocast; its gradients are summed in float32."""
     torch.manual_seed(0)
     model, data = Square(), list(torch.randn(4, 4))
     expected = copy.deepcopy(model)
@@ -92,7 +93,7 @@ def test_parts_in_mixed_precision():
 
 
 def test_float16_scales_losses():
-    """As on a GPU: the sum of the parts is unscaled once, and an overflow costs the step."""
+    """As on a GPU: the sum of the parts is unscaled once; an overflow skips the step."""
     torch.manual_seed(0)
     model, data = Square(), list(torch.randn(4, 4))
     whole = copy.deepcopy(model)
@@ -122,8 +123,8 @@ def test_state_of_another_precision():
     full = StepTrainer(model, [], optimizer)
     full.load_state_dict(half.state_dict())
     half.load_state_dict(full.state_dict())
-    detectron2s = {k: v for k, v in full.state_dict().items() if k != "grad_scaler"}
-    half.load_state_dict(detectron2s)
+    of_detectron2 = {k: v for k, v in full.state_dict().items() if k != "grad_scaler"}
+    half.load_state_dict(of_detectron2)
 
 
 @pytest.mark.parametrize("clip_type", ["value", "norm", "full_model"])
@@ -144,11 +145,11 @@ def test_clips_the_sum_of_the_parts(clip_type):
 
 
 def test_unequal_parts():
-    with pytest.raises(ValueError, match="4 pictures cannot be split into 3 equal parts"):
+    with pytest.raises(UserError, match="split into 3 equal parts, but has 4 images"):
         run_step(Square(), list(torch.randn(4, 4)), num_parts=3)
 
 
-def test_one_loss_is_enough():
+def test_model_with_a_single_loss():
     model = nn.Linear(4, 1)
     model.forward = lambda data: torch.stack(data).mean() * model.weight.mean()
     _, scalars = run_step(model, list(torch.ones(4, 4)), num_parts=2)
@@ -156,9 +157,9 @@ def test_one_loss_is_enough():
 
 
 def detector(arguments, monkeypatch):
-    """A Mask R-CNN in float64, and 4 pictures, each of which gives 16 proposals, 4 with a mask."""
-    monkeypatch.setattr(torch, "randperm", torch.arange)  # a picture's sample is always the same
-    nms = proposal_utils.batched_nms  # boxes are float32 always
+    """A Mask R-CNN in float64, and 4 images of 16 sampled proposals each, 4 with a mask."""
+    monkeypatch.setattr(torch, "randperm", torch.arange)  # always sample the same proposals
+    nms = proposal_utils.batched_nms  # boxes are always float32
     in_float32 = lambda boxes, scores, *args: nms(boxes, scores.float(), *args)  # noqa: E731
     monkeypatch.setattr(proposal_utils, "batched_nms", in_float32)
     options = [

@@ -12,29 +12,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from apa_det.data import generate_dataset
 from apa_det.engine import Trainer, load_model, setup_job
 from apa_det.engine.testing import SubsetTest
+from apa_det.errors import UserError
 from apa_det.evaluation import METRICS, LongTailEvaluator
+
+from ..conftest import flat, read_metrics
 
 ROOT = Path(__file__).parents[2]
 TRAIN_NET = ROOT / "tools/train_net.py"
 
 
-def metrics(output):
-    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-
-
 def final_metrics(output):
-    last = metrics(output)[-1]
+    last = read_metrics(output)[-1]
     return {k: v for k, v in last.items() if k.startswith(("bbox/", "segm/"))}
-
-
-def flat(results):
-    """Results as metrics.json has them: without NaN."""
-    return {
-        f"{task}/{name}": value
-        for task, numbers in results.items()
-        for name, value in numbers.items()
-        if value == value
-    }
 
 
 def test_train_then_evaluate_then_resume(arguments, output, train_net):
@@ -42,7 +31,7 @@ def test_train_then_evaluate_then_resume(arguments, output, train_net):
     train_net(arguments("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, *evaluation))
     trained = final_metrics(output)
     assert set(trained) >= {"bbox/AP", "bbox/APr", "segm/AP", "segm/APr"}
-    assert not any(name.endswith("APc") for name in trained)  # no ground truth: NaN is no JSON
+    assert not any(name.endswith("APc") for name in trained)  # NaN without ground truth
     assert "NaN" not in (output / "metrics.json").read_text()
     (tensorboard,) = output.glob("events.*")
     scalars = EventAccumulator(str(tensorboard)).Reload().Tags()["scalars"]
@@ -52,16 +41,16 @@ def test_train_then_evaluate_then_resume(arguments, output, train_net):
     assert "Evaluation results for segm" in log and "Categories evaluated: 4 rare, 0 common" in log
     assert "apa/backbone" not in log
     best = torch.load(output / "model_best.pth", weights_only=True)
-    assert best["value"] == max(m["bbox/AP50"] for m in metrics(output) if "bbox/AP50" in m)
+    assert best["value"] == max(m["bbox/AP50"] for m in read_metrics(output) if "bbox/AP50" in m)
 
-    # --eval-only gives the numbers that training ended with
+    # --eval-only gives the results of the end of training
     weights = ("MODEL.WEIGHTS", output / "model_final.pth")
     separate = ("OUTPUT_DIR", output / "evaluation")
     results = train_net(arguments(*weights, *separate, eval_only=True))
     assert list(results["bbox"]) == list(METRICS)
     assert flat(results) == trained
 
-    # --resume goes on where training ended
+    # --resume continues after the last iteration
     saved = torch.load(output / "model_final.pth", weights_only=True)
     trainer = Trainer(setup_job(arguments("SOLVER.MAX_ITER", 6, resume=True)).config)
     trainer.resume_or_load(resume=True)
@@ -72,7 +61,7 @@ def test_train_then_evaluate_then_resume(arguments, output, train_net):
         assert torch.equal(resumed["state"][key]["momentum_buffer"], state["momentum_buffer"])
     assert trainer.scheduler.last_epoch == 4
     trainer.train()
-    iterations = [m["iteration"] for m in metrics(output) if "total_loss" in m]
+    iterations = [m["iteration"] for m in read_metrics(output) if "total_loss" in m]
     assert iterations == [3, 5]
 
 
@@ -85,29 +74,29 @@ def test_checkpoint_of_another_class_count(arguments, output, tmp_path, train_ne
         *("MODEL.ROI_HEADS.NUM_CLASSES", 5),
     ]
     shapes = r"cls_score.weight has shape \(5, 16\) in the file, \(6, 16\) in the model"
-    with pytest.raises(ValueError, match=shapes):
+    with pytest.raises(UserError, match=shapes):
         train_net(arguments(*options, resume=True))
     weights = ("MODEL.WEIGHTS", output / "model_final.pth")
-    with pytest.raises(ValueError, match=shapes):
+    with pytest.raises(UserError, match=shapes):
         train_net(arguments(*options, *weights, eval_only=True))
 
 
 def test_subset_while_training(arguments, output, train_net):
     options = ("TEST.SUBSET", 3, "TEST.EVAL_PERIOD", 1, "TEST.BEST_METRIC", "subset/bbox/AP50")
     train_net(arguments("SOLVER.MAX_ITER", 3, *options))
-    looks = [m for m in metrics(output) if "subset/bbox/AP" in m]
-    assert [("bbox/AP" in m) for m in looks] == [False, True]  # the first look is not written
+    evaluations = [m for m in read_metrics(output) if "subset/bbox/AP" in m]
+    assert [("bbox/AP" in m) for m in evaluations] == [False, True]  # the first is not written
     log = (output / "log.txt").read_text()
-    assert log.count("Evaluating 3 images of engine_val") == 2
+    assert log.count("Evaluating 3 images of tiny_val") == 2
     assert "processed only" not in log
     best = torch.load(output / "model_best.pth", weights_only=True)
-    assert best["value"] >= max(m["subset/bbox/AP50"] for m in looks)
+    assert best["value"] >= max(m["subset/bbox/AP50"] for m in evaluations)
     assert not (output / "inference/lvis_instances_results.json").exists()
 
-    # the numbers of the end are those of a look at the same pictures
+    # the last subset metrics equal those of an evaluation of the same images
     job = setup_job(arguments("TEST.SUBSET", 3, "MODEL.WEIGHTS", output / "model_final.pth"))
-    look = SubsetTest(job)(load_model(job))
-    assert flat(look) == {k: v for k, v in looks[-1].items() if k.startswith("subset/")}
+    results = SubsetTest(job)(load_model(job))
+    assert flat(results) == {k: v for k, v in evaluations[-1].items() if k.startswith("subset/")}
 
 
 def test_files_and_extra_metrics(arguments, output, train_net):
@@ -120,10 +109,10 @@ def test_files_and_extra_metrics(arguments, output, train_net):
 def test_test_time_augmentation(arguments, output, train_net):
     augmentation = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64, 96))
     train_net(arguments("SOLVER.MAX_ITER", 1, *augmentation))
-    assert {"bbox/AP", "bbox_TTA/AP", "segm_TTA/APr"} <= set(metrics(output)[-1])
+    assert {"bbox/AP", "bbox_TTA/AP", "segm_TTA/APr"} <= set(read_metrics(output)[-1])
 
 
-def test_another_head_starts_at_random(arguments, output):
+def test_other_number_of_classes_is_initialized(arguments, output):
     cfg = setup_job(arguments()).config
     model = Trainer.build_model(cfg)
     state = model.state_dict()
@@ -140,17 +129,17 @@ def test_another_head_starts_at_random(arguments, output):
 
 
 def test_class_count_of_the_training_set(arguments):
-    with pytest.raises(ValueError, match="engine_train has 4 classes"):
+    with pytest.raises(UserError, match="tiny_train has 4 classes"):
         Trainer(setup_job(arguments("DATASETS.TEST", (), "MODEL.ROI_HEADS.NUM_CLASSES", 5)).config)
 
 
-def test_warns_of_classes_in_another_order(arguments, output, data, tmp_path):
-    dataset = json.loads((data / "val.json").read_text())
+def test_warning_for_another_class_order(arguments, output, tiny_dataset, tmp_path):
+    dataset = json.loads((tiny_dataset / "val.json").read_text())
     dataset["categories"][0]["id"], dataset["categories"][1]["id"] = 2, 1
     (tmp_path / "swapped.json").write_text(json.dumps(dataset))
     Trainer(setup_job(arguments()).config)
     assert "treat them as the same" not in (output / "log.txt").read_text()
-    swapped = [["engine_swapped", f"{tmp_path}/swapped.json", str(data)]]
+    swapped = [["engine_swapped", f"{tmp_path}/swapped.json", str(tiny_dataset)]]
     registered = setup_job(arguments()).config.DATASETS.LVIS_FORMAT + swapped
     options = ("DATASETS.LVIS_FORMAT", registered, "DATASETS.TEST", ("engine_swapped",))
     Trainer(setup_job(arguments(*options)).config)
@@ -190,18 +179,20 @@ def test_weight_decay_of_lambda_and_kappa(arguments):
         assert group["lr"] == 0.01 and group["momentum"] == 0.9
 
 
-def test_evaluators(arguments, data):
+def test_evaluators(arguments, tiny_dataset):
     cfg = setup_job(arguments()).config
-    assert isinstance(Trainer.build_evaluator(cfg, "engine_val"), LongTailEvaluator)
+    assert isinstance(Trainer.build_evaluator(cfg, "tiny_val"), LongTailEvaluator)
     metadata = MetadataCatalog.get("engine_coco")
-    metadata.set(json_file=f"{data}/val.json", evaluator_type="coco", thing_classes=list("abcd"))
+    metadata.set(
+        json_file=f"{tiny_dataset}/val.json", evaluator_type="coco", thing_classes=list("abcd")
+    )
     assert isinstance(Trainer.build_evaluator(cfg, "engine_coco"), COCOEvaluator)
     DatasetCatalog.register("engine_coco", list)
     long_tail = setup_job(arguments("TEST.LONG_TAIL", True)).config
     assert isinstance(Trainer.build_evaluator(long_tail, "engine_coco"), LongTailEvaluator)
     DatasetCatalog.pop("engine_coco"), MetadataCatalog.pop("engine_coco")
     MetadataCatalog.get("engine_other").evaluator_type = "other"
-    with pytest.raises(NotImplementedError, match="engine_other of evaluator_type other"):
+    with pytest.raises(NotImplementedError, match="engine_other of evaluator_type 'other'"):
         Trainer.build_evaluator(cfg, "engine_other")
 
 
@@ -228,12 +219,12 @@ def test_scaled_to_another_number_of_processes(arguments):
     for processes, growth in ((8, 2), (2, 0.5), (1, 0.25)):
         scaled = Trainer.auto_scale_workers(cfg, processes)
         assert scaled.is_frozen()
-        detectron2s = DefaultTrainer.auto_scale_workers(cfg, processes).clone()
-        detectron2s.defrost()
-        detectron2s.MODEL.APA.LOG_PERIOD = 2 / growth
-        detectron2s.SOLVER.EMA.DECAY = 0.99**growth
-        assert scaled == detectron2s
-        assert scaled.SOLVER.IMS_PER_BATCH == 4 * processes  # in as many parts as before
+        expected = DefaultTrainer.auto_scale_workers(cfg, processes).clone()
+        expected.defrost()
+        expected.MODEL.APA.LOG_PERIOD = 2 / growth
+        expected.SOLVER.EMA.DECAY = 0.99**growth
+        assert scaled == expected
+        assert scaled.SOLVER.IMS_PER_BATCH == 4 * processes  # in the same number of parts
         assert (scaled.SOLVER.ACCUMULATE, scaled.SOLVER.MAX_ITER) == (2, 400 / growth)
         assert scaled.TEST.EVAL_PERIOD == 100 / growth
     assert Trainer.auto_scale_workers(cfg, 4) is cfg
@@ -246,5 +237,5 @@ def test_machines_that_do_not_share_the_folder(arguments, output, monkeypatch):
     Trainer(setup_job(arguments()).config).checkpointer.save("model_final")
     trainer = Trainer(setup_job(arguments(resume=True)).config)
     monkeypatch.setattr(comm, "all_gather", lambda seen: [seen, ""])
-    with pytest.raises(ValueError, match="Not all machines see the same last checkpoint in "):
+    with pytest.raises(UserError, match="The machines see different last checkpoints in "):
         trainer.resume_or_load(resume=True)

@@ -1,4 +1,7 @@
-"""Checks in two processes: test_parallel.py starts them as torchrun two_processes.py CONFIG."""
+"""Checks in two processes, which test_parallel.py starts with torchrun.
+
+Arguments: a yaml config, a LazyConfig and overrides of the LazyConfig.
+"""
 
 import copy
 import os
@@ -16,22 +19,23 @@ from test_step import Square, assert_same_gradients, detector, run_step
 from torch import nn
 
 from apa_det import AGLU, add_apa_config
-from apa_det.engine import StrictCheckpointer, build_optimizer, run, setup_job
+from apa_det.engine import StrictCheckpointer, build_optimizer, load_model, run, setup_job
 from apa_det.engine.checkpointer import ShardedCheckpointer
 from apa_det.engine.ema import build_ema
 from apa_det.engine.parallel import (
     full_state,
+    load_full_states,
     replicate,
     shard,
-    take_full_states,
 )
 from apa_det.engine.step import StepTrainer
 from apa_det.evaluation import LongTailEvaluator
 from apa_det.modeling.losses import SIGMOID, EqualizationLossV2, SeesawLoss
+from apa_det_cli import train_detector
 
 
 def share(data):
-    """This process's pictures of a batch."""
+    """Return this process's part of a batch."""
     size = len(data) // comm.get_world_size()
     return data[comm.get_rank() * size :][:size]
 
@@ -43,7 +47,7 @@ def assert_in_sync(model):
 
 
 def check_gradients(arguments):
-    """Of the same batch in one process, and in two, at once and in parts."""
+    """Gradients of a batch are equal in one and two processes, at once and in parts."""
     torch.manual_seed(0)
     model, data = Square().double(), list(torch.randn(8, 4).double())
     _, expected = run_step(copy.deepcopy(model), data)
@@ -71,7 +75,7 @@ def check_gradients(arguments):
 
 
 class Branch(nn.Module):
-    """A model whose AGLU is used for some pictures only, and one part never."""
+    """A model that uses its AGLU only for some images, and one layer never."""
 
     def __init__(self):
         super().__init__()
@@ -86,15 +90,15 @@ class Branch(nn.Module):
 
 
 def check_unused(arguments):
-    """Processes and parts of different branches."""
+    """Processes and parts may use different branches."""
     torch.manual_seed(0)
-    pictures = list(torch.randn(4, 4))
+    images = list(torch.randn(4, 4))
     for used in ([1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]):
         model = Branch()
         whole = copy.deepcopy(model)
-        data = list(zip(pictures, used, strict=True))
-        for picture in data:
-            (whole([picture])["loss"] / 4).backward()
+        data = list(zip(images, used, strict=True))
+        for image in data:
+            (whole([image])["loss"] / 4).backward()
         run_step(replicate(model, find_unused_parameters=True), share(data), num_parts=2)
         for name, parameter in whole.named_parameters():
             ours = model.get_parameter(name)
@@ -105,11 +109,11 @@ def check_unused(arguments):
 
 
 def check_unused_is_an_error(arguments):
-    """In the main process, while the other waits for its gradients."""
+    """The main process raises it, while the other one waits for its gradients."""
     data = [(torch.ones(4), comm.get_rank())]
     model = Branch()
     model.never = nn.Identity()
-    run_step(replicate(model), data)
+    run_step(replicate(model), data, unused_key="SOLVER.FIND_UNUSED_PARAMETERS")
 
 
 def check_gathers_once(arguments):
@@ -127,12 +131,12 @@ def check_gathers_once(arguments):
         evaluator.process([{"image_id": image_id}], [{"instances": instances}])
     results = evaluator.evaluate()
     comm.gather, comm.all_gather = gather, all_gather
-    assert calls == ["all_gather", "gather"], calls  # how many there are, and all of them
+    assert calls == ["all_gather", "gather"], calls  # the sizes, then the predictions
     assert bool(results) == comm.is_main_process()
 
 
 class Blocks(nn.Module):
-    """A detector to FSDP: blocks of a backbone, parts used outside of their forward, buffers."""
+    """Has what FSDP must handle: backbone blocks, tied and buffered, and layers used directly."""
 
     def __init__(self):
         super().__init__()
@@ -161,7 +165,7 @@ def trained(model, optimizer, ema, data, steps=3, num_parts=1):
 
 
 def assert_close(state, expected):
-    """In the main process, whose batch norm statistics are those of checkpoints."""
+    """Compare in the main process, whose batch norm statistics are saved."""
     if comm.is_main_process():
         assert state.keys() == expected.keys()
         for name, value in expected.items():
@@ -169,7 +173,7 @@ def assert_close(state, expected):
 
 
 def check_fsdp(arguments):
-    """Against DistributedDataParallel, and its checkpoints in both directions."""
+    """FSDP equals DistributedDataParallel, and each can resume the other's checkpoints."""
     cfg = get_cfg()
     add_apa_config(cfg)
     cfg.MODEL.APA.WEIGHT_DECAY = 0.1
@@ -181,7 +185,7 @@ def check_fsdp(arguments):
     data = list(torch.randn(8, 5))
 
     def build(*, sharded):
-        torch.manual_seed(comm.get_rank() + 1)  # the main process's values count
+        torch.manual_seed(comm.get_rank() + 1)  # shard and replicate use the main process's
         model = Blocks()
         ema = build_ema(model, 0.9)
         if sharded:
@@ -189,7 +193,7 @@ def check_fsdp(arguments):
             shard(ema.module)
         optimizer = build_optimizer(cfg, model)
         if sharded:
-            take_full_states(optimizer)
+            load_full_states(optimizer)
         else:
             model = replicate(model)
             ema.load_state_dict(full_state(build_ema(model.module, 0.9).state_dict()))
@@ -228,7 +232,7 @@ def check_fsdp(arguments):
     StrictCheckpointer(plain, averaged=True).load(file)
     assert_close(plain.state_dict(), full(replicated[2]))
 
-    # from either file, either kind of model goes on as the one that was not interrupted
+    # from either file, either kind of model continues like the uninterrupted one
     other = str(folder / "replicated.pth")
     StrictCheckpointer(replicated[0], folder, trainer=expected, ema=replicated[2]).save(
         "replicated"
@@ -246,16 +250,16 @@ def check_fsdp(arguments):
 
     model = Blocks()
     model.scale = nn.Parameter(torch.tensor(1.0))
-    with pytest.raises(ValueError, match="cannot split scale, a scalar"):
+    with pytest.raises(ValueError, match="FSDP cannot shard the scalar scale"):
         shard(model)
 
 
 def check_fsdp_overflow(arguments):
-    """In float16, of a gradient that one process alone has: both leave out the step."""
+    """If a float16 gradient overflows in one process, both skip the step."""
 
     class Overflow(Blocks):
         def forward(self, data):
-            kappa = self.act.kappa_param * 1  # of one element, so all of it is the main process's
+            kappa = self.act.kappa_param * 1  # one element, in the main process's shard
             kappa.register_hook(lambda gradient: gradient * torch.inf)
             losses = super().forward(data)
             return {"loss": losses["loss"] + kappa.sum()}
@@ -272,8 +276,20 @@ def check_fsdp_overflow(arguments):
         assert torch.equal(parameter.full_tensor(), before[name]), name
 
 
+def check_fsdp_of_lazy_config(arguments):
+    """A LazyConfig trains with shards, and a single process can load its checkpoint."""
+    options = ("train.output_dir=lazy", "dataloader.evaluator=null", "train.max_iter=1")
+    trainer = setup_job(arguments(*options, "train.fsdp=True", lazy=True)).build_trainer()
+    assert all(hasattr(p, "to_local") for p in trainer.model.parameters())
+    trainer.train()
+    comm.synchronize()
+    weights = "train.init_checkpoint=lazy/model_final.pth"
+    model = load_model(setup_job(arguments(*options, weights, lazy=True)))
+    assert_close(model.state_dict(), full_state(trainer.model.state_dict()))
+
+
 def check_class_losses(arguments):
-    """What they gather of two processes, one of them without proposals, is that of one process."""
+    """Statistics of two processes, one without proposals, equal those of one process."""
     torch.manual_seed(0)
     logits, gt_classes = torch.randn(8, 5), torch.tensor([0, 1, 4, 2, 0, 4, 4, 3])
     for loss in (SeesawLoss(4), EqualizationLossV2(4)):
@@ -293,10 +309,10 @@ def check_class_losses(arguments):
 def main(args):
     torch.set_num_threads(1)
 
-    def arguments(*opts):
-        return Namespace(
-            config_file=args.config, eval_only=False, resume=False, opts=[str(o) for o in opts]
-        )
+    def arguments(*opts, lazy=False):
+        config_file, *overrides = args.lazy if lazy else [args.yaml]
+        flags = ["--config-file", config_file, "--opts", *overrides, *map(str, opts)]
+        return train_detector.parser().parse_args(flags)
 
     for check in CHECKS:
         check(arguments)
@@ -311,9 +327,10 @@ CHECKS = (
     check_gathers_once,
     check_fsdp,
     check_fsdp_overflow,
+    check_fsdp_of_lazy_config,
     check_class_losses,
 )
 
 if __name__ == "__main__":
     os.chdir(os.environ["TMPDIR"])
-    run(main, Namespace(config=sys.argv[1], num_gpus=1, num_machines=1))
+    run(main, Namespace(yaml=sys.argv[1], lazy=sys.argv[2:], num_gpus=1, num_machines=1))

@@ -1,7 +1,6 @@
 """A small dataset with images, and the results of two detectors."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,12 +52,3 @@ def detections_on_synthetic(tmp_path_factory):
     for path in results:
         path.write_text(json.dumps(perturbed(read_json(gt), rng)))
     return SimpleNamespace(gt=gt, image_root=folder, results=results)
-
-
-@pytest.fixture(scope="session")
-def lvis_val_100(real_data) -> Path:
-    """100 images of LVIS v1 val."""
-    path = real_data / "lvis/lvis_val_100.json"
-    if not path.is_file():
-        pytest.skip(f"{path} is missing")
-    return path

@@ -1,4 +1,4 @@
-"""Models that draw differently see the same pictures, flipped alike."""
+"""Models that draw different amounts of random numbers see the same images and flips."""
 
 import random
 
@@ -20,7 +20,7 @@ def reproducible(job, num_workers=0):
 
 
 def draw(amount):
-    """What a model draws: when it is built, and in each step."""
+    """Draw random numbers as a model does when it is built and in each step."""
     for _ in range(amount):
         torch.rand(7)
         np.random.rand(3)
@@ -32,26 +32,26 @@ def seen(loader, steps, amount):
     result = []
     for _ in range(steps):
         draw(amount)
-        for picture in next(batches):
-            result.append((picture["image_id"], picture["image"].sum(dim=(0, 1)).tolist()))
+        for record in next(batches):
+            result.append((record["image_id"], record["image"].sum(dim=(0, 1)).tolist()))
     return result
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_pictures_and_flips_do_not_depend_on_what_the_model_draws(job, num_workers):
+def test_images_and_flips_do_not_depend_on_the_model(job, num_workers):
     runs = []
     for amount in (0, 5):
         seed_all_rng(job.seed)
         draw(amount)
         runs.append(seen(reproducible(job, num_workers), 12, amount))
     assert runs[0] == runs[1]
-    by_picture = {}
+    by_image = {}
     for image_id, columns in runs[0]:
-        by_picture.setdefault(image_id, set()).add(tuple(columns))
-    assert max(map(len, by_picture.values())) == 2  # some were flipped, some not
+        by_image.setdefault(image_id, set()).add(tuple(columns))
+    assert max(map(len, by_image.values())) == 2  # some images appear flipped and not flipped
 
 
-def test_detectron2s_own_loader_depends_on_it(job):
+def test_plain_loader_depends_on_the_model(job):
     runs = []
     for amount in (0, 5):
         seed_all_rng(job.seed)
@@ -60,14 +60,14 @@ def test_detectron2s_own_loader_depends_on_it(job):
     assert runs[0] != runs[1]
 
 
-def test_a_resumed_run_goes_on_with_the_pictures_that_it_has_not_seen(job):
-    whole = seen(reproducible(job), 10, 1)
+def test_resumed_run_skips_the_images_that_it_has_seen(job):
+    all_images = seen(reproducible(job), 10, 1)
     loader = reproducible(job)
     loader.skip = 6
-    assert seen(loader, 4, 1) == whole[6 * job.batch_size :]
+    assert seen(loader, 4, 1) == all_images[6 * job.batch_size :]
 
 
-def test_outside_random_numbers_go_on_as_if_nothing_was_loaded(job):
+def test_loading_leaves_the_random_state_unchanged(job):
     seed_all_rng(1)
     expected = np.random.rand(), torch.rand(1).item(), random.random()
     loader = reproducible(job)

@@ -1,4 +1,4 @@
-"""Means, spreads and intervals, from made-up predictions in the place of trained models'."""
+"""Means, standard deviations and intervals of made-up predictions."""
 
 import csv
 import gzip
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apa_det.errors import UserError
 from apa_det.evaluation import GroundTruth, evaluate, read_results
 from apa_det.experiments import gather, read_plan, write_figure, write_tables
 from apa_det.utils.json_files import read_json, write_json
@@ -19,7 +20,7 @@ METRICS = ("AP", "APr", "APc", "APf")
 
 
 def make_up(run, share, digest="same", **result):
-    """A run that finds this share of the objects, and as many things that are not there."""
+    """Write the files of a run that detects a share of the objects, and a false positive each."""
     (_, (_, json_file, _)) = run.job.config.DATASETS.LVIS_FORMAT
     dataset = read_json(json_file)
     rng = np.random.default_rng(run.seed)
@@ -42,7 +43,7 @@ def make_up(run, share, digest="same", **result):
         "metrics": {f"bbox/{n}": None if v != v else 100 * v for n, v in metrics.items()},
         "seconds_per_iteration": 0.2 * share,
         "peak_memory_mb": 1000 * share,
-        "pictures": digest,
+        "image_digest": digest,
         "versions": {"torch": "2.0", "device": "cpu"},
     }
     write_json({**content, **result}, run.result_file)
@@ -59,36 +60,36 @@ def make_plan(describe, tmp_path):
     return make
 
 
-def test_a_row_that_finds_the_same_differs_by_nothing(make_plan):
+def test_equal_rows_have_no_difference(make_plan):
     plan = make_plan()
     for run in plan.runs:
         make_up(run, 0.5)
-    found = gather(plan, 50)
-    assert found.tasks == ("bbox",) and found.metrics == METRICS
+    results = gather(plan, 50)
+    assert results.iou_types == ("bbox",) and results.metrics == METRICS
     for metric in METRICS:
-        difference = found.differences["second", "bbox", metric]
-        values = found.values("first", "bbox", metric)
-        assert values == pytest.approx(found.values("second", "bbox", metric), nan_ok=True)
+        difference = results.differences["second", "bbox", metric]
+        values = results.values("first", "bbox", metric)
+        assert values == pytest.approx(results.values("second", "bbox", metric), nan_ok=True)
         expected = 0.0 if np.isfinite(list(values.values())).all() else math.nan
         assert difference.difference == pytest.approx(expected, nan_ok=True)
         interval = [difference.low, difference.high]
         assert interval == pytest.approx([expected] * 2, abs=1e-12, nan_ok=True)
 
 
-def test_a_row_that_finds_more_is_better(make_plan):
+def test_better_row(make_plan):
     plan = make_plan()
     for run in plan.runs:
         make_up(run, {"first": 0.3, "second": 0.95}[run.row])
-    found = gather(plan, 200)
-    difference = found.differences["second", "bbox", "AP"]
-    means = [found.mean(name, "bbox", "AP") for name in ("first", "second")]
+    results = gather(plan, 200)
+    difference = results.differences["second", "bbox", "AP"]
+    means = [results.mean(name, "bbox", "AP") for name in ("first", "second")]
     assert difference.difference == pytest.approx(means[1] - means[0])
     assert 0 < difference.low < difference.difference < difference.high
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 2)])
-def test_without_pictures_to_draw_the_interval_is_that_of_the_seeds(make_plan, monkeypatch, seeds):
-    """n - 1 of n seeds are drawn: the interval spans the means of all choices of so many."""
+def test_interval_of_the_seeds_alone(make_plan, monkeypatch, seeds):
+    """Drawing n - 1 of n seeds, the interval spans the means of all possible draws."""
     plan = make_plan(seeds)
     for run in plan.runs:
         make_up(run, {"first": 0.3, "second": 0.4 + 0.2 * run.seed}[run.row])
@@ -96,63 +97,63 @@ def test_without_pictures_to_draw_the_interval_is_that_of_the_seeds(make_plan, m
         "apa_det.experiments.results.draw_image_weights",
         lambda num_images, num_resamples, seed: np.ones((num_resamples, num_images), int),
     )
-    found = gather(plan, 400)
-    first, second = (found.values(name, "bbox", "AP") for name in ("first", "second"))
+    results = gather(plan, 400)
+    first, second = (results.values(name, "bbox", "AP") for name in ("first", "second"))
     each = [second[seed] - first[seed] for seed in seeds]
     means = [np.mean(c) for c in combinations_with_replacement(each, len(seeds) - 1)]
-    difference = found.differences["second", "bbox", "AP"]
+    difference = results.differences["second", "bbox", "AP"]
     assert difference.low == pytest.approx(min(means))
     assert difference.high == pytest.approx(max(means))
 
 
-def test_the_variance_of_drawn_seeds_is_that_of_their_mean():
-    """What the choice of n - 1 is for: with n draws it would be (n - 1) / n of it."""
+def test_variance_of_drawn_seeds_is_that_of_their_mean():
+    """With n - 1 draws of n seeds; with n draws it would be (n - 1) / n of it."""
     values = np.array([1.0, 4.0, 10.0])
     drawn = values[np.random.default_rng(0).integers(3, size=(200_000, 2))].mean(1)
     assert drawn.var() == pytest.approx(values.var(ddof=1) / 3, rel=0.02)
 
 
-def test_what_is_not_done_is_said_and_left_out(make_plan, tmp_path):
+def test_unfinished_runs(make_plan, tmp_path):
     plan = make_plan(names=("first", "second", "third"))
     for run in plan.runs:
         if (run.row, run.seed) not in {("second", 1), ("third", 0), ("third", 1), ("third", 2)}:
             make_up(run, 0.4 + 0.2 * run.seed)
-    found = gather(plan, 20)
-    assert len(found.values("second", "bbox", "AP")) == 2
-    assert found.differences["second", "bbox", "AP"].difference == pytest.approx(
+    results = gather(plan, 20)
+    assert len(results.values("second", "bbox", "AP")) == 2
+    assert results.differences["second", "bbox", "AP"].difference == pytest.approx(
         0
     )  # of seeds 0 and 2
-    assert math.isnan(found.differences["third", "bbox", "AP"].difference)
-    assert "Missing: second (seed 1); third (seed 0, 1, 2)." in found.notes()
-    text = write_tables(found, str(tmp_path))
+    assert math.isnan(results.differences["third", "bbox", "AP"].difference)
+    assert "Missing: second (seed 1); third (seed 0, 1, 2)." in results.notes()
+    text = write_tables(results, str(tmp_path))
     assert "2 of 3" in text and "0 of 3" in text
-    write_figure(found, str(tmp_path))
+    write_figure(results, str(tmp_path))
 
 
 def test_nothing_done(make_plan):
-    with pytest.raises(ValueError, match="No run of the comparison in .* is done yet"):
+    with pytest.raises(UserError, match="No run of the comparison in .* is finished yet"):
         gather(make_plan())
 
 
-def test_notes_on_pictures_and_versions(make_plan):
+def test_notes_on_images_and_versions(make_plan):
     plan = make_plan((0,))
     first, second = plan.runs
     make_up(first, 0.5)
     make_up(second, 0.5, "others", versions={"torch": "2.1", "device": "cpu"})
     notes = gather(plan, 5).notes()
-    assert "Not trained on the pictures of first (the reason is unknown): second." in notes
+    assert "Not trained on the same images as first (the reason is unknown): second." in notes
     assert "The runs had different torch: 2.0 and 2.1." in notes
     assert any(note.startswith("One seed:") for note in notes)
 
 
-def test_predictions_of_another_model_are_refused(make_plan):
+def test_predictions_of_another_model(make_plan):
     plan = make_plan((0,))
     first, second = plan.runs
     make_up(first, 0.3)
     make_up(second, 0.9)
     os.replace(first.predictions_file, second.predictions_file)
     os.remove(first.result_file)
-    with pytest.raises(ValueError, match="they do not belong together"):
+    with pytest.raises(UserError, match="result.json does not match .*predictions.json.gz"):
         gather(plan, 5)
 
 
@@ -160,14 +161,14 @@ def test_tables_files_and_figure(make_plan, tmp_path):
     plan = make_plan((0, 1))
     for run in plan.runs:
         make_up(run, {"first": 0.4, "second": 0.8}[run.row] + 0.1 * run.seed)
-    found = gather(plan, 50)
-    text = write_tables(found, str(tmp_path))
+    results = gather(plan, 50)
+    text = write_tables(results, str(tmp_path))
     assert (tmp_path / "table.md").read_text() == text
-    values = list(found.values("second", "bbox", "AP").values())
+    values = list(results.values("second", "bbox", "AP").values())
     spread = abs(values[0] - values[1]) / 2**0.5  # of a sample of two
     mean = sum(values) / 2
     assert f"{mean:.1f} ± {spread:.1f}" in text
-    difference = found.differences["second", "bbox", "AP"]
+    difference = results.differences["second", "bbox", "AP"]
     assert f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]" in text
     assert "170 ± 14 |    1.89 |          850 ± 71 |    1.89 |" in text  # of 0.8 and 0.9; 0.4, 0.5
 
@@ -182,5 +183,5 @@ def test_tables_files_and_figure(make_plan, tmp_path):
     assert float(lines["second", "AP"]["low"]) == pytest.approx(difference.low)
     assert lines["first", "AP"]["difference"] == ""
 
-    with Image.open(write_figure(found, str(tmp_path))) as picture:
-        assert picture.width > 1000 and np.asarray(picture.convert("L")).std() > 5
+    with Image.open(write_figure(results, str(tmp_path))) as image:
+        assert image.width > 1000 and np.asarray(image.convert("L")).std() > 5

@@ -1,4 +1,4 @@
-"""Runs that are really trained: alone, resumed, and by the tool."""
+"""Training of runs: alone, resumed, and by the compare command."""
 
 import json
 from functools import partial
@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from apa_det.experiments import read_plan, train_run
+from apa_det.engine import read_config
+from apa_det.experiments import read_plan, run_all, train_run
 from apa_det.experiments.training import CostMeter
+from apa_det.layers import ACTIVATION_REGISTRY
 from apa_det.utils.json_files import read_json
 
 
@@ -29,50 +31,50 @@ def whole(describe, tmp_path_factory):
     return read_json(run.result_file)
 
 
-def test_a_run_that_is_resumed_sees_the_same_pictures(describe, tmp_path, whole):
+def test_resumed_run_sees_the_same_images(describe, tmp_path, whole):
     run = make_run(describe, tmp_path / "parts", 3)
     train_run(run.folder)
-    assert read_json(run.result_file)["pictures"] != whole["pictures"]
+    assert read_json(run.result_file)["image_digest"] != whole["image_digest"]
     make_run(describe, tmp_path / "parts", 4)
     train_run(run.folder)
     resumed = read_json(run.result_file)
-    assert resumed["pictures"] == whole["pictures"]
+    assert resumed["image_digest"] == whole["image_digest"]
     assert resumed["iterations"] == whole["iterations"] == 4
     checkpoint = torch.load(Path(run.folder) / "model_final.pth", weights_only=False)
     assert len(checkpoint["trainer"]["hooks"]["CostMeter"]["seconds"]) == 4
 
-    Path(run.result_file).unlink()  # as if it had been stopped while it was evaluated
+    Path(run.result_file).unlink()  # as if stopped during evaluation
     train_run(run.folder)
     assert read_json(run.result_file) == resumed
 
 
-def test_what_a_run_keeps(whole):
+def test_result_file(whole):
     assert whole["metrics"].keys() >= {"bbox/AP", "bbox/AP50", "bbox/APr", "bbox/APc", "bbox/APf"}
     assert 0 < whole["seconds_per_iteration"] < 60
     assert 50 < whole["peak_memory_mb"] < 20_000
     assert whole["versions"]["torch"] == torch.__version__
 
 
-def test_another_model_sees_the_same_pictures(describe, tmp_path, whole):
-    """One that draws more: dropout in gates, DropLoss, λ and κ at the start."""
+def test_another_model_sees_the_same_images(describe, tmp_path, whole):
+    """The model draws more random numbers: dropout in gates, DropLoss, initial λ and κ."""
     opts = ["MODEL.APA.ACTIVATION", "aglu", "MODEL.APA.GATE", "se"]
     opts += ["MODEL.ROI_BOX_HEAD.CLASS_SCORE", "gumbel", "MODEL.ROI_BOX_HEAD.USE_DROP_LOSS", True]
     run = make_run(describe, tmp_path / "other", 4, *opts)
     train_run(run.folder)
-    assert read_json(run.result_file)["pictures"] == whole["pictures"]
+    assert read_json(run.result_file)["image_digest"] == whole["image_digest"]
     flipped = make_run(describe, tmp_path / "flipped", 4, "INPUT.RANDOM_FLIP", "none")
     train_run(flipped.folder)
-    assert read_json(flipped.result_file)["pictures"] != whole["pictures"]
+    assert read_json(flipped.result_file)["image_digest"] != whole["image_digest"]
 
 
-def test_the_meter_leaves_reading_out_and_goes_on_after_a_restart(monkeypatch):
+def test_cost_meter_excludes_loading_and_resumes(monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 13.0, 20.0, 22.5])
-    reading = iter([0.25, 0.5, 0.25])
+    data_times = iter([0.25, 0.5, 0.25])
     monkeypatch.setattr("apa_det.experiments.training.time.perf_counter", lambda: next(clock))
 
     class Storage:
         def latest(self):
-            return {"data_time": (next(reading), 0)}
+            return {"data_time": (next(data_times), 0)}
 
     monkeypatch.setattr("apa_det.experiments.training.get_event_storage", Storage)
     meter = CostMeter(torch.device("cpu"))
@@ -83,11 +85,32 @@ def test_the_meter_leaves_reading_out_and_goes_on_after_a_restart(monkeypatch):
     restarted.load_state_dict(json.loads(json.dumps(meter.state_dict())))
     restarted.before_step()
     restarted.after_step()
-    assert restarted.summary()["seconds_per_iteration"] == 2.25  # of 0.75, 2.5 and 2.25
+    assert restarted.summary()["seconds_per_iteration"] == 2.25  # median of 0.75, 2.5 and 2.25
+
+
+MODULE = """
+from torch import nn
+from apa_det.layers import ACTIVATION_REGISTRY
+
+@ACTIVATION_REGISTRY.register()
+def user_tanh(num_channels, **kwargs):
+    return nn.Tanh()
+"""
+
+
+def test_runs_import_the_modules_of_the_user(describe, tmp_path):
+    (tmp_path / "user_module.py").write_text(MODULE)
+    row = {"name": "tanh", "opts": ["MODEL.APA.ACTIVATION", "user_tanh"]}
+    imports = [str(tmp_path / "user_module.py")]
+    plan = read_plan(str(tmp_path), describe(row), imports=imports)
+    plan.check()
+    assert run_all(plan) == []
+    assert "user_tanh" not in ACTIVATION_REGISTRY  # registered in the process of the run only
+    assert read_config(plan.runs[0].config_file).IMPORTS == imports
 
 
 def test_the_tool(describe, tmp_path, tool, capfd):
-    """One row trains and one fails; what is done stays, and what is added is trained."""
+    """One row trains and one fails; finished runs are kept, and added rows are trained."""
     compare = partial(tool, "compare", "--output", tmp_path / "out")
     broken = {"name": "broken", "opts": ["MODEL.ROI_BOX_HEAD.NAME", "NoSuchHead"]}
     description = describe({"name": "first"}, broken)
@@ -112,7 +135,7 @@ def test_the_tool(describe, tmp_path, tool, capfd):
     added = describe({"name": "first"}, second)
     assert compare(added, "--resamples", "10") == 0
     out = capfd.readouterr().out
-    assert "Not trained on the pictures" not in out
+    assert "Not trained on the same images" not in out
     assert "- first: `MODEL.APA.ACTIVATION relu`\n- second: `MODEL.APA.ACTIVATION aglu`" in out
     assert (run / "result.json").stat().st_mtime_ns == written
 

@@ -1,6 +1,4 @@
-"""Small detectors that find something: two feature levels, few proposals, drawn weights."""
-
-from pathlib import Path
+"""Small detectors with random weights that detect something."""
 
 import pytest
 import torch
@@ -9,9 +7,6 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from apa_det.engine import read_config
-
-ROOT = Path(__file__).parents[2]
-QUICKSTART = str(ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA.yaml")
 
 SMALL = """
 MODEL.DEVICE cpu
@@ -44,10 +39,10 @@ KINDS = {
 }
 
 
-def build(kind):
-    """A model of this kind; its norms have statistics as after training."""
+def build(config_file, kind):
+    """Build a model of this kind, with norm statistics as after training."""
     opts = [*SMALL, *KINDS[kind].split()]
-    cfg = read_config(QUICKSTART, opts)
+    cfg = read_config(config_file, opts)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     for name, module in model.named_modules():
@@ -62,13 +57,13 @@ def build(kind):
 
 
 @pytest.fixture(scope="session")
-def detectors():
-    """By kind, built once: they are in evaluation mode, and stay as they are."""
+def detectors(quickstart):
+    """Return a model by its kind, in evaluation mode and shared by all tests."""
     built = {}
 
     def get(kind):
         if kind not in built:
-            built[kind] = build(kind)
+            built[kind] = build(quickstart.yaml, kind)
         return built[kind]
 
     return get
@@ -76,7 +71,7 @@ def detectors():
 
 @pytest.fixture(scope="session")
 def images():
-    """Of two sizes, which are no multiples of 32."""
+    """Images of two sizes, which are not multiples of 32."""
     generator = torch.Generator().manual_seed(0)
     sizes = (3, 72, 104), (3, 120, 88)
     return [torch.rand(size, generator=generator) * 255 for size in sizes]

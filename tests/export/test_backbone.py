@@ -1,4 +1,4 @@
-"""Backbones by torch.export, and blocks under torch.compile."""
+"""torch.export of backbones, and torch.compile of blocks."""
 
 import pytest
 import torch
@@ -21,15 +21,15 @@ def test_exported_backbone(detectors, images, tmp_path):
             assert compare_features(backbone(batch), exported(batch)) < 1e-5
 
 
-def test_small_picture(detectors, images):
-    with pytest.raises(ValueError, match="more than 64 pixels"):
+def test_small_image(detectors, images):
+    with pytest.raises(ValueError, match="must be larger than 64 pixels"):
         export_backbone(detectors("quickstart"), images[0][:, :64])
 
 
 def test_compare_features():
     expected = {"p2": torch.tensor([4.0, 1]), "p3": torch.tensor([1.0])}
-    found = {"p2": torch.tensor([4.0, 2]), "p3": torch.tensor([0.9])}
-    assert compare_features(expected, found) == 0.25
+    actual = {"p2": torch.tensor([4.0, 2]), "p3": torch.tensor([0.9])}
+    assert compare_features(expected, actual) == 0.25
 
 
 @pytest.mark.parametrize("gate", ["se", "cbam"])

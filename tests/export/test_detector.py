@@ -1,4 +1,4 @@
-"""What is exported, against detectron2's models as they are called."""
+"""The exported function against detectron2's models."""
 
 import copy
 
@@ -11,38 +11,39 @@ from apa_det.export import Detector
 
 
 @pytest.mark.parametrize("kind", ["quickstart", "published", "retinanet"])
-def test_gives_the_models_own_detections(detectors, images, kind):
+def test_same_detections_as_the_model(detectors, images, kind):
     model = detectors(kind)
     for image in images:
         with torch.no_grad():
-            own = model([{"image": image}])[0]["instances"]
-        found = Detector(model)(image)
-        assert len(own) == len(found["scores"]) > 0
-        assert torch.equal(found["boxes"], own.pred_boxes.tensor)
-        assert torch.equal(found["classes"], own.pred_classes)
-        assert torch.equal(found["scores"], own.scores)
-        assert ("masks" in found) == own.has("pred_masks")
-        if "masks" in found:
-            pasted = paste_masks_in_image(found["masks"][:, 0], own.pred_boxes, image.shape[1:])
-            assert torch.equal(pasted, own.pred_masks)
+            expected = model([{"image": image}])[0]["instances"]
+        outputs = Detector(model)(image)
+        assert len(expected) == len(outputs["scores"]) > 0
+        assert torch.equal(outputs["boxes"], expected.pred_boxes.tensor)
+        assert torch.equal(outputs["classes"], expected.pred_classes)
+        assert torch.equal(outputs["scores"], expected.scores)
+        assert ("masks" in outputs) == expected.has("pred_masks")
+        if "masks" in outputs:
+            masks, boxes = outputs["masks"][:, 0], expected.pred_boxes
+            pasted = paste_masks_in_image(masks, boxes, image.shape[1:])
+            assert torch.equal(pasted, expected.pred_masks)
 
 
-def test_boxes_without_area_are_left_out(detectors, images):
+def test_empty_boxes_are_dropped(detectors, images):
     model, image = detectors("quickstart"), images[0]
     inference = model.inference
 
     def with_an_empty_box(*args, **kwargs):
-        (found,) = inference(*args, **kwargs)
-        found.pred_boxes.tensor[0] = torch.tensor([-9.0, 5, -4, 9])
-        return [found]
+        (instances,) = inference(*args, **kwargs)
+        instances.pred_boxes.tensor[0] = torch.tensor([-9.0, 5, -4, 9])
+        return [instances]
 
-    whole = Detector(model)(image)
+    expected = Detector(model)(image)
     model.inference = with_an_empty_box
     try:
-        found = Detector(model)(image)
+        outputs = Detector(model)(image)
     finally:
         del model.inference
-    assert torch.equal(found["boxes"], whole["boxes"][1:])
+    assert torch.equal(outputs["boxes"], expected["boxes"][1:])
 
 
 def test_errors(detectors):

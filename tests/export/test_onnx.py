@@ -1,4 +1,4 @@
-"""Detectors as ONNX, run by onnxruntime; test_tool.py has the published recipe."""
+"""ONNX export, run by onnxruntime; test_tool.py exports the published recipe."""
 
 import sys
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 
+from apa_det.errors import MissingPackageError
 from apa_det.export import Detector, compare, export_onnx, load_exported
 from apa_det.export.onnx import OPSET, _batched_nms, _symbolics
 from apa_det.export.torchscript import without_trace_warnings
@@ -17,15 +18,15 @@ pytest.importorskip("onnx")
 
 
 @pytest.mark.parametrize("kind", ["cascade", "retinanet"])
-def test_finds_the_same(detectors, images, kind, tmp_path):
+def test_same_detections(detectors, images, kind, tmp_path):
     model, file = detectors(kind), str(tmp_path / "model.onnx")
     export_onnx(model, images[0], file)
     assert not model.training
     exported = load_exported(file)
     for image in images:
-        found = exported(image)
-        assert list(found) == list(Detector(model)(image))
-        difference = compare(Detector(model)(image), found)
+        outputs = exported(image)
+        assert list(outputs) == list(Detector(model)(image))
+        difference = compare(Detector(model)(image), outputs)
         assert difference.is_small and difference.compared >= 10, difference
 
 
@@ -39,7 +40,7 @@ def test_fixed_size(detectors, images, tmp_path):
 
 
 def export(function, inputs, file):
-    """What runs the function as ONNX, exported by the first five elements of each input."""
+    """Export a function with the first five elements of each input; return a function to run it."""
 
     class Module(torch.nn.Module):
         def forward(self, *args):
@@ -91,7 +92,7 @@ def test_suppression(tmp_path):
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_missing_package(detectors, images, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=r"package onnx.*pip install 'apa_det\[export\]'"):
+    with pytest.raises(MissingPackageError, match=r"package onnx.*pip install 'apa_det\[export\]'"):
         if package == "onnx":
             export_onnx(detectors("quickstart"), images[0], str(tmp_path / "model.onnx"))
         else:

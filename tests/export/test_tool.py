@@ -1,4 +1,4 @@
-"""The command line tools/export_model.py, and its files in a process of their own."""
+"""The export-model command, and its files in a separate process."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from PIL import Image
 
 from apa_det.export import Detector, Difference
 
-from .conftest import KINDS, QUICKSTART, SMALL
+from .conftest import KINDS, SMALL
 
 ALONE = """
 import sys
@@ -20,23 +20,23 @@ session = onnxruntime.InferenceSession("onnx/model.onnx")
 values = session.run(None, {"image": image.numpy()})
 names = [output.name for output in session.get_outputs()]
 from_onnx = dict(zip(names, map(torch.from_numpy, values)))
-traced, scripted = (torch.jit.load(f"{way}/model.ts")(image) for way in ("tracing", "scripting"))
-for found in (from_onnx, traced, scripted):
-    assert list(found) == list(expected)
+traced, scripted = (torch.jit.load(f"{m}/model.ts")(image) for m in ("tracing", "scripting"))
+for outputs in (from_onnx, traced, scripted):
+    assert list(outputs) == list(expected)
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=0, atol=1e-4)
+        torch.testing.assert_close(outputs[name], values, rtol=0, atol=1e-4)
 assert not {"apa_det", "detectron2"} & sys.modules.keys()
 """
 
 
 @pytest.fixture
-def export(tool, detectors, tmp_path, capsys):
-    """Runs the tool on the published kind; (exit status, stdout, stderr)."""
+def export(tool, detectors, quickstart, tmp_path, capsys):
+    """Run the command on the published kind; return exit status, stdout and stderr."""
     torch.save({"model": detectors("published").state_dict()}, tmp_path / "model.pth")
-    Image.linear_gradient("L").resize((160, 96)).convert("RGB").save(tmp_path / "picture.png")
+    Image.linear_gradient("L").resize((160, 96)).convert("RGB").save(tmp_path / "image.png")
 
-    def export(*flags, picture="picture.png", weights="model.pth"):
-        flags = ["--config-file", QUICKSTART, "--sample-image", tmp_path / picture, *flags]
+    def export(*flags, image="image.png", weights="model.pth"):
+        flags = ["--config-file", quickstart.yaml, "--sample-image", tmp_path / image, *flags]
         opts = [*SMALL, *KINDS["published"].split(), "INPUT.MIN_SIZE_TEST", "96"]
         opts += ["MODEL.WEIGHTS", tmp_path / weights]
         return tool("export_model", *flags, *opts), *capsys.readouterr()
@@ -46,12 +46,12 @@ def export(tool, detectors, tmp_path, capsys):
 
 def test_files_run_without_apa_det(export, detectors, images, tmp_path):
     pytest.importorskip("onnxruntime")
-    for way, *flags in (
+    for method, *flags in (
         ("tracing", "--fuse"),
         ("scripting", "--export-method", "scripting"),
         ("onnx", "--format", "onnx"),
     ):
-        status, out, err = export(*flags, "--output", str(tmp_path / way))
+        status, out, err = export(*flags, "--output", str(tmp_path / method))
         assert status == 0, err
         assert "96 x 160" in out and "72 x 106" in out  # whole, and cropped
         assert "RGB, 0 to 255" in out and "(N, 1, 28, 28)" in out
@@ -62,7 +62,7 @@ def test_files_run_without_apa_det(export, detectors, images, tmp_path):
 
 def test_a_file_that_differs_from_the_model(export, tmp_path, monkeypatch):
     differs = Difference(20, 20, 20, 0.5, 0.001, 0.0)
-    monkeypatch.setattr("apa_det.export.verification.compare", lambda expected, found: differs)
+    monkeypatch.setattr("apa_det.export.verification.compare", lambda expected, actual: differs)
     status, _, err = export("--fixed-size", "--output", str(tmp_path))
     assert status == 2
     assert "model.ts does not detect the same as the model in" in err
@@ -77,7 +77,7 @@ def test_errors(export, tmp_path):
         ),
         ([], "There is no image"),
     ):
-        status, _, err = export(*flags, "--output", str(tmp_path / "none"), picture="none.png")
+        status, _, err = export(*flags, "--output", str(tmp_path / "none"), image="none.png")
         assert status == 2 and message in err and err.count("\n") == 1
     status, _, err = export(weights="none.pth")
     assert status == 2 and "none.pth" in err

@@ -1,4 +1,4 @@
-"""Traced and scripted detectors, against the models; test_tool.py has the published recipe."""
+"""TorchScript export against the models; test_tool.py exports the published recipe."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from apa_det.export.torchscript import nms_in_graph, without_trace_warnings
 
 
 @pytest.mark.parametrize(
-    "way, kind",
+    "method, kind",
     [
         ("tracing", "quickstart"),
         ("tracing", "softmax"),
@@ -21,10 +21,10 @@ from apa_det.export.torchscript import nms_in_graph, without_trace_warnings
         ("scripting", "injected"),
     ],
 )
-def test_finds_the_same(detectors, images, way, kind):
+def test_same_detections(detectors, images, method, kind):
     model = detectors(kind)
     names = list(model.state_dict())
-    scripted = export_tracing(model, images[0]) if way == "tracing" else export_scripting(model)
+    scripted = export_tracing(model, images[0]) if method == "tracing" else export_scripting(model)
     assert not any(p.requires_grad for p in scripted.parameters())
     assert not model.training and list(model.state_dict()) == names
     for image in images:
@@ -32,13 +32,13 @@ def test_finds_the_same(detectors, images, way, kind):
         assert difference.is_small and difference.compared >= 10, difference
 
 
-def test_cascade_is_not_scripted(detectors):
+def test_cascade_cannot_be_scripted(detectors):
     with pytest.raises(ValueError, match="Cascade R-CNN cannot be scripted: use tracing"):
         export_scripting(detectors("cascade"))
 
 
-def test_many_boxes_are_suppressed_as_by_the_model():
-    """Of more than 1,000 boxes, torchvision goes class by class; traced, it does not."""
+def test_nms_of_many_boxes():
+    """For more than 1,000 boxes, torchvision runs NMS class by class, but not when it is traced."""
 
     def make(n):
         corners = torch.rand(n, 2) * 900

@@ -14,18 +14,10 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from apa_det import AGLU, APA
-from apa_det.data import generate_dataset
 from apa_det.evaluation import METRICS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    generate_dataset(folder, num_train=12, num_val=4, num_classes=4, image_size=64)
-    return folder
 
 
 @pytest.fixture
@@ -37,8 +29,8 @@ def their_train(monkeypatch):
 
 
 @pytest.fixture
-def cfg(their_train, data, tmp_path):
-    return their_train.make_cfg(str(data), str(tmp_path / "output"))
+def cfg(their_train, tiny_dataset, tmp_path):
+    return their_train.make_cfg(str(tiny_dataset), str(tmp_path / "output"))
 
 
 def images():
@@ -84,11 +76,11 @@ def test_step_and_checkpoint(cfg, their_train, tmp_path):
     assert torch.equal(detections.pred_masks, expected.pred_masks)
 
 
-def test_trains_and_evaluates(data, tmp_path, their_train, fresh_loggers):
+def test_trains_and_evaluates(tiny_dataset, tmp_path, their_train):
     """In a process in another folder, with only the project and apa_det on its path."""
     output = tmp_path / "output"
     done = subprocess.run(
-        [sys.executable, "-m", "their_project.train", str(data), str(output)],
+        [sys.executable, "-m", "their_project.train", str(tiny_dataset), str(output)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{ROOT}"},
         capture_output=True,
@@ -103,11 +95,11 @@ def test_trains_and_evaluates(data, tmp_path, their_train, fresh_loggers):
     written = {name for line in lines for name in json.loads(line)}
     assert {"bbox/APr", "apa/backbone.stem.2/lambda"} <= written
     assert "apa/roi_heads.box_predictor.score/kappa" in written
-    their_train.main(str(data), str(output), "--resume")  # training is complete
+    their_train.main(str(tiny_dataset), str(output), "--resume")  # training is complete
     assert "Starting training from iteration 4" in (output / "log.txt").read_text()
 
 
-def test_trains_without_a_trainer(data, tmp_path, their_train, fresh_loggers):
-    results = their_train.main(str(data), str(tmp_path), "--loop")
+def test_trains_without_a_trainer(tiny_dataset, tmp_path, their_train):
+    results = their_train.main(str(tiny_dataset), str(tmp_path), "--loop")
     assert {*METRICS} <= results["bbox"].keys()
     assert (tmp_path / "model_final.pth").exists()

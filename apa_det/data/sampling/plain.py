@@ -23,7 +23,7 @@ class TrainingSampler(samplers.TrainingSampler):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: list[dict]) -> dict:
-        return {"dataset": dataset}  # as in detectron2, cfg.SEED is not used
+        return {"dataset": dataset, "seed": cfg.SEED if cfg.SEED >= 0 else None}
 
     @property
     def repeats(self) -> Tensor:
@@ -47,7 +47,11 @@ class RandomSubsetTrainingSampler(samplers.RandomSubsetTrainingSampler):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: list[dict]) -> dict:
-        return {"dataset": dataset, "subset_ratio": cfg.DATALOADER.RANDOM_SUBSET_RATIO}
+        return {
+            "dataset": dataset,
+            "subset_ratio": cfg.DATALOADER.RANDOM_SUBSET_RATIO,
+            "seed": cfg.SEED if cfg.SEED >= 0 else None,
+        }
 
     @property
     def repeats(self) -> Tensor:

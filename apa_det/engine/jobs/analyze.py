@@ -12,8 +12,6 @@ from ...evaluation.evaluator import category_ids, read_ground_truth
 from ..job import Job
 from ..testing import load_model
 
-__all__ = ["analyze_checkpoint"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -26,8 +26,6 @@ from ...utils.plotting import DPI, GREY, INK, grid, group_color
 from ..job import Job
 from ..testing import build_subset_loader, load_model
 
-__all__ = ["STRENGTHS", "CalibrationFit", "fit_calibration", "score_strengths"]
-
 logger = logging.getLogger(__name__)
 
 STRENGTHS = tuple(i / 10 for i in range(11))
@@ -155,7 +153,7 @@ def score_strengths(
 
     Args:
         model: a detector with :class:`APAFastRCNNOutputLayers`, on any device, that have
-            ``calibration_datasets``. It returns to its own calibration, in eval mode.
+            ``calibration_datasets``. Its calibration is restored; it is left in eval mode.
         loader: a detectron2 test loader of the images.
         truth: the ground truth of these images.
         category_ids: (K,), the dataset's category id of each model class.

@@ -10,8 +10,6 @@ from ...evaluation.evaluator import RESULTS_FILE
 from ..job import Job
 from ..testing import load_model
 
-__all__ = ["write_predictions"]
-
 
 def write_predictions(job: Job, output_dir: str) -> str:
     """Evaluate a job's checkpoint on its first test set, and write its predictions.

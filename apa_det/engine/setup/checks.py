@@ -17,13 +17,6 @@ from ...errors import MissingFileError, UserError
 from ...evaluation import load_engine
 from ..job import Job
 
-__all__ = [
-    "check_job",
-    "check_num_classes",
-    "check_training_sets",
-    "require_weights",
-]
-
 logger = logging.getLogger(__name__)
 
 

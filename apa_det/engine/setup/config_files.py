@@ -1,27 +1,19 @@
 """Read config files of both formats, and what their settings have in common."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from yaml import YAMLError
 
 from ...config import add_apa_config
 from ...data import register_lvis_format
 from ...errors import MissingFileError, UserError
-
-__all__ = [
-    "available_device",
-    "config_errors",
-    "is_lazy_config",
-    "read_config",
-    "read_lazy_config",
-    "register_datasets",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +49,15 @@ def is_lazy_config(path: str) -> bool:
     the defaults of a yaml config.
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file is missing, or is of neither format.
     """
     if not path:
         return False
     _require_file(path)
-    if not path.endswith((".yaml", ".yml")):
+    if path.endswith(".py"):
         return True
+    if not path.endswith((".yaml", ".yml")):
+        raise UserError(f"A config file must end in .yaml, .yml or .py; got {path}.")
     with config_errors(path), PathManager.open(path) as f:
         return "_target_" in f.read()
 
@@ -112,6 +106,12 @@ def _require_key(cfg: DictConfig, option: str) -> None:
 def _require_file(path: str) -> None:
     if not PathManager.isfile(path):
         raise MissingFileError(f"There is no config file {path}.")
+
+
+def call_target(node: DictConfig) -> Callable | None:
+    """Return what a LazyCall calls; in a saved config, it is the name. None: not a LazyCall."""
+    target = node.get("_target_")
+    return locate(target) if isinstance(target, str) else target
 
 
 @contextmanager

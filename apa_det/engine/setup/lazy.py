@@ -7,17 +7,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import default_writers
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
-from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from detectron2.utils.registry import locate
-from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,16 +22,14 @@ from torch.utils.data import DataLoader
 
 from ...data import build_train_loader, ensure_metadata
 from ...data.frequency import FrequencyGroups
-from ...data.sampling import TRAIN_SAMPLER_REGISTRY
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator, evaluator_metric_names
 from ...modeling import APAFastRCNNOutputLayers
 from ..job import Job
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
-from .config_files import available_device, register_datasets
-
-__all__ = ["LazyJob"]
+from .config_files import available_device, call_target, register_datasets
+from .second_stage import lazy_second_stage
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +67,10 @@ class LazyJob(Job):
     LONG_TAIL_ADVICE = "set dataloader.evaluator to L(apa_det.evaluation.LongTailEvaluator)(...)"
 
     def __init__(self, cfg: DictConfig):
-        """Args: cfg: the config; its datasets are registered."""
+        """
+        Args:
+            cfg: the config; its datasets are registered.
+        """
         train, get = cfg.train, cfg.train.get
         self.config = cfg
         self.seed = get("seed", -1)
@@ -154,7 +152,7 @@ class LazyJob(Job):
         loader = copy.copy(self.config.dataloader.train)
         if num_workers is not None:
             loader.num_workers = num_workers
-        if _located(loader._target_) is build_train_loader and self.seed >= 0:
+        if call_target(loader) is build_train_loader and self.seed >= 0:
             loader.setdefault("seed", self.seed)
         return instantiate(loader)
 
@@ -246,44 +244,8 @@ class LazyJob(Job):
         return LazyJob(cfg)
 
     def stages(self) -> list[Job]:
-        second = self.config.train.get("decoupled")
-        if not second or not second.max_iter:
-            return [self]
-        if not second.trained:
-            raise UserError("train.decoupled.trained is empty: name the classifier's parameters.")
-        if _located(self.config.dataloader.train._target_) is not build_train_loader:
-            raise UserError(
-                "train.decoupled sets dataloader.train.sampler: dataloader.train must be "
-                "L(apa_det.data.build_train_loader)(...)."
-            )
-        if second.sampler not in TRAIN_SAMPLER_REGISTRY:
-            names = ", ".join(name for name, _ in TRAIN_SAMPLER_REGISTRY)
-            raise UserError(
-                f"train.decoupled.sampler must be one of {names}; got {second.sampler}."
-            )
-        stage = copy.deepcopy(self.config)
-        stage.train.update(
-            decoupled=None,
-            output_dir=os.path.join(self.output_dir, "classifier"),
-            init_checkpoint=os.path.join(self.output_dir, "model_final.pth"),
-            transfer_from="",
-            trained=second.trained,
-            reinitialize=second.trained if second.reinitialize else [],
-            max_iter=second.max_iter,
-        )
-        stage.dataloader.train.sampler = second.sampler
-        if second.lr is not None:
-            stage.optimizer.lr = second.lr
-        stage.lr_multiplier = L(WarmupParamScheduler)(
-            scheduler=L(MultiStepParamScheduler)(
-                values=[0.1**k for k in range(len(second.steps) + 1)],
-                milestones=list(second.steps),
-                num_updates=second.max_iter,
-            ),
-            warmup_length=0.0,
-            warmup_factor=1.0,
-        )
-        return [self, LazyJob(stage)]
+        second = lazy_second_stage(self.config)
+        return [self] if second is None else [self, LazyJob(second)]
 
     def changed(self, values: Mapping[str, object]) -> "LazyJob":
         cfg = copy.deepcopy(self.config)
@@ -303,7 +265,7 @@ class LazyJob(Job):
         cfg = copy.deepcopy(self.config)
         for key in self.box_predictors():
             predictor = OmegaConf.select(cfg, key)
-            if issubclass(_located(predictor._target_), APAFastRCNNOutputLayers):
+            if issubclass(call_target(predictor), APAFastRCNNOutputLayers):
                 predictor.update(
                     calibration=method,
                     calibration_strength=float(strength),
@@ -335,7 +297,7 @@ class LazyJob(Job):
 
     def _has_long_tail_evaluator(self) -> bool:
         evaluator = self.config.dataloader.get("evaluator")
-        return evaluator is not None and _located(evaluator._target_) is LongTailEvaluator
+        return evaluator is not None and call_target(evaluator) is LongTailEvaluator
 
     def is_long_tail(self, dataset_name: str) -> bool:
         return self._has_long_tail_evaluator()
@@ -366,7 +328,7 @@ class LazyJob(Job):
     def check(self, *, eval_only: bool) -> None:
         if eval_only and self.config.dataloader.get("evaluator") is None:
             raise UserError(
-                "dataloader.evaluator is missing, but the model is to be evaluated: set it, e.g. to "
+                "dataloader.evaluator is missing, but evaluation needs it: set it, e.g. to "
                 "L(apa_det.evaluation.LongTailEvaluator)(dataset_name=...)."
             )
         if not isinstance(self.groups, FrequencyGroups | None):
@@ -378,16 +340,18 @@ class LazyJob(Job):
         if not eval_only and self.train_datasets and federated and federated[0]:
             ensure_metadata(self.train_datasets[0])  # the model needs its class_image_count
         self.read_class_counts()
-        target = _located(self.config.model.get("_target_"))
-        if self.test_time_augmentation and target is not GeneralizedRCNN:
+        inner = self.config.model.get("model", self.config.model)  # within L(injected)
+        if self.test_time_augmentation and call_target(inner) is not GeneralizedRCNN:
             raise UserError(
-                "train.test_augmentation works with a model of L(GeneralizedRCNN) only: set "
+                "train.test_augmentation works with L(GeneralizedRCNN) only: set "
                 "train.test_augmentation.enabled=False."
             )
-
-
-def _located(target: str | Callable) -> Callable:
-    return locate(target) if isinstance(target, str) else target
+        for key in (self.KEYS["batch_size"], "optimizer.lr"):
+            if self.reference_world_size and OmegaConf.select(self.config, key) is None:
+                raise UserError(
+                    f"{self.KEYS['reference_world_size']} needs {key}, which the config does not "
+                    f"have: set {self.KEYS['reference_world_size']} to 0."
+                )
 
 
 def _tta_config(model: nn.Module):

@@ -11,14 +11,13 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+from ...utils.writable import require_writable_folder
 from ..job import Job
 from ..trainer import Trainer
 from .checks import check_job
 from .config_files import is_lazy_config, read_config, read_lazy_config
 from .lazy import LazyJob
 from .yaml import YamlJob
-
-__all__ = ["overrides", "read_job", "setup_job"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,9 @@ def setup_job(args: argparse.Namespace) -> Job:
             then.
     """
     config = _read(os.fspath(args.config_file), args.opts, getattr(args, "imports", None) or ())
-    output_dir = config.OUTPUT_DIR if isinstance(config, CfgNode) else config.train.output_dir
+    is_yaml = isinstance(config, CfgNode)
+    output_dir = config.OUTPUT_DIR if is_yaml else config.train.output_dir
+    require_writable_folder(output_dir, (YamlJob if is_yaml else LazyJob).KEYS["output_dir"])
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="apa_det")
     job = _prepare(config)
     check_job(job, eval_only=args.eval_only, resume=args.resume)
@@ -66,7 +67,8 @@ def read_job(
 def overrides(config_file: str, values: Mapping[str, object]) -> list[str]:
     """Return overrides in the syntax of a config; settings have their names in ``Job.KEYS``."""
     if is_lazy_config(config_file):
-        return [f"{LazyJob.KEYS[name]}={value}" for name, value in values.items()]
+        quoted = {name: str(value).replace("'", r"\'") for name, value in values.items()}
+        return [f"{LazyJob.KEYS[name]}='{value}'" for name, value in quoted.items()]
     return [str(x) for name, value in values.items() for x in (YamlJob.KEYS[name], value)]
 
 

@@ -41,8 +41,7 @@ from ...modeling.losses import BoxClassLoss
 from ..job import Job
 from .checks import check_num_classes
 from .config_files import available_device, register_datasets
-
-__all__ = ["YamlJob"]
+from .second_stage import yaml_second_stage
 
 # Config nodes with the number of classes, by meta-architecture
 _NUM_CLASSES_NODES = {
@@ -218,26 +217,9 @@ class YamlJob(Job):
         return self if cfg is self.config else YamlJob(cfg, self._trainer)
 
     def stages(self) -> list[Job]:
-        second = self.config.SOLVER.DECOUPLED
-        if not second.MAX_ITER:
+        if not self.config.SOLVER.DECOUPLED.MAX_ITER:
             return [self]
-        if not second.TRAINED:
-            raise UserError("SOLVER.DECOUPLED.TRAINED is empty: name the classifier's parameters.")
-        values = {
-            "SOLVER.DECOUPLED.MAX_ITER": 0,
-            "OUTPUT_DIR": os.path.join(self.output_dir, "classifier"),
-            "MODEL.WEIGHTS": os.path.join(self.output_dir, "model_final.pth"),
-            "MODEL.TRANSFER_FROM": "",
-            "MODEL.REINITIALIZE": second.TRAINED if second.REINITIALIZE else [],
-            "DATALOADER.SAMPLER_TRAIN": second.SAMPLER_TRAIN,
-            "SOLVER.TRAINED": second.TRAINED,
-            "SOLVER.MAX_ITER": second.MAX_ITER,
-            "SOLVER.STEPS": second.STEPS,
-            "SOLVER.WARMUP_ITERS": 0,
-        }
-        if second.BASE_LR is not None:
-            values["SOLVER.BASE_LR"] = second.BASE_LR
-        stage = self._changed(values)
+        stage = self._changed(yaml_second_stage(self.config))
         require_train_sampler(stage.config)
         return [self, stage]
 
@@ -336,7 +318,7 @@ class YamlJob(Job):
         key = f"{_CALIBRATION} {head.CALIBRATION}"
         if head.CALIBRATION not in CALIBRATION_REGISTRY:
             known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
-            raise UserError(f"{_CALIBRATION} must be one of {known}; got {head.CALIBRATION}.")
+            raise UserError(f"{_CALIBRATION} must be one of {known}; got {head.CALIBRATION!r}.")
         if meta_architecture(self.config) in ("RetinaNet", "FCOS"):
             raise UserError(f"{key} works with RoI heads only: leave it empty.")
         if ROI_HEADS_REGISTRY.get(heads).__module__.startswith("detectron2."):

@@ -57,8 +57,7 @@ _FIGURES = (
 
 
 def write_report(comparison: Comparison, folder: str | os.PathLike) -> Path:
-    """
-    Write the report of a comparison into a folder.
+    """Write the report of a comparison into a folder.
 
     Writes the self-contained page ``report.html``, its figures as PNG, ``per_category.csv`` and
     ``summary.json``. Existing files of these names are replaced.
@@ -83,8 +82,7 @@ def write_report(comparison: Comparison, folder: str | os.PathLike) -> Path:
             first = comparison.files_with(iou_type)[0].name
             figures = []
             for draw, title, caption in _FIGURES:
-                figure = draw(comparison, iou_type)
-                if figure is not None:
+                if figure := draw(comparison, iou_type):
                     file = folder / f"{iou_type}_{draw.__name__}.png"
                     title, caption = title.format(first=first), caption.format(first=first)
                     figures.append(PageFigure(title, caption, _write_png(figure, file)))

@@ -35,17 +35,10 @@ def ap_by_image_count(comparison: Comparison, iou_type: str) -> Figure:
         axis.scatter(counts, aps, s=20, c=dots, alpha=0.5 / len(files) ** 0.5, linewidths=0)
         _draw_trend(axis, counts, aps, line)
     for name, text, center, color in group_bands(axis, groups):
-        ap = format_number(files[0].by_iou_type[iou_type].metrics[f"AP{name}"])
-        axis.text(
-            center,
-            1.01,
-            f"{text}: AP {ap}" if len(files) == 1 else text,
-            transform=axis.get_xaxis_transform(),
-            color=color,
-            fontweight="bold",
-            ha="center",
-            va="bottom",
-        )
+        if len(files) == 1:
+            text += f": AP {format_number(files[0].by_iou_type[iou_type].metrics[f'AP{name}'])}"
+        style = {"color": color, "fontweight": "bold", "ha": "center", "va": "bottom"}
+        axis.text(center, 1.01, text, transform=axis.get_xaxis_transform(), **style)
     if len(files) > 1:
         _legend(figure, _file_patches(files))
     elif groups.max_counts is None:
@@ -133,9 +126,8 @@ def reliability(comparison: Comparison, iou_type: str) -> Figure | None:
             scores, percent = bins.mean_scores[filled], 100 * bins.precisions[filled]
             dots = ["white" if n < _MIN_DETECTIONS else color for n in bins.counts[filled]]
             precision.plot(scores, percent, color=color, linewidth=2)
-            precision.scatter(
-                scores, percent, s=32, c=dots, edgecolors=color, zorder=3, clip_on=False
-            )
+            style = {"s": 32, "zorder": 3, "clip_on": False}
+            precision.scatter(scores, percent, c=dots, edgecolors=color, **style)
             if len(files) == 1:
                 counts.bar(edges[:-1], bins.counts, 0.1, align="edge", color=color, alpha=0.6)
             else:
@@ -168,9 +160,8 @@ def best_and_worst(comparison: Comparison, iou_type: str) -> Figure:
     rest = np.setdiff1d(ranked, best)
     worst = rest[np.lexsort((-objects[rest], aps[0, rest]))][:number]
     figure = Figure(figsize=(10, 1.5 + 0.32 * max(1, number)), layout="constrained")
-    for axis, chosen, title in zip(
-        figure.subplots(1, 2), (best, worst), ("highest", "lowest"), strict=True
-    ):
+    columns = figure.subplots(1, 2), (best, worst), ("highest", "lowest")
+    for axis, chosen, title in zip(*columns, strict=True):
         positions = np.arange(len(chosen))
         if len(files) == 1:
             _draw_bars(axis, aps[0, chosen], _group_colors(comparison, chosen))
@@ -260,9 +251,8 @@ def _group_colors(comparison: Comparison, rows: Sequence[int]) -> list[str]:
 
 def _group_patches(comparison: Comparison) -> list[Artist]:
     truth = comparison.ground_truth
-    patches = [
-        Patch(color=group_color(i), label=label(text)) for i, text in enumerate(truth.groups.labels)
-    ]
+    names = enumerate(map(label, truth.groups.labels))
+    patches = [Patch(color=group_color(i), label=name) for i, name in names]
     if (truth.category_groups < 0).any():
         patches.append(Patch(color=group_color(-1), label="no group"))
     return patches

@@ -18,10 +18,7 @@ def positive_counts(image_counts: np.ndarray) -> np.ndarray:
 def image_count_axis(axis: Axes, counts: np.ndarray, groups: FrequencyGroups) -> None:
     """Make the x axis an image count axis, with bands if the groups are ranges of image counts.
 
-    Args:
-        axis: the axis to change.
-        counts: from :func:`positive_counts`.
-        groups: the frequency groups.
+    ``counts`` come from :func:`positive_counts`.
     """
     low, high = counts.min() / 1.5, counts.max() * 1.5
     axis.set_xscale("log")

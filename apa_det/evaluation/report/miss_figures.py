@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from ...data.lvis_format import relative_file_name
 from ...utils.plotting import DPI, GREY, label
-from ..detections import Detections
 from ..ground_truth import GroundTruth
 from ..misses import ImageResults
 from ..result import FALSE_POSITIVE, TRUE_POSITIVE
@@ -26,8 +25,7 @@ _COLUMNS = 3
 
 
 def draw_misses(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
-    """
-    Draw the comparison's worst images: ground truth, then each file's detections.
+    """Draw the comparison's worst images: ground truth, then each file's detections.
 
     Yields:
         The caption and the figure of each image. Unreadable images are skipped with a warning.
@@ -79,9 +77,8 @@ def _draw_ground_truth(
         "" if matched else label(truth.category_names[truth.annotation_categories[row]])
         for row, matched in zip(rows, result.matched, strict=True)
     ]
-    masks = None
-    if truth.segmentations is not None:
-        masks = [_drawable(truth.segmentations[row]) for row in rows]
+    shapes = truth.segmentations
+    masks = None if shapes is None else [_drawable(shapes[row]) for row in rows]
     colors = [DETECTED_COLOR if matched else MISSED_COLOR for matched in result.matched]
     return _overlay(image, width, truth.boxes[rows], masks, names, colors)
 
@@ -97,13 +94,10 @@ def _draw_detections(
     ]
     by_outcome = {TRUE_POSITIVE: DETECTED_COLOR, FALSE_POSITIVE: FALSE_POSITIVE_COLOR}
     colors = [by_outcome.get(outcome, GREY) for outcome in result.outcomes]
-    return _overlay(image, width, detections.boxes, _masks(detections), names, colors)
-
-
-def _masks(detections: Detections) -> list[np.ndarray] | None:
-    if detections.masks is None:
-        return None
-    return [mask_util.decode(rle) for rle in detections.masks.rles()]
+    masks = None
+    if detections.masks is not None:
+        masks = [mask_util.decode(rle) for rle in detections.masks.rles()]
+    return _overlay(image, width, detections.boxes, masks, names, colors)
 
 
 def _drawable(segmentation: list | dict) -> list | np.ndarray:
@@ -126,7 +120,6 @@ def _overlay(
     visualizer = Visualizer(image, scale=width / image.shape[1])
     if names:
         corners = None if masks is not None else boxes + np.pad(boxes[:, :2], ((0, 0), (2, 0)))
-        visualizer.overlay_instances(
-            boxes=corners, masks=masks, labels=names, assigned_colors=colors, alpha=0.35
-        )
+        style = {"assigned_colors": colors, "alpha": 0.35}
+        visualizer.overlay_instances(boxes=corners, masks=masks, labels=names, **style)
     return visualizer.output.get_image()

@@ -60,13 +60,10 @@ class Section:
 
 
 def render(comparison: Comparison, sections: list[Section], misses: list[PageFigure]) -> str:
-    """
-    Return the HTML of the page.
+    """Return the HTML of the page.
 
-    Args:
-        comparison: source of the tables.
-        sections: one per IoU type; the first is open, the others are collapsed.
-        misses: figures of the images with the most missed objects.
+    The first section is open, the others are collapsed; ``misses`` are the figures of the images
+    with the most missed objects.
     """
     files = comparison.files
     names = " and ".join(f.name for f in files) if len(files) < 3 else f"{len(files)} result files"
@@ -124,10 +121,8 @@ def _how_to_read(comparison: Comparison) -> str:
         "recall of all detections that count."
     )
     if len(comparison.files) > 1:
-        text += (
-            " Bold: the best file. Small numbers: the difference to the first file, "
-            f"{comparison.files[0].name}."
-        )
+        first = comparison.files[0].name
+        text += f" Bold: the best file. Small numbers: the difference to the first file, {first}."
     return text
 
 
@@ -172,10 +167,8 @@ def _nan_last(value: float) -> float:
 def _group_table(comparison: Comparison) -> str:
     truth = comparison.ground_truth
     groups = truth.groups
-    objects = np.bincount(
-        truth.category_groups[truth.annotation_categories[truth.counted]] + 1,
-        minlength=len(groups.names) + 1,
-    )[1:]
+    of_objects = truth.category_groups[truth.annotation_categories[truth.counted]]
+    objects = np.bincount(of_objects + 1, minlength=len(groups.names) + 1)[1:]
     rows = []
     for i, (name, text) in enumerate(zip(groups.names, groups.labels, strict=True)):
         counts = truth.image_counts[truth.category_groups == i]
@@ -185,11 +178,8 @@ def _group_table(comparison: Comparison) -> str:
             f"<tr><td>{_dot(group_color(i))}{escape(text)}</td><td>{span}</td><td>{len(counts):,}</td>"
             f"<td>{comparison.categories_evaluated[name]:,}</td><td>{objects[i]:,}</td></tr>"
         )
-    return (
-        '<div class="scroll"><table><tr><th>Group</th><th>image_count: training images</th>'
-        "<th>categories</th><th>with ground truth here</th><th>objects</th></tr>"
-        f"{''.join(rows)}</table></div>"
-    )
+    columns = "image_count: training images", "categories", "with ground truth here", "objects"
+    return _table(("Group", *columns), rows)
 
 
 def _file_table(comparison: Comparison) -> str:
@@ -197,10 +187,12 @@ def _file_table(comparison: Comparison) -> str:
     for number, file in enumerate(comparison.files):
         dot = _dot(file_color(number)) if len(comparison.files) > 1 else ""
         rows.append(f"<tr><td>{dot}{escape(file.path)}</td><td>{file.num_detections:,}</td></tr>")
-    return (
-        '<div class="scroll"><table><tr><th>Result file</th><th>detections</th></tr>'
-        f"{''.join(rows)}</table></div>"
-    )
+    return _table(("Result file", "detections"), rows)
+
+
+def _table(columns: tuple[str, ...], rows: list[str]) -> str:
+    head = "".join(f"<th>{column}</th>" for column in columns)
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _dot(fill: str) -> str:

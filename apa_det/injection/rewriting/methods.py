@@ -22,12 +22,7 @@ from ..activation_kinds import KINDS, kind_of_function
 
 logger = logging.getLogger(__name__)
 
-_TENSOR_METHODS = {
-    "relu": torch.relu,
-    "relu_": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "sigmoid_": torch.sigmoid,
-}
+_TENSOR_METHODS = {"relu": torch.relu, "sigmoid": torch.sigmoid}  # also with a trailing "_"
 _FUTURE_FLAGS = reduce(
     int.__or__, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 )
@@ -152,7 +147,7 @@ class Method:
             written = ast.unparse(ast.Tuple([*arguments[1:], *options.values()], ast.Load()))
             return SourceCall(node, arguments[0], kind, function, with_options, written, None)
         if isinstance(called, ast.Attribute) and not arguments and not options:
-            function = _TENSOR_METHODS.get(called.attr)
+            function = _TENSOR_METHODS.get(called.attr.removesuffix("_"))
             if function is not None and self._resolve(called.value) is None:
                 kind = kind_of_function(function)
                 return SourceCall(node, called.value, kind, function, function, "()", None)
@@ -241,9 +236,8 @@ class _Rewriter(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         """Mangle ``self.__name``, which Python does not do outside of the class."""
         if _is_super(node) and node.attr in self._parents:
-            return ast.Attribute(
-                ast.Name(self._self, ast.Load()), self._parents[node.attr], node.ctx
-            )
+            owner = ast.Name(self._self, ast.Load())
+            return ast.Attribute(owner, self._parents[node.attr], node.ctx)
         if node.attr.startswith("__") and not node.attr.endswith("__"):
             node.attr = self._private + node.attr
         return self.generic_visit(node)
@@ -289,10 +283,9 @@ def _warn_about_kept_calls(function: FunctionType) -> None:
     called = {f.__name__ for kind in KINDS.values() if kind.default for f in kind.functions}
     called &= {*function.__code__.co_names}
     if called:
-        logger.warning(
-            "Cannot rewrite the source of %s: its calls of %s are not replaced.",
-            *(function.__qualname__, ", ".join(sorted(called))),
-        )
+        names = ", ".join(sorted(called))
+        what = "Cannot rewrite the source of %s: its calls of %s are not replaced."
+        logger.warning(what, function.__qualname__, names)
 
 
 def _with_options(

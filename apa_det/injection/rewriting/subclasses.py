@@ -31,24 +31,11 @@ def subclass_with_modules(cls: type[nn.Module], replacements: Replacements) -> t
     changed = {method for method, replaced in names.items() if replaced}
     while callers := {m.name for m in methods if changed & {*m.parents.values()}} - changed:
         changed |= callers
-    attributes = {
-        method.name: method.with_modules(names[method.name], changed)
-        for method in methods
-        if method.name in changed
-    }
-    subclass = type(cls)(
-        cls.__name__,
-        (cls,),
-        {
-            **attributes,
-            "__module__": cls.__module__,
-            "__qualname__": cls.__qualname__,
-            "__doc__": cls.__doc__,
-            "__reduce_ex__": reduce_ex,
-            "_apa_original": cls,
-            "_apa_calls": replacements,
-        },
-    )
+    rewritten = [method for method in methods if method.name in changed]
+    attributes = {m.name: m.with_modules(names[m.name], changed) for m in rewritten}
+    attributes |= {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
+    attributes |= {"__reduce_ex__": reduce_ex, "_apa_original": cls, "_apa_calls": replacements}
+    subclass = type(cls)(cls.__name__, (cls,), attributes)
     return subclass
 
 

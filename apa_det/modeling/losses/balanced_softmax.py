@@ -14,11 +14,7 @@ from .cross_entropy import binary_cross_entropy, softmax_cross_entropy
 def log_prior_ratios(counts: Tensor) -> Tensor:
     """Return log(K n_j / Σ n): the log prior of each class relative to a balanced dataset.
 
-    Args:
-        counts: n, shape (K,). Zero counts are treated as 1.
-
-    Returns:
-        float32, shape (K,); 0 for all classes if their counts are equal.
+    ``counts`` and the result (float32) have shape (K,). Zero counts are treated as 1.
     """
     counts = counts.clamp(min=1).double()
     return (counts / counts.mean()).log().float()
@@ -50,14 +46,12 @@ class BalancedSoftmax(FrequencyLoss):
     ):
         """
         Args:
-            num_classes: K, the number of foreground classes.
             datasets: registered training datasets, whose class counts give the prior.
             tau: τ; 0 is plain cross-entropy.
             count: see :func:`apa_det.data.class_counts.class_counts`.
         """
         super().__init__(num_classes, datasets)
-        self.tau = tau
-        self.count = count
+        self.tau, self.count = tau, count
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

@@ -52,16 +52,14 @@ class BoxClassLoss(nn.Module):
         return {"num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES}
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve | None) -> Tensor:
-        """
+        """Return the loss, a scalar; 0 without proposals.
+
         Args:
             logits: shape (N, K + 1) for softmax, background last; (N, K) for the other scores.
             gt_classes: int64, shape (N,), K for the background.
             curve: λ and κ of the class score, with one element or shape (1, K): :data:`SIGMOID`,
                 (0, 1) for "gumbel", the learned parameters for "apa", None for softmax. See
                 :func:`log_odds`.
-
-        Returns:
-            A scalar; 0 without proposals.
         """
         raise NotImplementedError
 
@@ -125,16 +123,12 @@ def build_box_class_loss(cfg: CfgNode) -> BoxClassLoss:
     named = {key: name for key, name in named.items() if name}
     if len(set(named.values())) > 1:
         first, second, *_ = named
-        raise UserError(
-            f"MODEL.ROI_BOX_HEAD.{first} contradicts MODEL.ROI_BOX_HEAD.{second}. Change one of "
-            "the two."
-        )
+        both = f"MODEL.ROI_BOX_HEAD.{first} contradicts MODEL.ROI_BOX_HEAD.{second}"
+        raise UserError(f"{both}. Change one of the two.")
     name = next(iter(named.values()), "CrossEntropy")
     if name not in BOX_CLASS_LOSS_REGISTRY:
-        raise UserError(
-            "MODEL.ROI_BOX_HEAD.CLASS_LOSS must be one of "
-            f"{', '.join(sorted(known for known, _ in BOX_CLASS_LOSS_REGISTRY))}; got {name!r}."
-        )
+        known = ", ".join(sorted(known for known, _ in BOX_CLASS_LOSS_REGISTRY))
+        raise UserError(f"MODEL.ROI_BOX_HEAD.CLASS_LOSS must be one of {known}; got {name!r}.")
     loss = BOX_CLASS_LOSS_REGISTRY.get(name)
     if head.CLASS_WEIGHTS is not None and not loss.takes_class_weights:
         raise UserError(
@@ -156,12 +150,7 @@ def look_up_frequencies(model: nn.Module) -> None:
 
 
 def log_odds(logits: Tensor, curve: Curve) -> Tensor:
-    """Return the log-odds of the scores η(logits; λ, κ), in float32 or more.
-
-    Args:
-        logits: shape (N, K).
-        curve: λ and κ, as for :class:`BoxClassLoss`.
-    """
+    """Return the log-odds of the scores η(logits; λ, κ), shape (N, K), in float32 or more."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if curve is SIGMOID else logit_apa(logits, *curve)
 

@@ -19,12 +19,7 @@ _BY_FREQUENCY = ("inverse", "sqrt_inverse", "effective_number")
 def inverse_weights(counts: Tensor, power: float = 1.0) -> Tensor:
     """Return 1 / n^power for class counts n, scaled to a mean of 1.
 
-    Args:
-        counts: n, shape (K,). Zero counts are treated as 1.
-        power: 1, or 0.5 for the square root.
-
-    Returns:
-        float32, shape (K,).
+    ``counts`` and the result (float32) have shape (K,). Zero counts are treated as 1.
     """
     return _with_mean_1(counts.clamp(min=1).double() ** -power)
 
@@ -33,14 +28,9 @@ def effective_number_weights(counts: Tensor, beta: float = 0.999) -> Tensor:
     """Return (1 − β) / (1 − β^n), the inverse effective number of samples, scaled to a mean of 1.
 
     "Class-Balanced Loss Based on Effective Number of Samples" (Cui et al., CVPR 2019), sections 3
-    and 4. β = 0 gives equal weights; β → 1 gives :func:`inverse_weights`.
+    and 4. β is in [0, 1); 0 gives equal weights, β → 1 gives :func:`inverse_weights`.
 
-    Args:
-        counts: n, shape (K,). Zero counts are treated as 1.
-        beta: β, in [0, 1).
-
-    Returns:
-        float32, shape (K,).
+    ``counts`` and the result (float32) have shape (K,). Zero counts are treated as 1.
     """
     if beta == 0:
         return torch.ones_like(counts, dtype=torch.float32)
@@ -64,14 +54,12 @@ def read_class_weights(json_file: str, class_names: Sequence[str]) -> Tensor:
     weights = read_json(json_file)
     if not isinstance(weights, dict):
         raise UserError(f"{json_file} must be a JSON object {{class name: weight}}.")
-    lacking = [name for name in class_names if name not in weights]
-    unknown = [name for name in weights if name not in set(class_names)]
-    if lacking or unknown:
-        problem = f"has no weight for the class {lacking[0]!r}" if lacking else ""
-        raise UserError(
-            f"{json_file} {problem or f'has a weight for the unknown class {unknown[0]!r}'}. Give "
-            "one weight for each class of the training dataset."
-        )
+    lacking = [f"no weight for the class {name!r}" for name in class_names if name not in weights]
+    known = set(class_names)
+    unknown = [f"a weight for the unknown class {name!r}" for name in weights if name not in known]
+    if problems := lacking + unknown:
+        advice = "Give one weight for each class of the training dataset."
+        raise UserError(f"{json_file} has {problems[0]}. {advice}")
     _require_weights([weights[name] for name in class_names], json_file)
     return torch.tensor([float(weights[name]) for name in class_names])
 
@@ -104,7 +92,6 @@ class WeightedLoss(FrequencyLoss):
     ):
         """
         Args:
-            num_classes: K, the number of foreground classes.
             class_weights: "inverse", "sqrt_inverse" (:func:`inverse_weights`), "effective_number"
                 (:func:`effective_number_weights`), K numbers, or a JSON file
                 (:func:`read_class_weights`). None: all weights are 1.
@@ -132,9 +119,7 @@ class WeightedLoss(FrequencyLoss):
                 )
         if not 0 <= beta < 1:
             raise UserError(f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS_BETA must be in [0, 1), got {beta}.")
-        self.class_weights = class_weights
-        self.beta = beta
-        self.count = count
+        self.class_weights, self.beta, self.count = class_weights, beta, count
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:

@@ -12,15 +12,13 @@ from .class_weights import WeightedLoss
 def softmax_cross_entropy(
     logits: Tensor, gt_classes: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Return the softmax cross-entropy, averaged over proposals.
+    """Return the softmax cross-entropy, averaged over proposals; 0 without any.
 
     Args:
         logits: shape (N, K + 1), background last.
         gt_classes: shape (N,), K for the background.
         weights: weight of each proposal's loss, shape (N,); None: 1. The sum is still divided by N.
 
-    Returns:
-        A scalar; 0 without proposals.
     """
     if weights is None:
         return cross_entropy(logits, gt_classes)
@@ -31,7 +29,7 @@ def softmax_cross_entropy(
 def binary_cross_entropy(
     log_odds: Tensor, gt_classes: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Return the binary cross-entropy, summed over classes and averaged over proposals.
+    """Return the binary cross-entropy, summed over classes, averaged over proposals; 0 without any.
 
     With ``weights`` it is Cui et al.'s class-balanced sigmoid cross-entropy: the weight of a
     proposal's class multiplies its losses for all classes.
@@ -41,8 +39,6 @@ def binary_cross_entropy(
         gt_classes: shape (N,), K for the background.
         weights: weight of each proposal's loss, shape (N,); None: 1. The sum is still divided by N.
 
-    Returns:
-        A scalar; 0 without proposals.
     """
     targets = one_hot(gt_classes, log_odds.shape[1]).to(log_odds.dtype)
     weights = None if weights is None else weights[:, None].to(log_odds.dtype)

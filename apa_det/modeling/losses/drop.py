@@ -20,8 +20,7 @@ def drop_loss(log_odds: Tensor, gt_classes: Tensor, scarce: Tensor) -> Tensor:
 
     Args:
         log_odds: log-odds of the class scores, shape (N, K); see :func:`apa_det.logit_apa`.
-        gt_classes: shape (N,), K for the background.
-        scarce: mask of scarce classes, boolean, shape (K,).
+        gt_classes, scarce: as for :func:`drop_loss_weights`.
 
     Returns:
         A scalar, summed over classes; 0 without proposals.
@@ -55,10 +54,7 @@ def drop_loss_weights(gt_classes: Tensor, scarce: Tensor) -> Tensor:
 
 
 def share_of_scarce_labels(gt_classes: Tensor, scarce: Tensor) -> Tensor:
-    """Return the share of scarce classes among foreground proposals: a scalar, 1 without any.
-
-    Arguments as for :func:`drop_loss_weights`.
-    """
+    """Return the share of scarce classes among foreground proposals: a scalar, 1 without any."""
     num_foreground = (gt_classes < len(scarce)).sum()
     num_scarce = F.pad(scarce, (0, 1))[gt_classes].sum()
     return torch.where(num_foreground > 0, num_scarce / num_foreground.clamp(min=1), 1.0)
@@ -77,7 +73,6 @@ class DropLoss(FrequencyLoss):
     ):
         """
         Args:
-            num_classes: K, the number of foreground classes.
             datasets: registered training datasets, whose image counts define scarce classes; see
                 :func:`apa_det.data.class_counts.get_scarce_classes`.
             threshold: a class in less than this share of the images is scarce.

@@ -38,7 +38,6 @@ class EqualizationLoss(FrequencyLoss):
     ):
         """
         Args:
-            num_classes: K, the number of foreground classes.
             datasets: registered training datasets, whose image counts define rare classes.
             threshold: λ. The paper's value is for LVIS v0.5.
         """
@@ -84,16 +83,13 @@ def equalization_weights(
 def equalization_loss_v2(
     log_odds: Tensor, gt_classes: Tensor, positive_weights: Tensor, negative_weights: Tensor
 ) -> Tensor:
-    """Return the class-weighted binary cross-entropy, summed over classes, averaged over proposals.
+    """Return the class-weighted binary cross-entropy, as a mean over proposals; 0 without any.
 
     Args:
         log_odds: log-odds of the class scores, shape (N, K).
         gt_classes: shape (N,), K for the background.
         positive_weights, negative_weights: weights of a class's loss for its own and for other
             proposals, shape (K,); see :func:`equalization_weights`.
-
-    Returns:
-        A scalar; 0 without proposals.
     """
     own, labels = _of_labels(log_odds, gt_classes)
     # Positives are few: treat all pairs as negatives, then correct the positives.
@@ -104,9 +100,7 @@ def equalization_loss_v2(
 
 
 def gradients_by_class(log_odds: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the positive and negative gradients of binary cross-entropy per class.
-
-    They are absolute gradients of the log-odds, summed over proposals.
+    """Return the absolute gradients of binary cross-entropy per class, summed over proposals.
 
     Args:
         log_odds: shape (N, K).
@@ -141,15 +135,9 @@ class EqualizationLossV2(BoxClassLoss):
     def __init__(
         self, num_classes: int, *, gamma: float = 12.0, mu: float = 0.8, alpha: float = 4.0
     ):
-        """
-        Args:
-            num_classes: K, the number of foreground classes.
-            gamma, mu, alpha: as for :func:`equalization_weights`.
-        """
+        """``gamma``, ``mu`` and ``alpha`` are those of :func:`equalization_weights`."""
         super().__init__(num_classes)
-        self.gamma = gamma
-        self.mu = mu
-        self.alpha = alpha
+        self.settings = {"gamma": gamma, "mu": mu, "alpha": alpha}
         for name in ("positive_gradients", "negative_gradients"):
             self.register_buffer(name, torch.zeros(num_classes, dtype=torch.float64))
 
@@ -165,16 +153,10 @@ class EqualizationLossV2(BoxClassLoss):
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
         x = log_odds(logits, curve)
-        weights = equalization_weights(
-            *(self.positive_gradients, self.negative_gradients), self.gamma, self.mu, self.alpha
-        )
-        weights = [weight.to(x.dtype) for weight in weights]
+        gradients = self.positive_gradients, self.negative_gradients
+        weights = [w.to(x.dtype) for w in equalization_weights(*gradients, **self.settings)]
         if self.training:
-            self._accumulate(x.detach(), gt_classes, *weights)
+            new = torch.stack(gradients_by_class(x.detach(), gt_classes)) * torch.stack(weights)
+            for total, term in zip(gradients, sum_over_processes(new), strict=True):
+                total += term
         return equalization_loss_v2(x, gt_classes, *weights)
-
-    def _accumulate(self, x: Tensor, gt_classes: Tensor, *weights: Tensor) -> None:
-        gradients = torch.stack(gradients_by_class(x, gt_classes)) * torch.stack(weights)
-        positive, negative = sum_over_processes(gradients)
-        self.positive_gradients += positive
-        self.negative_gradients += negative

@@ -52,7 +52,6 @@ class FederatedLoss(FrequencyLoss):
     ):
         """
         Args:
-            num_classes: K, the number of foreground classes.
             get_fed_loss_cls_weights: returns the sampling weights, shape (K,). It is called after
                 the training datasets are loaded.
             fed_loss_num_classes: as ``num_classes`` of :func:`federated_classes`.
@@ -64,11 +63,10 @@ class FederatedLoss(FrequencyLoss):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         head, datasets = cfg.MODEL.ROI_BOX_HEAD, cfg.DATASETS.TRAIN
+        power = head.FED_LOSS_FREQ_WEIGHT_POWER
         return {
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            "get_fed_loss_cls_weights": partial(
-                _frequency_weights, datasets, head.FED_LOSS_FREQ_WEIGHT_POWER
-            ),
+            "get_fed_loss_cls_weights": partial(_frequency_weights, datasets, power),
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
         }
 

@@ -17,7 +17,7 @@ def focal_loss(
     alpha: float = 0.25,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Return the binary focal loss, summed over classes and averaged over proposals.
+    """Return the binary focal loss, summed over classes, averaged over proposals; 0 without any.
 
     −α_t (1 − p_t)^γ log p_t ("Focal Loss for Dense Object Detection", Lin et al., ICCV 2017,
     equation 5), where p_t is the score p of the proposal's own class, and 1 − p of other classes.
@@ -30,9 +30,6 @@ def focal_loss(
         alpha: α_t is α for the proposal's own class, 1 − α for others. Negative: α_t = 1.
         weights: weight of each proposal's loss, shape (N,), as in Cui et al.'s class-balanced focal
             loss; None: 1.
-
-    Returns:
-        A scalar; 0 without proposals.
     """
     positive, negative = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
     rows = (gt_classes < log_odds.shape[1]).nonzero()[:, 0]
@@ -74,29 +71,20 @@ class FocalLoss(WeightedLoss):
 
     @configurable
     def __init__(self, num_classes: int, *, gamma: float = 2.0, alpha: float = 0.25, **kwargs):
-        """
-        Args:
-            num_classes: K, the number of foreground classes.
-            gamma, alpha: as for :func:`focal_loss`.
-            kwargs: those of :class:`WeightedLoss`.
-        """
+        """``gamma`` and ``alpha`` are those of :func:`focal_loss`, the others of WeightedLoss."""
         super().__init__(num_classes, **kwargs)
         if gamma < 0 or alpha > 1:
             raise UserError(
                 "MODEL.ROI_BOX_HEAD.FOCAL_LOSS_GAMMA must be >= 0 and FOCAL_LOSS_ALPHA <= 1; got "
                 f"{gamma} and {alpha}."
             )
-        self.gamma = gamma
-        self.alpha = alpha
+        self.gamma, self.alpha = gamma, alpha
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         head = cfg.MODEL.ROI_BOX_HEAD
-        return {
-            **super().from_config(cfg),
-            "gamma": head.FOCAL_LOSS_GAMMA,
-            "alpha": head.FOCAL_LOSS_ALPHA,
-        }
+        gamma, alpha = head.FOCAL_LOSS_GAMMA, head.FOCAL_LOSS_ALPHA
+        return {**super().from_config(cfg), "gamma": gamma, "alpha": alpha}
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
         weights = self.proposal_weights(gt_classes)

@@ -15,7 +15,7 @@ from .base import BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss
 def group_softmax_loss(
     logits: Tensor, gt_classes: Tensor, groups: Tensor, others_ratio: float = 8.0
 ) -> Tensor:
-    """Return the sum of the softmax cross-entropies of all groups.
+    """Return the sum of the softmax cross-entropies of all groups; 0 without proposals.
 
     "Overcoming Classifier Imbalance for Long-tail Object Detection with Balanced Group Softmax" (Li
     et al., CVPR 2020, section 4). Each of the G groups of classes has an additional output,
@@ -29,9 +29,6 @@ def group_softmax_loss(
         gt_classes: shape (N,), K for the background.
         groups: group of each class, from 0 to G − 1, int64, shape (K,).
         others_ratio: sample at most this many others per proposal of a group's classes.
-
-    Returns:
-        A scalar; 0 without proposals.
     """
     num_classes = len(groups)
     num_groups = logits.shape[1] - num_classes - 2
@@ -68,11 +65,8 @@ def group_softmax_probabilities(logits: Tensor, groups: Tensor) -> Tensor:
     """
     num_classes = len(groups)
     classes, others, is_foreground = logits.float().tensor_split([num_classes, -2], dim=1)
-    sums = [
-        torch.where(groups == group, classes, -torch.inf).logsumexp(dim=1)
-        for group in range(others.shape[1])
-    ]
-    sums = torch.logaddexp(torch.stack(sums, dim=1), others)
+    members = (torch.where(groups == g, classes, -torch.inf) for g in range(others.shape[1]))
+    sums = torch.logaddexp(torch.stack([m.logsumexp(dim=1) for m in members], dim=1), others)
     foreground, background = is_foreground.softmax(dim=1).split(1, dim=1)
     return torch.cat([(classes - sums[:, groups]).exp() * foreground, background], dim=1)
 
@@ -98,7 +92,6 @@ class BalancedGroupSoftmax(FrequencyLoss):
     ):
         """
         Args:
-            num_classes: K, the number of foreground classes.
             datasets: registered training datasets, whose class counts define the groups.
             boundaries: smallest counts of the second group, the third, and so on.
             others_ratio: as for :func:`group_softmax_loss`.
@@ -110,9 +103,7 @@ class BalancedGroupSoftmax(FrequencyLoss):
                 "MODEL.ROI_BOX_HEAD.GROUP_SOFTMAX_BOUNDARIES must be strictly increasing, got "
                 f"{list(boundaries)}."
             )
-        self.boundaries = boundaries
-        self.others_ratio = others_ratio
-        self.count = count
+        self.boundaries, self.others_ratio, self.count = boundaries, others_ratio, count
         self.num_outputs = num_classes + len(boundaries) + 3
         self.register_buffer("groups", torch.zeros(num_classes, dtype=torch.int64))
 

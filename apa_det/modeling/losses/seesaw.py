@@ -19,7 +19,7 @@ def seesaw_loss(
     q: float = 2.0,
     min_score: float = 0.01,
 ) -> Tensor:
-    """Return the Seesaw loss of a softmax over classes and background, averaged over proposals.
+    """Return the Seesaw loss of a softmax with background, averaged over proposals; 0 without any.
 
     −log of e^{z_i} / (e^{z_i} + Σ_{j≠i} S_ij e^{z_j}) for the class i of a proposal ("Seesaw Loss
     for Long-Tailed Instance Segmentation", Wang et al., CVPR 2021, section 3.1), with the
@@ -28,11 +28,7 @@ def seesaw_loss(
     Args:
         logits: shape (N, K + 1), background last.
         gt_classes: shape (N,), K for the background.
-        counts: accumulated samples of each class, shape (K,).
-        p, q, min_score: as for :func:`seesaw_factors`.
-
-    Returns:
-        A scalar; 0 without proposals.
+        counts, p, q, min_score: as for :func:`seesaw_factors`.
     """
     factors = seesaw_factors(logits.detach(), gt_classes, counts, p, q, min_score)
     loss = F.cross_entropy(logits + factors, gt_classes, reduction="sum")
@@ -88,18 +84,13 @@ class SeesawLoss(BoxClassLoss):
 
     @configurable
     def __init__(self, num_classes: int, *, p: float = 0.8, q: float = 2.0):
-        """
-        Args:
-            num_classes: K, the number of foreground classes.
-            p, q: as for :func:`seesaw_factors`.
-        """
+        """``p`` and ``q`` are those of :func:`seesaw_factors`."""
         super().__init__(num_classes)
         if p < 0 or q < 0:
             raise UserError(
                 f"MODEL.ROI_BOX_HEAD.SEESAW_LOSS_P and SEESAW_LOSS_Q must be >= 0, got {p} and {q}."
             )
-        self.p = p
-        self.q = q
+        self.p, self.q = p, q
         self.register_buffer("sample_counts", torch.zeros(num_classes, dtype=torch.int64))
 
     @classmethod

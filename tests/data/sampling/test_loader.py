@@ -72,8 +72,9 @@ def seeded():
         "WeightedCategoryTrainingSampler",
     ],
 )
-def test_order_of_detectron2_samplers(sampler, fresh_loggers, caplog):
-    cfg = config(sampler)
+def test_order_of_detectron2_samplers(sampler, caplog):
+    from_shared_seed = sampler in ("TrainingSampler", "RandomSubsetTrainingSampler")
+    cfg = config(sampler, seed=-1 if from_shared_seed else 3)
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = [[NAME, 2.5]]  # the key of the weighted samplers
     seeded()
     theirs = order(build_detection_train_loader(cfg, identity))
@@ -85,11 +86,7 @@ def test_order_of_detectron2_samplers(sampler, fresh_loggers, caplog):
 
 @pytest.mark.parametrize("sampler", [name for name, _ in TRAIN_SAMPLER_REGISTRY])
 def test_plain_arguments_match_config(sampler):
-    cfg = config(sampler)
-    seeded()
-    expected = order(build_train_loader(cfg, identity))
-    seeded()
-    detectron2_seeds = ("TrainingSampler", "RandomSubsetTrainingSampler")
+    expected = order(build_train_loader(config(sampler), identity))
     loader = build_train_loader(
         get_detection_dataset_dicts(NAME),
         sampler=sampler,
@@ -97,7 +94,7 @@ def test_plain_arguments_match_config(sampler):
         subset_ratio=0.5,
         frequent_share=0.25,
         dataset_names=NAME,
-        seed=None if sampler in detectron2_seeds else 3,
+        seed=3,
         mapper=identity,
         total_batch_size=2,
     )

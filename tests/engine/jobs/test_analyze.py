@@ -1,7 +1,6 @@
-"""The analysis of a checkpoint by the tool, as a user runs it."""
+"""Analysis of a checkpoint with the command-line tool."""
 
 import csv
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from detectron2.modeling import build_model
 from apa_det.analysis import ACTIVATION, CLASS_SCORE, GATE
 from apa_det.engine import setup_job
 
-ROOT = Path(__file__).parents[3]
 SIZES = {"summary.png", "gates.png", "activations.png", "class_scores.png", "layers.csv"}
 
 
@@ -45,24 +43,23 @@ def test_yaml(arguments, tool, tmp_path, capsys):
     assert {(row["lambda"], row["kappa"]) for row in scores} == {("0.0", "1.0")}
 
 
-def test_lazy(data, tool, tmp_path, monkeypatch):
+def test_lazy(quickstart, tool, tmp_path, monkeypatch):
     analyses = []
     monkeypatch.setattr(
         "apa_det.analysis.write_analysis", lambda *args: analyses.append(args) or []
     )
-    small = [
-        "train.device=cpu",
-        f"dataloader.lvis_format=[[engine_lazy, '{data}/val.json', '{data}']]",
-        "dataloader.test.dataset.names=engine_lazy",
-        "model.roi_heads.num_classes=4",
-        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
-    ]
-    config = ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA.py"
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), small)
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(quickstart.lazy), quickstart.lazy_opts)
     torch.save({"model": instantiate(cfg.model).state_dict()}, tmp_path / "model.pth")
-    flags = ["--config-file", str(config), "--num-images", "1", "--output", str(tmp_path / "out")]
-    small.append(f"train.init_checkpoint={tmp_path / 'model.pth'}")
-    assert tool("analyze_activations", *flags, *small) == 0
+    flags = [
+        "--config-file",
+        quickstart.lazy,
+        "--num-images",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    weights = f"train.init_checkpoint={tmp_path / 'model.pth'}"
+    assert tool("analyze_activations", *flags, *quickstart.lazy_opts, weights) == 0
     analysis, folder = analyses[0]
     assert folder == str(tmp_path / "out") and analysis.num_images == 1
     kinds = {kind: len(analysis.of_kind(kind)) for kind in (GATE, ACTIVATION, CLASS_SCORE)}

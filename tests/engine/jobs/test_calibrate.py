@@ -1,4 +1,4 @@
-"""The fit of a calibration: each row is what evaluation gives with that strength in the config."""
+"""Fitting a calibration: each row equals an evaluation with that strength in the config."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from apa_det.engine import LazyJob, read_lazy_config, setup_job
 from apa_det.engine.jobs.calibrate import CalibrationFit, fit_calibration, score_strengths
 from apa_det.engine.testing import build_subset_loader
+from apa_det.errors import UserError
 from apa_det.evaluation import LongTailEvaluator
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +28,7 @@ CALIBRATION = ("MODEL.ROI_BOX_HEAD.CALIBRATION", "MODEL.ROI_BOX_HEAD.CALIBRATION
 
 @pytest.fixture
 def checkpoint(arguments, tmp_path):
-    """Makes the config options of a detector with random weights, whose scores differ by class."""
+    """Make config options of a detector with random weights, whose scores differ by class."""
 
     def make(cascade=False, score="softmax"):
         options = (*NAMES[cascade], "MODEL.ROI_BOX_HEAD.CLASS_SCORE", score)
@@ -46,7 +47,7 @@ def checkpoint(arguments, tmp_path):
 @pytest.mark.parametrize(
     "method, score, cascade", [("NorCal", "softmax", False), ("TauNorm", "apa", True)]
 )
-def test_rows_are_what_evaluation_gives(arguments, checkpoint, method, score, cascade):
+def test_rows_equal_evaluation(arguments, checkpoint, method, score, cascade):
     options = checkpoint(cascade, score)
     fit = fit_calibration(setup_job(arguments(*options, eval_only=True)), method, 8, (0.0, 0.8))
     assert fit.metrics[0] != fit.metrics[1]
@@ -55,37 +56,37 @@ def test_rows_are_what_evaluation_gives(arguments, checkpoint, method, score, ca
         job = setup_job(arguments(*options, *key, "MODEL.MASK_ON", False))
         model = build_model(job.config)
         model.load_state_dict(torch.load(job.weights)["model"], strict=False)
-        evaluator = LongTailEvaluator("engine_train", subset=8, subset_only=True)
-        loader = build_subset_loader(job, "engine_train", evaluator.subset.image_ids)
+        evaluator = LongTailEvaluator("tiny_train", subset=8, subset_only=True)
+        loader = build_subset_loader(job, "tiny_train", evaluator.subset.image_ids)
         metrics = inference_on_dataset(model, loader, evaluator)["subset/bbox"]
         assert row == pytest.approx({name: metrics[name] for name in row}, nan_ok=True)
 
 
-def test_the_model_is_left_as_it_came(arguments, checkpoint):
+def test_the_model_is_restored(arguments, checkpoint):
     options = (*checkpoint(), CALIBRATION[0], "NorCal", CALIBRATION[1], 0.3)
     job = setup_job(arguments(*options, eval_only=True))
     model = build_model(job.config)
     predictor, before = model.roi_heads.box_predictor, model.roi_heads.box_predictor.calibration
-    evaluator = LongTailEvaluator("engine_train", subset=2, subset_only=True)
-    loader = build_subset_loader(job, "engine_train", evaluator.subset.image_ids)
+    evaluator = LongTailEvaluator("tiny_train", subset=2, subset_only=True)
+    loader = build_subset_loader(job, "tiny_train", evaluator.subset.image_ids)
     fit = (loader, evaluator.subset, evaluator.category_ids, "NorCal", (0.5,))
     score_strengths(model, *fit)
     assert model.roi_heads.mask_on and predictor.calibration is before and before.strength == 0.3
     assert "predict_probs" not in vars(predictor)
     predictor.calibration_datasets = ()
-    with pytest.raises(ValueError, match="give the box predictors calibration_datasets"):
+    with pytest.raises(UserError, match="set calibration_datasets of the box predictors"):
         score_strengths(model, *fit)
     model.roi_heads.box_predictor = torch.nn.Identity()
-    with pytest.raises(ValueError, match="no APAFastRCNNOutputLayers to calibrate"):
+    with pytest.raises(UserError, match="no box predictor to calibrate"):
         score_strengths(model, *fit)
 
 
-def test_choice(tmp_path):
-    """The smallest of the best; the largest is named as such; and none at all."""
+def test_best_strength(tmp_path):
+    """The smallest of equally good ones; a note on the largest one; no improvement."""
     numbers = [[1.0, 2.0], [3.0, float("nan")], [3.0, 1.0]]
     metrics = [dict(zip(("AP", "APr"), row, strict=True)) for row in numbers]
     fit = CalibrationFit("NorCal", (0.0, 0.5, 1.0), metrics, [3.0, 2.0, 1.5])
-    assert fit.best == 0.5 and fit.advice() == "AP is highest at the strength 0.5."
+    assert fit.best == 0.5 and fit.advice() == "AP is highest at strength 0.5."
     assert [line.split() for line in fit.table().splitlines()[2:]] == [
         ["0", "1.00", "2.00", "3.0"],
         ["0.5", "*", "3.00", "–", "2.0"],
@@ -94,8 +95,9 @@ def test_choice(tmp_path):
     fit.draw(tmp_path / "fit.png")
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
     rising = CalibrationFit("NorCal", (0.0, 0.5), metrics[:2], [3.0, 2.0])
-    assert "the largest that was tried" in rising.advice()
-    assert "at none of these" in CalibrationFit("NorCal", (0.0, 1.0), metrics[1:], [1, 1]).advice()
+    assert "the largest one tested" in rising.advice()
+    useless = CalibrationFit("NorCal", (0.0, 1.0), metrics[1:], [1, 1])
+    assert "does not improve AP at any of these" in useless.advice()
 
 
 def test_tool(arguments, checkpoint, output, tool, capsys):
@@ -104,7 +106,7 @@ def test_tool(arguments, checkpoint, output, tool, capsys):
     flags += ["--num-images", "4", "--strengths", "0.1,0.2"]
     assert tool("calibrate", *flags, *options) == 0
     printed = capsys.readouterr().out
-    assert "detections a picture" in printed
+    assert "detections per image" in printed
     assert (output / "calibration/LogitAdjustment.png").stat().st_size > 1000
     chosen = output / "calibration/LogitAdjustment.yaml"
     if "leave it out" in printed:
@@ -115,36 +117,28 @@ def test_tool(arguments, checkpoint, output, tool, capsys):
         assert f"CALIBRATION_STRENGTH {head['CALIBRATION_STRENGTH']}" in printed
 
 
-def test_lazy_config(data, output, tool, capsys):
-    """The same model as by yaml gives the same numbers."""
+def test_lazy_config(quickstart, output, tool, capsys):
+    """The numbers equal those of the yaml config."""
     options = [
-        f"train.output_dir={output}",
-        f"train.init_checkpoint={output}/weights.pth",
-        f"dataloader.lvis_format=[[lazy_train, {data}/train.json, {data}]]",
-        *("dataloader.train.dataset.names=lazy_train", "dataloader.test.dataset.names=lazy_train"),
-        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
-        "model.roi_heads.num_classes=4",
+        *(*quickstart.lazy_opts, "dataloader.test.dataset.names=tiny_train"),
+        *(f"train.output_dir={output}", f"train.init_checkpoint={output}/weights.pth"),
     ]
-    config = str(ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA")
-    lazy = read_lazy_config(f"{config}.py", options)
+    lazy = read_lazy_config(quickstart.lazy, options)
     torch.manual_seed(0)
     output.mkdir()
     weights = instantiate(lazy.model).state_dict()
     weights["roi_heads.box_predictor.cls_score.weight"].normal_(std=0.3)
     torch.save({"model": weights, "__author__": "apa_det"}, output / "weights.pth")
     flags = ["--method", "NorCal", "--num-images", "4", "--strengths", "1"]
-    assert tool("calibrate", "--config-file", f"{config}.py", *flags, *options) == 0
+    assert tool("calibrate", "--config-file", quickstart.lazy, *flags, *options) == 0
     by_lazy = capsys.readouterr().out
     options = [
+        *(*quickstart.opts, "DATASETS.TEST", "('tiny_train',)"),
         *("OUTPUT_DIR", str(output), "MODEL.WEIGHTS", f"{output}/weights.pth"),
-        *("DATASETS.TRAIN", "('lazy_train',)", "DATASETS.TEST", "('lazy_train',)"),
-        *("DATASETS.LVIS_FORMAT", f"[['lazy_train', '{data}/train.json', '{data}']]"),
-        *("INPUT.MIN_SIZE_TEST", "64", "MODEL.ROI_HEADS.NUM_CLASSES", "4"),
-        *("TEST.DETECTIONS_PER_IMAGE", "100"),
     ]
-    assert tool("calibrate", "--config-file", f"{config}.yaml", *flags, *options) == 0
+    assert tool("calibrate", "--config-file", quickstart.yaml, *flags, *options) == 0
     by_yaml = capsys.readouterr().out
-    assert "detections a picture" in by_yaml
+    assert "detections per image" in by_yaml
     assert table(by_lazy) == table(by_yaml)
 
 
@@ -162,7 +156,7 @@ def test_overrides_of_a_lazy_cascade():
     assert [predictor.calibration for predictor in predictors] == ["TauNorm"] * 3
 
 
-def test_tool_refuses_in_one_line(arguments, checkpoint, tool, capsys):
+def test_tool_errors_are_one_line(arguments, checkpoint, tool, capsys):
     flags = ["--config-file", arguments().config_file, "--method", "NorCal"]
     options = [str(option) for option in checkpoint()]
     for wrong, message in (
