@@ -62,10 +62,7 @@ def run(args: argparse.Namespace) -> None:
     if args.reverse:
         content = {"state_dict": result.state}
     else:
-        content = {
-            "model": result.state,
-            "__author__": f"apa_det, from a {result.layout.value}",
-        }
+        content = {"model": result.state, "__author__": f"apa_det, from a {result.layout.value}"}
     os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
     torch.save(content, args.output)
     print(f"Wrote {args.output}: {len(result.state)} tensors.")

@@ -12,10 +12,7 @@ OPTS_HELP = (
 def command_parser(prog: str | None, doc: str, **kwargs) -> argparse.ArgumentParser:
     """Return a parser that shows the docstring of the command's module as it is."""
     return argparse.ArgumentParser(
-        prog=prog,
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        **kwargs,
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
     )
 
 

@@ -105,8 +105,7 @@ def _group_indices(
     counts = metadata.get("class_image_count")
     if groups.members is None and counts is None:
         logger.warning(
-            "The frequency groups are shown as unknown: %s has no image counts.",
-            dataset_name,
+            "The frequency groups are shown as unknown: %s has no image counts.", dataset_name
         )
         return np.full(len(names), -1)
     categories = [{"id": i, "name": name} for i, name in zip(ids.tolist(), names, strict=True)]

@@ -25,77 +25,43 @@ class Job(ABC):
     :class:`~apa_det.engine.setup.yaml.YamlJob` reads them from detectron2's yaml configs and
     :class:`~apa_det.engine.setup.lazy.LazyJob` from its LazyConfigs. Training, evaluation,
     calibration, analysis, demo, export and experiments take a job, so they work with both.
-
-    Attributes:
-        KEYS: config key of each setting, for :meth:`changed` and for messages.
-        LONG_TAIL_ADVICE: how to set the long-tail evaluation in the config, for messages.
-        config: the config that the job was read from.
-        seed: seed of the run; negative for a random one.
-        output_dir: folder for checkpoints, logs and results.
-        weights: path, URL or name of the checkpoint to start from or to evaluate; "" for none.
-        device: device of the model, e.g. "cuda" or "cpu".
-        train_datasets, test_datasets: names of registered datasets.
-        batch_size: images per optimizer step, over all processes; None if unknown.
-        num_parts: gradient accumulation: parts that each process splits its batch into.
-        reference_world_size: number of processes that the config is written for; 0 for any.
-        max_iter: number of training iterations.
-        eval_period: iterations between evaluations; 0 for one at the end.
-        checkpoint_period: iterations between checkpoints.
-        checkpoints_kept: number of periodic checkpoints to keep; None for all.
-        log_period: iterations between lines of the log and of ``metrics.json``.
-        parameter_log_period: iterations between records of λ and κ; 0 for none.
-        mixed_precision: whether to train with autocast.
-        ema_decay: decay of the averaged weights; None for no average.
-        fsdp: whether to shard the model over the processes.
-        ddp: keyword arguments of DistributedDataParallel.
-        trained, reinitialized, transfer_from: see ``SOLVER.TRAINED``, ``MODEL.REINITIALIZE`` and
-            ``MODEL.TRANSFER_FROM``.
-        best_metric: metric whose best checkpoint is kept; "" for none.
-        subset: images per test set to evaluate during training; 0 for all.
-        test_time_augmentation: whether to evaluate with it as well, after training.
-        precise_bn_iters: iterations to recompute batch norm statistics before an evaluation; 0 for
-            none.
-        groups: frequency groups of the evaluation; None for those of the dataset.
-        count_from: registered dataset with the image counts for them; None for the evaluated one.
-        imports: modules that were imported to register components.
-        extra_metrics, engine: see ``TEST.EXTRA_METRICS`` and ``TEST.ENGINE``.
     """
 
-    KEYS: ClassVar[Mapping[str, str]]
-    LONG_TAIL_ADVICE: ClassVar[str]
+    KEYS: ClassVar[Mapping[str, str]]  # config key of each setting, for messages and `changed`
+    LONG_TAIL_ADVICE: ClassVar[str]  # how the config asks for the long-tail evaluation
 
-    config: CfgNode | DictConfig
-    seed: int
-    output_dir: str
-    weights: str
-    device: str
-    train_datasets: Sequence[str]
+    config: CfgNode | DictConfig  # what the settings were read from
+    seed: int  # negative for a random one
+    output_dir: str  # for checkpoints, logs and results
+    weights: str  # path, URL or name of the checkpoint to start from or to evaluate; "" for none
+    device: str  # of the model, e.g. "cuda" or "cpu"
+    train_datasets: Sequence[str]  # names of registered datasets
     test_datasets: Sequence[str]
-    batch_size: int | None
-    num_parts: int
-    reference_world_size: int
-    max_iter: int
-    eval_period: int
-    checkpoint_period: int
-    checkpoints_kept: int | None
-    log_period: int
-    parameter_log_period: int
-    mixed_precision: bool
-    ema_decay: float | None
-    fsdp: bool
-    ddp: dict
-    trained: Sequence[str]
-    reinitialized: Sequence[str]
-    transfer_from: str
-    best_metric: str
-    subset: int
-    test_time_augmentation: bool
-    precise_bn_iters: int
-    groups: FrequencyGroups | None
-    count_from: str | None
-    imports: Sequence[str]
-    extra_metrics: Sequence[str]
-    engine: str
+    batch_size: int | None  # images per optimizer step, over all processes; None if unknown
+    num_parts: int  # that each process splits its batch into (gradient accumulation)
+    reference_world_size: int  # number of processes that the config is written for; 0 for any
+    max_iter: int  # training iterations
+    eval_period: int  # iterations between evaluations; 0 for one at the end
+    checkpoint_period: int  # iterations between checkpoints
+    checkpoints_kept: int | None  # periodic checkpoints to keep; None for all
+    log_period: int  # iterations between lines of the log and of metrics.json
+    parameter_log_period: int  # iterations between records of λ and κ; 0 for none
+    mixed_precision: bool  # whether to train with autocast
+    ema_decay: float | None  # of the averaged weights; None for no average
+    fsdp: bool  # whether to shard the model over the processes
+    ddp: dict  # keyword arguments of DistributedDataParallel
+    trained: Sequence[str]  # see SOLVER.TRAINED
+    reinitialized: Sequence[str]  # see MODEL.REINITIALIZE
+    transfer_from: str  # see MODEL.TRANSFER_FROM
+    best_metric: str  # whose best checkpoint is kept; "" for none
+    subset: int  # images per test set to evaluate during training; 0 for all
+    test_time_augmentation: bool  # whether to evaluate with it as well, after training
+    precise_bn_iters: int  # that recompute batch norm statistics before an evaluation; 0 for none
+    groups: FrequencyGroups | None  # of the evaluation; None for those of the dataset
+    count_from: str | None  # registered dataset with image counts; None for the evaluated one
+    imports: Sequence[str]  # modules that were imported to register components
+    extra_metrics: Sequence[str]  # see TEST.EXTRA_METRICS
+    engine: str  # see TEST.ENGINE
 
     # ---------------------------------------------------------------- parts of the job
     @abstractmethod

@@ -12,4 +12,3 @@ from .result_files import read_results
 from .side_by_side import Comparison, compare
 from .subset import choose_subset
 from .v3det_evaluator import V3DetEvaluator
-

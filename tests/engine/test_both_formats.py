@@ -43,7 +43,7 @@ def yaml_options(kind, folder, output):
         "MODEL.ROI_HEADS.NUM_CLASSES": 4,
         "MODEL.RETINANET.NUM_CLASSES": 4,
         "MODEL.RPN.POST_NMS_TOPK_TRAIN": 30,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": 30,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 10,
         "TEST.EVAL_PERIOD": 0,
     }
     return [str(x) for item in options.items() for x in item]
@@ -81,7 +81,7 @@ def lazy_options(kind, folder, output):
         options["model.backbone.top_block.in_channels"] = 512
     else:
         options["model.roi_heads.num_classes"] = 4
-        options["model.proposal_generator.post_nms_topk"] = [30, 30]
+        options["model.proposal_generator.post_nms_topk"] = [30, 10]
     return [f"{key}={value}".replace(" ", "") for key, value in options.items()]
 
 

@@ -16,7 +16,17 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, default_writers
 from detectron2.evaluation import verify_results
-from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNNWithTTA
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+    GeneralizedRCNNWithTTA,
+)
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
@@ -30,11 +40,7 @@ from ...data.class_counts import class_counts
 from ...data.frequency import FrequencyGroups
 from ...data.sampling import require_train_sampler
 from ...errors import UserError
-from ...evaluation import (
-    LongTailEvaluator,
-    evaluator_metric_names,
-    require_extra_metrics,
-)
+from ...evaluation import LongTailEvaluator, evaluator_metric_names, require_extra_metrics
 from ...modeling import APAInjected, meta_architecture
 from ...modeling.calibration import CALIBRATION_REGISTRY
 from ...modeling.losses import BoxClassLoss
@@ -48,6 +54,16 @@ _NUM_CLASSES_NODES = {
     "GeneralizedRCNN": "ROI_HEADS",
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
+}
+_REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
 }
 _COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
@@ -146,6 +162,7 @@ class YamlJob(Job):
         return YamlJob(cfg, self._trainer)
 
     def build_model(self) -> nn.Module:
+        self._require_registered_names()
         return self._trainer.build_model(self.config)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -283,6 +300,7 @@ class YamlJob(Job):
 
     def check(self, *, eval_only: bool) -> None:
         cfg = self.config
+        self._require_registered_names()
         if not self.train_datasets and not eval_only:
             raise UserError("DATASETS.TRAIN is empty: set it to a dataset.")
         if eval_only:
@@ -299,6 +317,16 @@ class YamlJob(Job):
                 f"{meta_architecture(cfg)}: set it to False."
             )
         require_extra_metrics(self.extra_metrics, "TEST.EXTRA_METRICS")
+
+    def _require_registered_names(self) -> None:
+        for key, registry in _REGISTRIES.items():
+            *nodes, name = key.split(".")
+            value = reduce(getitem, nodes, self.config)[name]
+            if value not in ("", "PrecomputedProposals") and value not in registry:
+                raise UserError(
+                    f"{key} must be a registered name, got {value!r}: fix it, or give --import "
+                    "with the module that registers it."
+                )
 
     def _check_injection(self) -> None:
         default = get_cfg()

@@ -48,6 +48,11 @@ def test_good_configs(make_job):
         (["DATASETS.TEST", ("tiny_vall",)], UserError, 'named "tiny_vall".*tiny_val'),
         (["DATASETS.TRAIN", ("nowhere",)], UserError, 'No dataset named "nowhere"'),
         (["DATASETS.TRAIN", ()], UserError, "DATASETS.TRAIN is empty"),
+        (
+            ["MODEL.BACKBONE.NAME", "mine"],
+            UserError,
+            "BACKBONE.NAME must be a registered .*--import",
+        ),
         (["DATASETS.TEST", ("lvis_v1_val",)], MissingFileError, "Download"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", 5], UserError, "tiny_val has 4 .*NUM_CLASSES is 5"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], UserError, "MODEL.RETINANET.NUM_CLASSES is 80"),
