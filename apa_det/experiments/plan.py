@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from ..engine import Job, check_job, read_job
-from ..engine.setup.config_files import config_errors
+from ..engine.setup.config_files import config_errors, is_lazy_config
 from ..errors import MissingFileError, UserError
+from ..utils.text import printable
+from ..utils.yaml_files import read_yaml
 
 __all__ = ["Plan", "Row", "Run", "read_plan"]
 
@@ -212,8 +214,7 @@ def read_plan(
 def _read_description(path: str) -> dict:
     if not os.path.isfile(path):
         raise MissingFileError(f"There is no comparison file {path}.")
-    with config_errors(path), open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
+    content = read_yaml(path)
     _require_keys(path, content, {"base", "overrides", "seeds", "rows"})
     if not isinstance(content.get("rows"), list) or not content["rows"]:
         raise UserError(f"{path}: rows must be a list of rows, each with a name.")
@@ -231,13 +232,22 @@ def _read_description(path: str) -> dict:
             )
         if not row.get("config", content.get("base")):
             raise UserError(f'{path}: the row "{row["name"]}" needs a config, as there is no base.')
+        if not isinstance(row.get("config", content.get("base")), str):
+            raise UserError(f'{path}: the config of the row "{row["name"]}" must be a file.')
+    options = [content.get("overrides", ()), *(row.get("opts", ()) for row in content["rows"])]
+    for option in map(str, chain.from_iterable(options)):
+        if "_target_" in option or "${" in option:
+            raise UserError(
+                f"{path}: an override must not have _target_ or ${{...}}, which run code in a "
+                f"LazyConfig; got {option}. Set it in the config."
+            )
     return content
 
 
 def _require_keys(what: str, content, known: set[str]) -> None:
-    keys = content.keys() if isinstance(content, dict) else {content}
-    if keys - known:
-        unknown = ", ".join(map(str, keys - known))
+    unknown = content.keys() - known if isinstance(content, dict) else [content]
+    if unknown:
+        unknown = printable(", ".join(map(str, unknown)))
         raise UserError(f"{what}: unknown key {unknown}; expected {', '.join(sorted(known))}.")
 
 
@@ -248,6 +258,11 @@ def _described_row(
     file = os.path.join(os.path.dirname(path), file)
     opts = [*content.get("overrides", ()), *row.get("opts", ()), *opts]
     with config_errors(f'{path}, row "{row["name"]}"'):
+        if not file.endswith(".py") and is_lazy_config(file):
+            raise UserError(
+                f"{file} is a LazyConfig that a training saved, and code. Give it by --config-file, "
+                "or name the .py file that it was made from."
+            )
         return Row(row["name"], _job(file, opts, imports))
 
 
@@ -262,6 +277,11 @@ def _require_same_config(run: Run) -> None:
     """Raise a UserError if the run was started with another config."""
     if not os.path.isfile(run.config_file):
         return
+    if is_lazy_config(run.config_file) != isinstance(run.job.config, DictConfig):
+        raise UserError(
+            f'The row "{run.row}" was started with a config of the other format '
+            f"({run.config_file}): rename the row, or delete the folder {run.folder}."
+        )
     kept = read_job(run.config_file, imports=run.job.imports)
     for key, (before, now) in _differences(kept, run.job).items():
         raise UserError(
@@ -274,7 +294,7 @@ def _differences(first: Job, second: Job) -> dict[str, tuple]:
     first, second = (dict(_flat(_plain(job.config))) for job in (first, second))
     keys = [*first, *(key for key in second if key not in first)]
     pairs = {key: (first.get(key), second.get(key)) for key in keys}
-    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in _OF_A_RUN}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b and key not in _RUN_KEYS}
 
 
 def _plain(config: Mapping) -> Mapping:

@@ -1,6 +1,5 @@
 """Write the results of a comparison as a Markdown table, CSV and JSON."""
 
-import csv
 import io
 import math
 import os
@@ -11,6 +10,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ..utils.json_files import write_json
+from ..utils.text import write_csv
 from .results import UNDEFINED, Difference, Results
 
 __all__ = ["IOU_TYPE_NAMES", "format_difference", "format_tables", "write_tables"]
@@ -112,15 +112,14 @@ def _content(results: Results) -> dict:
 
 
 def _csv(results: Results) -> str:
-    file = io.StringIO()
-    writer = None
+    rows = []
     for record in _records(results):
         values = record.pop("seeds")
         record |= {f"seed{seed}": values.get(seed, math.nan) for seed in results.plan.seeds}
-        if writer is None:
-            writer = csv.DictWriter(file, record, lineterminator="\n")
-            writer.writeheader()
-        writer.writerow({key: "" if value != value else value for key, value in record.items()})
+        rows.append({key: "" if value != value else value for key, value in record.items()})
+    file = io.StringIO()
+    if rows:
+        write_csv(file, list(rows[0]), (row.values() for row in rows), lineterminator="\n")
     return file.getvalue()
 
 

@@ -37,7 +37,7 @@ def register():
 
 def test_good_configs(make_job):
     check_job(make_job())
-    check_job(make_job("TEST.BEST_METRIC", "segm/APr", "MODEL.WEIGHTS", "detectron2://x.pkl"))
+    check_job(make_job("TEST.BEST_METRIC", "segm/APr"))
     check_job(make_job("DATASETS.TEST", ()))
 
 
@@ -207,7 +207,7 @@ def test_federated_loss_knows_the_image_counts(make_job, data, register):
 def test_calibration_knows_the_image_counts(make_job, data, register):
     register("engine_calibrated", data / "train.json", data)
     options = (*CALIBRATION, "NorCal", "MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH", 0.5)
-    options += ("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.WEIGHTS", "x://y")
+    options += ("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.WEIGHTS", __file__)
     with pytest.raises(ValueError, match="needs the image counts .* DATASETS.TRAIN is empty"):
         check_job(make_job(*options, "DATASETS.TRAIN", ()), eval_only=True)
     check_job(make_job(*options, "DATASETS.TRAIN", ("engine_calibrated",)), eval_only=True)
@@ -222,5 +222,5 @@ def test_fsdp_of_an_older_torch(make_job, monkeypatch):
 
 
 def test_the_solver_matters_for_training_only(make_job):
-    job = make_job("SOLVER.IMS_PER_BATCH", 3, "SOLVER.ACCUMULATE", 2, "MODEL.WEIGHTS", "x://y")
+    job = make_job("SOLVER.IMS_PER_BATCH", 3, "SOLVER.ACCUMULATE", 2, "MODEL.WEIGHTS", __file__)
     check_job(job, eval_only=True)
