@@ -1,9 +1,11 @@
 import platform
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -17,6 +19,17 @@ class BuildKernels(build_ext):
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []  # loaded by ctypes, not imported
+
+
+class BuildPackages(build_py):
+    """Also put the configs into the wheel, as apa_det/configs."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "apa_det/configs")
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / "configs", target, ignore=ignore, dirs_exist_ok=True)
 
 
 def kernels() -> list[Extension]:
@@ -50,9 +63,9 @@ setup(
     packages=find_packages(include=["apa_det", "apa_det.*", "apa_det_cli", "apa_det_cli.*"]),
     entry_points={"console_scripts": ["apa-det = apa_det_cli:main"]},
     ext_modules=kernels(),
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPackages},
     # Users install torch, torchvision, detectron2 and lvis themselves; pip must not replace them.
-    install_requires=["numpy", "pillow", "pycocotools", "tabulate", "tqdm"],
+    install_requires=["defusedxml", "numpy", "pillow", "pycocotools", "tabulate", "tqdm"],
     extras_require={
         "export": ["onnx", "onnxruntime"],
         "fast": ["ultrafast-pycocotools==0.1.14"],

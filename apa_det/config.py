@@ -227,6 +227,9 @@ def add_apa_config(cfg: CN) -> None:
     # ---------------------------------------------------------------------------- #
     # Datasets in LVIS format to register: a list of [name, json_file, image_root]
     cfg.DATASETS.LVIS_FORMAT = []
+    # Their file names may leave their image_root: by "..", or as absolute paths. Set it only for
+    # datasets that you trust
+    cfg.DATASETS.ALLOW_OUTSIDE_ROOT = False
     # DATALOADER.SAMPLER_TRAIN also takes InstanceAwareRepeatFactorTrainingSampler (which uses
     # REPEAT_THRESHOLD), ClassAwareTrainingSampler (which draws all classes equally often) and
     # UndersamplingTrainingSampler.

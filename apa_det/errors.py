@@ -3,6 +3,10 @@
 import logging
 import sys
 
+from .text import printable
+
+_MAX_LINE = 10_000  # characters
+
 
 class UserError(ValueError):
     """A config, a file or an argument is not valid; the message says what to change."""
@@ -45,7 +49,8 @@ def report(error: BaseException, command: str) -> int | None:
 def _message(error: UserError) -> str:
     """Return the message, also of an error in a data worker: there PyTorch puts it last."""
     name = f"{type(error).__module__}.{type(error).__qualname__}: "
-    return str(error).rpartition(name)[2].rstrip()
+    message = str(error).rpartition(name)[2].rstrip()
+    return "\n".join(printable(line, _MAX_LINE) for line in message.split("\n"))
 
 
 def _write_to_log_files(message: str, error: BaseException | None = None) -> None:

@@ -1,10 +1,10 @@
 """Writing the figures and the table of an analysis."""
 
-import csv
 import os
 from pathlib import Path
 
 from ..errors import UserError
+from ..text import write_csv
 from ..utils.json_files import writing
 from ..utils.plotting import DPI
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
@@ -39,7 +39,5 @@ def write_analysis(analysis: Analysis, folder: str | os.PathLike) -> list[Path]:
                 figure.savefig(folder / name, dpi=DPI)
                 written.append(folder / name)
         with open(folder / "layers.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            write_csv(file, list(rows[0]), (row.values() for row in rows))
     return [*written, folder / "layers.csv"]

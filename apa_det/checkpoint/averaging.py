@@ -7,8 +7,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import UserError
+from .conversion import require_finite_floats
 from .layouts import select_state
 from .reading import load_checkpoint
+from .transfer import stored_class_names
 
 
 def average_checkpoints(
@@ -35,8 +37,8 @@ def average_checkpoints(
         A checkpoint with the averaged weights, and ``class_names`` if the files have them.
 
     Raises:
-        UserError: a file is missing or damaged, or its parameters or classes differ from those of
-            the first file; or the weights are invalid.
+        UserError: a file is missing or damaged, has NaN or invalid class names, or its parameters
+            or classes differ from those of the first file; or the weights are invalid.
     """
     shares = _shares(paths, weights)
     sums: dict[str, Tensor] = {}
@@ -90,12 +92,14 @@ def _shares(paths: Sequence[str], weights: Sequence[float] | None) -> list[float
 
 def _read_state(path: str, checkpoint: dict, ema: bool) -> dict[str, Tensor]:
     try:
-        if not ema:
-            return select_state(checkpoint)
-        if not isinstance(checkpoint.get("ema"), dict):
-            return select_state(checkpoint, ema=True)
-        state = select_state({"model": checkpoint["ema"]})
-        return {name: tensor for name, tensor in state.items() if name != "n_averaged"}
+        if ema and isinstance(checkpoint.get("ema"), dict):
+            state = select_state({"model": checkpoint["ema"]})
+            state.pop("n_averaged", None)
+        else:
+            state = select_state(checkpoint, ema=ema)
+        require_finite_floats(state, None)
+        stored_class_names(checkpoint)
+        return state
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .limits import MAX_DIMS
+
 
 class Inert:
     """Placeholder for an object outside the allow-list: only its name is kept."""
@@ -44,6 +46,8 @@ class Storage:
         Raises:
             ValueError: it is invalid or exceeds the storage.
         """
+        if max(len(size), len(stride)) > MAX_DIMS:
+            raise ValueError(f"a tensor has {len(size)} dimensions")
         if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)):
             raise ValueError("a tensor has an invalid size")
         count = 0 if 0 in size else 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
@@ -111,7 +115,11 @@ def _rebuild_tensor_of_dtype(
 
 
 def _numpy_type(code, *_):
-    if type(code) is not str or not re.fullmatch(r"[<>|=]?([biufc]\d+|[?bBhHiIlLqQefdFD])", code):
+    if (
+        type(code) is not str
+        or len(code) > 8
+        or not re.fullmatch(r"[<>|=]?([biufc]\d+|[?bBhHiIlLqQefdFD])", code)
+    ):
         return Inert("numpy.dtype")
     return NumpyType(code)
 
@@ -139,6 +147,28 @@ def _bytearray(data=b"", encoding="latin1"):
     return bytearray(_encode(data, encoding) if type(data) is str else memoryview(data))
 
 
+def _device(kind, index=None):
+    if type(kind) is not str or len(kind) > 32 or type(index) not in (int, type(None)):
+        raise ValueError("invalid device")
+    return kind if index is None else f"{kind}:{index}"
+
+
+# Calls of these get a clear message. Calls of other unlisted names are not run either.
+_RUNNERS = frozenset(
+    "os nt posix pty subprocess sys importlib runpy ctypes socket shutil marshal pickle _pickle "
+    "webbrowser timeit".split()
+)
+_EVALUATORS = frozenset("eval exec execfile compile __import__ open file input breakpoint".split())
+
+
+def runs_code(name: str) -> bool:
+    """Return whether a call of this name could run a program."""
+    parts = name.split(".")
+    if "builtins" in parts:
+        return not _EVALUATORS.isdisjoint(parts)
+    return not _RUNNERS.isdisjoint(parts[:-1])
+
+
 CONSTRUCTORS: dict[str, Callable] = {
     "_codecs.encode": _encode,
     "builtins.bytearray": _bytearray,
@@ -155,5 +185,5 @@ CONSTRUCTORS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_of_dtype,
-    "torch.device": lambda kind, index=None: kind if index is None else f"{kind}:{index}",
+    "torch.device": _device,
 }

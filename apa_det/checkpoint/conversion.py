@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -47,6 +47,10 @@ _EXTRAS = {
     Layout.ZOO: re.compile(r".*\.(act\d?|gate)\..*"),
     Layout.CAFFE2: re.compile(r".*\.(act\d?|gate)\..*|.*\.running_(mean|var)"),
 }
+
+
+Renamed = list[tuple[str, str | None, Tensor]]  # (old name, new name, tensor)
+Expected = dict[str, Tensor] | None  # the state dict of a model
 
 
 class TensorRecord(NamedTuple):
@@ -146,7 +150,7 @@ def convert(checkpoint: dict, model: nn.Module | None = None, *, ema: bool = Fal
 
     Raises:
         UserError: the checkpoint has no weights or an unknown layout; or there is no model, and
-            only detectron2's heuristics can match the names.
+            only detectron2's heuristics can match the names; or see :func:`require_finite_floats`.
     """
     state = select_state(checkpoint, ema=ema)
     layout = recognize(state, matching_heuristics=checkpoint.get("matching_heuristics") is True)
@@ -158,6 +162,7 @@ def convert(checkpoint: dict, model: nn.Module | None = None, *, ema: bool = Fal
     expected = None if model is None else model.state_dict()
     renamed = _rename(state, layout, expected)
     conversion = _settle(layout, renamed, expected)
+    require_finite_floats(conversion.state, expected)
     conversion.records.extend(_missing(layout, renamed, expected or {}))
     return conversion
 
@@ -177,7 +182,7 @@ def adapt(checkpoint: dict, model: nn.Module) -> dict:
         A dict with the entry "model".
 
     Raises:
-        UserError: the checkpoint has no weights.
+        UserError: the checkpoint has no weights, or see :func:`require_finite_floats`.
     """
     state = select_state(checkpoint)
     heuristics = checkpoint.get("matching_heuristics") is True or "model_state" in checkpoint
@@ -187,11 +192,46 @@ def adapt(checkpoint: dict, model: nn.Module) -> dict:
         return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
     expected = model.state_dict()
     if not state.keys().isdisjoint(expected) or layout in _DETECTRON2_LAYOUTS:
-        adapted = checkpoint if "model" in checkpoint else {"model": state}
-        return {**adapted, "matching_heuristics": heuristics or layout is Layout.ZOO}
+        adapted = checkpoint if "model" in checkpoint else {}
+        require_finite_floats(state, expected)
+        heuristics = heuristics or layout is Layout.ZOO
+        return {**adapted, "model": state, "matching_heuristics": heuristics}
     logger.info("Renaming the tensors of a %s to detectron2's names.", layout.value)
     renamed = _rename(state, layout, expected)
-    return {"model": {target or source: tensor for source, target, tensor in renamed}}
+    model_state = {target or source: tensor for source, target, tensor in renamed}
+    require_finite_floats(model_state, expected)
+    return {"model": model_state}
+
+
+def require_finite_floats(state: Mapping[str, Tensor], expected: Expected) -> None:
+    """Check the values of weights, which loading would convert to floats silently.
+
+    Args:
+        state: the weights, under the model's names.
+        expected: the model's state dict. None: only reject NaN.
+
+    Raises:
+        UserError: a tensor is not of floats but the model's is, or has NaN or infinite values but
+            the model's has none.
+    """
+    for name, tensor in state.items():
+        own = tensor if expected is None else expected.get(name)
+        if own is None or not own.is_floating_point():
+            continue
+        if not tensor.is_floating_point():
+            raise UserError(
+                f"{name} is of {_dtype(tensor)}, but the model's is of {_dtype(own)}: save it as "
+                "floats."
+            )
+        if expected is None:
+            valid = not tensor.isnan().any()
+        else:  # a mask of the model may have infinite values
+            valid = tensor.to(own.dtype).isfinite().all() or not own.isfinite().all()
+        if not valid:
+            raise UserError(
+                f"{name} has NaN or infinite values, so the training diverged or the file is "
+                "damaged: use another checkpoint."
+            )
 
 
 def reverse(state: dict[str, Tensor]) -> Conversion:
@@ -213,10 +253,6 @@ def reverse(state: dict[str, Tensor]) -> Conversion:
     return _settle(Layout.DETECTRON2, renamed, None)
 
 
-Renamed = list[tuple[str, str | None, Tensor]]  # (old name, new name, tensor)
-Expected = dict[str, Tensor] | None  # the state dict of a model
-
-
 def _rename(state: dict[str, Tensor], layout: Layout, expected: Expected) -> Renamed:
     if layout is Layout.DETECTRON2:
         return [(name, name, tensor) for name, tensor in state.items()]
@@ -229,7 +265,7 @@ def _rename(state: dict[str, Tensor], layout: Layout, expected: Expected) -> Ren
         target = to_detectron2(prefix + name)
         if target is not None and target.startswith(BOTTOM_UP):
             target = bottom_up + target.removeprefix(BOTTOM_UP)
-        if expected is None and name.endswith(".tempearture"):
+        if expected is None and name.endswith(".tempearture") and tensor.numel() == 1:
             tensor = tensor.reshape(())  # the shape in NormedConv2d
         elif tensor.numel() == 1 and target in (expected or {}) and expected[target].numel() == 1:
             tensor = tensor.reshape(expected[target].shape)
@@ -287,6 +323,10 @@ def _missing(
             )
             status = "missing" if needed else "initialized"
             yield TensorRecord(status, None, name, None, tuple(tensor.shape))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _joined(names: Iterable[str | None]) -> str:

@@ -7,6 +7,7 @@ from enum import Enum
 from torch import Tensor
 
 from ..errors import UserError
+from ..text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Layout(Enum):
 
 
 _STATES = ("state_dict", "model", "model_state", "blobs")
+_MAX_NAME = 500  # characters
 _AVERAGES = ("ema_state_dict", "state_dict_ema", "model_ema")
 
 
@@ -60,13 +62,13 @@ def select_state(checkpoint: dict, *, ema: bool = False) -> dict[str, Tensor]:
         ema: return the EMA weights instead of the weights.
 
     Raises:
-        UserError: there is no state dict, or there are no EMA weights.
+        UserError: there is no state dict, or there are no EMA weights, or a name does not print.
     """
     state = _tensors(_first_dict(checkpoint, _STATES) or checkpoint)
     if not state:
         raise UserError(
             "The checkpoint has no weights, only these entries: "
-            f"{', '.join(map(str, list(checkpoint)[:10])) or 'none'}."
+            f"{', '.join(map(printable, list(checkpoint)[:10])) or 'none'}."
         )
     averages = _tensors(_first_dict(checkpoint, _AVERAGES) or {})
     buffers = {}
@@ -92,4 +94,10 @@ def _tensors(state: dict) -> dict[str, Tensor]:
     plain = {str(name).removeprefix("module."): value for name, value in tensors.items()}
     if len(plain) < len(tensors):
         raise UserError("The checkpoint has names both with and without the prefix 'module.'")
+    for name in plain:
+        if printable(name, _MAX_NAME) != name:
+            raise UserError(
+                f"The checkpoint has a tensor with an invalid name, {printable(name)}: get the "
+                "file from a source that you trust."
+            )
     return plain

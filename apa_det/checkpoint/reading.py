@@ -5,13 +5,17 @@ import logging
 import mmap
 import sys
 import zipfile
+from collections.abc import Callable
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from ..errors import MissingFileError, UserError
+from ..text import printable
+from ..utils.json_files import gc_paused
 from .constructors import Inert, Storage, storage_dtype
+from .limits import Budget
 from .safetensors import is_safetensors, read_safetensors
 from .unpickler import RunsCodeError, unpickle
 
@@ -19,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
+_SMALL = 2**26  # bytes; reading from a copy of a file is faster than from a memory map
+_MAX_NESTED = 4  # files within a file
 
 
 def load_checkpoint(path: str) -> dict:
@@ -42,12 +48,14 @@ def load_checkpoint(path: str) -> dict:
     checkpoint, inert = read_torch_file(path)
     if type(checkpoint) is not dict:
         kind = checkpoint.name if isinstance(checkpoint, Inert) else type(checkpoint).__name__
+        kind = printable(kind)
         raise UserError(
             f"{path} contains an object of {kind} instead of a dict of tensors. Load it with the "
             "program that saved it, and save its state_dict()."
         )
     if inert:
-        logger.info("%s: dropped objects of these classes: %s", path, ", ".join(sorted(inert)))
+        names = printable(", ".join(sorted(inert)), 1000)
+        logger.info("%s: dropped objects of these classes: %s", path, names)
     return checkpoint
 
 
@@ -72,40 +80,48 @@ def read_torch_file(path: str, kind: str = "checkpoint") -> tuple[object, set[st
     except OSError as error:
         raise UserError(f"Cannot read the {kind} {path}: {error.strerror}.") from error
     try:
-        with file:
+        with file, gc_paused():
             return _read(file)
     except RunsCodeError as error:
         raise UserError(
-            f"{path} would call {error} on unpickling, which no {kind} needs. Nothing was run: "
-            "delete the file, and get another from a source that you trust."
+            f"{path} would call {printable(error)} on unpickling, which no {kind} needs. Nothing "
+            "was run: delete the file, and get another from a source that you trust."
         ) from None
     except Exception as error:  # damaged data can raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = printable((str(error) or type(error).__name__).partition("\n")[0], 200)
         raise UserError(
             f"{path} is not a {kind}, or is damaged ({reason}). Download or save it again."
         ) from error
 
 
-def _read(file: BinaryIO) -> tuple[object, set[str]]:
+def _read(file: BinaryIO, budget: Budget | None = None, level: int = 0) -> tuple[object, set[str]]:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     start = file.read(9)
     file.seek(0)
+    budget = budget or Budget(size)
+
+    def load_bytes(data: bytes) -> object:
+        if level == _MAX_NESTED:
+            raise ValueError("files are nested too deeply in it")
+        budget.spend_nested(len(data))
+        return _read(io.BytesIO(data), budget, level + 1)[0]
+
     if start.startswith(b"PK\x03\x04"):
-        return _read_zip(file, size)
+        return _read_zip(file, size, budget, load_bytes)
     if not isinstance(file, io.BytesIO):
-        # A read beyond the end of a memory map allocates nothing.
+        # In memory, a read beyond the end of the file allocates nothing.
         file = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if size < _SMALL:
+            file = io.BytesIO(file)
     if is_safetensors(start, size):
         return read_safetensors(file, size), set()
-    return _read_pickle(file, size)
+    return _read_pickle(file, size, budget, load_bytes)
 
 
-def _read_bytes(data: bytes) -> object:
-    return _read(io.BytesIO(data))[0]
-
-
-def _read_zip(file: BinaryIO, size: int) -> tuple[object, set[str]]:
+def _read_zip(
+    file: BinaryIO, size: int, budget: Budget, load_bytes: Callable[[bytes], object]
+) -> tuple[object, set[str]]:
     """Read PyTorch's format since 1.6: a pickle, and one record per storage."""
     with zipfile.ZipFile(file) as archive:
         records = _records(archive, size)
@@ -118,7 +134,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[object, set[str]]:
         def load_storage(persistent_id: tuple) -> Storage:
             kind, storage_class, key, _, numel = persistent_id
             dtype = storage_dtype(storage_class)
-            if kind != "storage" or f"data/{key}" not in records:
+            if kind != "storage" or not _is_name(key) or f"data/{key}" not in records:
                 raise ValueError(f"storage {key} is missing")
             if key not in contents:
                 data = bytearray(records[f"data/{key}"].file_size)
@@ -132,7 +148,7 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[object, set[str]]:
             return Storage(contents[key], dtype)
 
         pickled = io.BytesIO(archive.read(records["data.pkl"]))
-        return unpickle(pickled, load_storage=load_storage, load_bytes=_read_bytes)
+        return unpickle(pickled, budget, load_storage=load_storage, load_bytes=load_bytes)
 
 
 def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
@@ -157,28 +173,33 @@ def _records(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     return records
 
 
-def _read_pickle(file: BinaryIO, size: int) -> tuple[object, set[str]]:
+def _read_pickle(
+    file: BinaryIO, size: int, budget: Budget, load_bytes: Callable[[bytes], object]
+) -> tuple[object, set[str]]:
     """Read a plain pickle, or PyTorch's format before 1.6: pickles followed by the storages."""
-    first, inert = unpickle(file, load_bytes=_read_bytes)
+    first, inert = unpickle(file, budget, load_bytes=load_bytes)
     if type(first) is not int or first != _LEGACY_MAGIC:
         return first, inert
-    version, _ = unpickle(file)
+    version, _ = unpickle(file, budget)
     if version != _LEGACY_VERSION:
         raise ValueError(f"unsupported version {version} of PyTorch's legacy format")
-    system, _ = unpickle(file)
+    system, _ = unpickle(file, budget)
     swapped = system["little_endian"] != (sys.byteorder == "little")
     contents, dtypes = {}, {}
+    left = size  # bytes that the file can hold beyond the storages so far
 
     def load_storage(persistent_id: tuple) -> object:
+        nonlocal left
         if persistent_id[0] == "module":  # a class, with its source
             return persistent_id[1]
         kind, storage_class, key, _, numel, view = persistent_id
         dtype = storage_dtype(storage_class)
-        if kind != "storage" or type(key) is not str:
+        if kind != "storage" or not _is_name(key) or type(numel) is not int:
             raise ValueError("invalid reference to a storage")
         if key not in contents:
             # Its bytes follow the pickle: allocate no more than the file can hold.
-            if not 0 <= numel * dtype.itemsize <= size - sum(map(len, contents.values())):
+            left -= numel * dtype.itemsize
+            if not 0 <= left <= size:
                 raise ValueError(f"storage {key} is larger than the file")
             contents[key] = _tensor(bytearray(numel * dtype.itemsize))
             dtypes[key] = dtype
@@ -190,8 +211,8 @@ def _read_pickle(file: BinaryIO, size: int) -> tuple[object, set[str]]:
             data = Storage(data, dtype).view(dtype, offset, (length,), (1,)).view(torch.uint8)
         return Storage(data, dtype)
 
-    checkpoint, inert = unpickle(file, load_storage=load_storage, load_bytes=_read_bytes)
-    keys, _ = unpickle(file)
+    checkpoint, inert = unpickle(file, budget, load_storage=load_storage, load_bytes=load_bytes)
+    keys, _ = unpickle(file, budget)
     if sorted(keys) != sorted(contents):
         raise ValueError("storages are missing")
     for key in keys:
@@ -199,6 +220,10 @@ def _read_pickle(file: BinaryIO, size: int) -> tuple[object, set[str]]:
         if swapped:
             contents[key].untyped_storage().byteswap(dtypes[key])
     return checkpoint, inert
+
+
+def _is_name(key: object) -> bool:
+    return type(key) is str and len(key) < 100
 
 
 def _fill(storage: Tensor, dtype: torch.dtype, file: BinaryIO) -> None:

@@ -7,6 +7,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from .limits import MAX_DIMS
+
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -42,6 +44,8 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"unsupported dtype {entry['dtype']} of {name}")
         dtype = _DTYPES[entry["dtype"]]
+        if len(shape) > MAX_DIMS:
+            raise ValueError(f"{name} has {len(shape)} dimensions")
         if not all(type(n) is int and n >= 0 for n in (begin, end, *shape)):
             raise ValueError(f"{name} has an invalid shape or offset")
         if begin != position or end - begin != math.prod(shape) * dtype.itemsize:

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data import ensure_metadata
 from ..data.frequency import FREQUENCY_LABELS
 from ..errors import UserError
+from ..text import printable
 from ..utils.json_files import read_json
 from .conversion import OPTIONAL_BUFFERS
 
@@ -62,8 +63,8 @@ class ClassTransfer(NamedTuple):
         matched = [i for i, match in enumerate(matches) if match is not None]
         if not matched:
             raise UserError(
-                f"none of its classes ({', '.join(source_names[:3])}, ...) is a class of the "
-                f"training set ({', '.join(self.names[:3])}, ...). Leave MODEL.TRANSFER_FROM "
+                f"none of its classes ({_listed(source_names[:3])}, ...) is a class of the "
+                f"training set ({_listed(self.names[:3])}, ...). Leave MODEL.TRANSFER_FROM "
                 "empty, or set it to the classes that the checkpoint was trained on."
             )
         same = sum(self.names[i] == source_names[matches[i]] for i in matched)
@@ -84,14 +85,18 @@ class ClassTransfer(NamedTuple):
 
     def _by_group(self, classes: Sequence[int]) -> list[str]:
         if self.groups is None:
-            return [", ".join(self.names[i] for i in classes)]
+            return [_listed(self.names[i] for i in classes)]
         ordered = sorted(classes, key=lambda i: ("rcf".find(self.groups[i]), i))
         lines = []
         for group, members in groupby(ordered, key=lambda i: self.groups[i]):
             names = [self.names[i] for i in members]
             label = FREQUENCY_LABELS.get(group, group)
-            lines.append(f"{len(names)} {label}: {', '.join(names)}")
+            lines.append(f"{len(names)} {label}: {_listed(names)}")
         return lines
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(printable, names))
 
 
 class TransferredRows(NamedTuple):
@@ -113,13 +118,13 @@ def read_class_names(source: str, checkpoint: Mapping) -> list[str]:
         UserError: the source is missing or has no class names.
     """
     if source == "checkpoint":
-        names = checkpoint.get("class_names")
+        names = stored_class_names(checkpoint)
         if names is None:
             raise UserError(
                 "it has no class_names, which apa_det saves in training. Set MODEL.TRANSFER_FROM "
                 "to the dataset that it was trained on, or to a JSON list of its classes."
             )
-        return list(names)
+        return names
     if source in DatasetCatalog:
         ensure_metadata(source)
         names = MetadataCatalog.get(source).get("thing_classes")
@@ -137,12 +142,31 @@ def read_class_names(source: str, checkpoint: Mapping) -> list[str]:
             found = [c["name"] for c in sorted(found["categories"], key=lambda c: c["id"])]
         except (KeyError, TypeError):
             found = None
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+    if not _are_names(found):
         raise UserError(
             f"{source} has no class names. It must be a JSON list of names in the order of the "
             "checkpoint's rows, or a file in LVIS or COCO format."
         )
     return found
+
+
+def stored_class_names(checkpoint: Mapping) -> list[str] | None:
+    """Return the ``class_names`` in a checkpoint; None if it has none.
+
+    Raises:
+        UserError: they are not strings.
+    """
+    names = checkpoint.get("class_names")
+    if names is None:
+        return None
+    if not _are_names(names):
+        raise UserError("its class_names are not a list of strings, as apa_det saves them.")
+    return list(names)
+
+
+def _are_names(value: object) -> bool:
+    is_list = isinstance(value, list | tuple) and len(value) > 0
+    return is_list and all(isinstance(name, str) for name in value)
 
 
 def match_classes(names: Sequence[str], source_names: Sequence[str]) -> list[int | None]:

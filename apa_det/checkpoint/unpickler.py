@@ -1,18 +1,29 @@
 """A pickle reader that builds only plain data, tensors and arrays.
 
-``pickle`` imports and calls whatever a file names. Here names are never imported: the opcodes that
-:mod:`pickletools` decodes run on our own stack, and only :data:`CONSTRUCTORS` can be called. Every
-other object is an :class:`Inert`, which discards its arguments, items and state.
+``pickle`` imports and calls whatever a file names. Here names are never imported: the opcodes run
+on our own stack, and only :data:`CONSTRUCTORS` can be called. Every other object is an
+:class:`Inert`, which discards its arguments, items and state. A :class:`Budget` limits what all
+objects may take.
 """
 
+import pickle
 import pickletools
 from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from .constructors import CONSTRUCTORS, Inert, NumpyType, numpy_contents, numpy_to_tensor
+from .constructors import (
+    CONSTRUCTORS,
+    Inert,
+    NumpyType,
+    numpy_contents,
+    numpy_to_tensor,
+    runs_code,
+)
+from .limits import Budget, expanded_size, shallow_size
 
 
 class RunsCodeError(ValueError):
@@ -21,6 +32,7 @@ class RunsCodeError(ValueError):
 
 def unpickle(
     file: BinaryIO,
+    budget: Budget,
     *,
     load_storage: Callable[[tuple], object] | None = None,
     load_bytes: Callable[[bytes], object] | None = None,
@@ -28,23 +40,26 @@ def unpickle(
     """Read one pickle.
 
     Args:
-        file: a binary file at the start of the pickle, with ``read``, ``readline`` and ``tell``. It
-            is left at the end of the pickle.
+        file: a binary file at the start of the pickle, with ``read`` and ``readline``. It is left
+            at the end of the pickle.
+        budget: what the objects may take.
         load_storage: converts a persistent id to a :class:`Storage`; see :func:`storage_dtype`.
         load_bytes: reads a storage that is a whole file in bytes, as plain ``pickle`` writes it.
 
     Returns:
         The object, made of lists, tuples, sets, dicts, strings, bytes, numbers, None, dtypes,
         tensors and :class:`Inert`; and the names of all inert objects. Dicts keep only keys that
-        are scalars or tuples of scalars, and only values that are not inert. NumPy arrays in a
-        dict or list become tensors.
+        are strings, numbers, None or short tuples of strings, and only values that are not inert.
+        NumPy arrays in a dict or list become tensors. Nothing contains itself.
 
     Raises:
         RunsCodeError: the pickle calls a function that could run a program.
-        Exception: any type, if the pickle is malformed.
+        Exception: any type, if the pickle is malformed or exceeds the budget.
     """
-    machine = _Machine(load_storage, load_bytes)
-    return machine.run(file), machine.inert
+    machine = _Machine(budget, load_storage, load_bytes)
+    result = machine.run(file)
+    budget.spend(expanded_size(result))
+    return result, machine.inert
 
 
 class _Global(Inert):
@@ -53,13 +68,35 @@ class _Global(Inert):
     __slots__ = ()
 
 
+_OBJECT, _TENSOR = 400, 1500  # bytes that an object and a tensor cost
+_MAX_NAME = 2000  # characters
+_OPCODES = {opcode.name: opcode for opcode in pickletools.opcodes}
+_STEPS: dict[bytes, tuple[int, Callable | None, Callable]] = {}  # cost, argument reader, method
+
+
+def _step(names: str, cost: int = 0):
+    """Register a method of :class:`_Machine` for opcodes; ``cost``: bytes of the object it adds."""
+
+    def register(method: Callable) -> Callable:
+        for name in names.split():
+            opcode = _OPCODES[name]
+            reader = opcode.arg and opcode.arg.reader
+            _STEPS[opcode.code.encode("latin1")] = cost, reader, method
+        return method
+
+    return register
+
+
 class _Machine:
     """The pickle machine: its stack, marks and memo."""
 
-    def __init__(self, load_storage, load_bytes):
+    def __init__(self, budget: Budget, load_storage, load_bytes):
         self.stack, self.marked, self.memo = [], [], {}
         self.unfilled = {}  # arrays whose contents are not set yet, by id
+        self.tensors = {}  # arrays and the tensors made of them, by id
+        self.globals = {}
         self.inert = set()
+        self.budget = budget
         self.load_storage = load_storage
         self.constructors = {
             **CONSTRUCTORS,
@@ -75,115 +112,186 @@ class _Machine:
         }
 
     def run(self, file: BinaryIO) -> object:
-        for opcode, arg, _ in pickletools.genops(file):
-            if opcode.name in _LITERALS:
-                self.stack.append(arg)
+        read, budget, code = file.read, self.budget, b""
+        while code != pickle.STOP:
+            code = read(1)
+            if code not in _STEPS:
+                raise ValueError(f"unsupported opcode {code!r}" if code else "it is cut off")
+            cost, reader, step = _STEPS[code]
+            if cost:
+                budget.spend(cost)
+            if reader is None:
+                step(self)
             else:
-                self._step(opcode.name, arg)
+                step(self, reader(file))
         return self._data(self.stack.pop())
 
-    def _step(self, opcode: str, arg: object) -> None:
-        stack = self.stack
-        match opcode:
-            case "PROTO" | "FRAME" | "READONLY_BUFFER" | "STOP":
-                pass
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode == "NEWTRUE")
+    @_step("PROTO FRAME READONLY_BUFFER STOP")
+    def _skip(self, *_) -> None:
+        pass
 
-            case "MARK":
-                self.marked.append(stack)
-                self.stack = []
-            case "POP_MARK":
-                self._to_mark()
-            case "POP" if not stack:
-                self._to_mark()
-            case "POP":
-                stack.pop()
-            case "DUP":
-                stack.append(stack[-1])
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                self.memo[arg] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(self.memo[arg])
+    @_step("INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT", cost=32)
+    @_step("STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE", cost=64)
+    @_step("BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8", cost=64)
+    def _push(self, value: object) -> None:
+        self.stack.append(value)
 
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode[-1])
-                stack[-count:] = [tuple(stack[i] for i in range(-count, 0))]
-            case "TUPLE":
-                items = self._to_mark()
-                self.stack.append(tuple(items))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "LIST":
-                items = self._to_mark()
-                self.stack.append(self._extend([], items))
-            case "APPEND":
-                item = stack.pop()
-                self._extend(stack[-1], [item])
-            case "APPENDS":
-                items = self._to_mark()
-                self._extend(self.stack[-1], items)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "DICT":
-                items = self._to_mark()
-                self.stack.append(self._set_items({}, items))
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                self._set_items(stack[-1], [key, value])
-            case "SETITEMS":
-                items = self._to_mark()
-                self._set_items(self.stack[-1], items)
-            case "EMPTY_SET":
-                stack.append(set())
-            case "ADDITEMS":
-                items = self._to_mark()
-                self._add_items(self.stack[-1], items)
-            case "FROZENSET":
-                items = self._to_mark()
-                self.stack.append(self._add_items(set(), items))
+    @_step("MARK", cost=80)
+    def _mark(self) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
 
-            case "GLOBAL":
-                stack.append(_global(*arg.split(" ", 1)))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(_global(module, name))
-            case "REDUCE" | "NEWOBJ":
-                args, function = stack.pop(), stack.pop()
-                stack.append(self._call(function, args))
-            case "NEWOBJ_EX":
-                kwargs, args, function = stack.pop(), stack.pop(), stack.pop()
-                stack.append(self._call(function, (*args, *kwargs.values())))
-            case "INST":
-                args = self._to_mark()
-                self.stack.append(self._call(_global(*arg.split(" ", 1)), tuple(args)))
-            case "OBJ":
-                function, *args = self._to_mark()
-                self.stack.append(self._call(function, tuple(args)))
-            case "BUILD":
-                state = stack.pop()
-                stack[-1] = self._build(stack[-1], state)
-            case "BINPERSID":
-                stack.append(self.load_storage(stack.pop()))
-            case _:
-                raise ValueError(f"unsupported opcode {opcode}")
-
+    @_step("POP_MARK")
     def _to_mark(self) -> list:
         items = self.stack
         self.stack = self.marked.pop()
         return items
 
+    @_step("POP")
+    def _pop(self) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self._to_mark()
+
+    @_step("DUP")
+    def _dup(self) -> None:
+        self.stack.append(self.stack[-1])
+
+    @_step("MEMOIZE", cost=100)
+    def _memoize(self) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    @_step("PUT BINPUT LONG_BINPUT", cost=100)
+    def _put(self, key: int) -> None:
+        self.memo[key] = self.stack[-1]
+
+    @_step("GET BINGET LONG_BINGET")
+    def _get(self, key: int) -> None:
+        self.stack.append(self.memo[key])
+
+    @_step("EMPTY_TUPLE")
+    def _empty_tuple(self) -> None:
+        self.stack.append(())
+
+    @_step("TUPLE3", cost=80)
+    def _tuple3(self) -> None:
+        self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
+
+    @_step("TUPLE", cost=64)
+    def _tuple(self) -> None:
+        items = self._to_mark()
+        self.stack.append(tuple(items))
+
+    def to_tuple(self, count: int) -> None:
+        self.stack[-count:] = [tuple(self.stack[i] for i in range(-count, 0))]
+
+    @_step("EMPTY_LIST", cost=80)
+    def _empty_list(self) -> None:
+        self.stack.append([])
+
+    @_step("LIST", cost=80)
+    def _list(self) -> None:
+        items = self._to_mark()
+        self.stack.append(self._extend([], items))
+
+    @_step("APPEND")
+    def _append(self) -> None:
+        item, target = self.stack.pop(), self.stack[-1]
+        if type(target) is list:
+            target.append(self._data(item))
+        else:
+            self._extend(target, [item])
+
+    @_step("APPENDS")
+    def _appends(self) -> None:
+        items = self._to_mark()
+        self._extend(self.stack[-1], items)
+
+    @_step("EMPTY_DICT", cost=80)
+    def _empty_dict(self) -> None:
+        self.stack.append({})
+
+    @_step("DICT", cost=80)
+    def _new_dict(self) -> None:
+        items = self._to_mark()
+        self.stack.append(self._set_items({}, items))
+
+    @_step("SETITEM", cost=32)
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items(self.stack[-1], [key, value])
+
+    @_step("SETITEMS")
+    def _update(self) -> None:
+        items = self._to_mark()
+        self._set_items(self.stack[-1], items)
+
+    @_step("EMPTY_SET", cost=240)
+    def _empty_set(self) -> None:
+        self.stack.append(set())
+
+    @_step("ADDITEMS")
+    def _add(self) -> None:
+        items = self._to_mark()
+        self._add_items(self.stack[-1], items)
+
+    @_step("FROZENSET", cost=240)
+    def _frozenset(self) -> None:
+        items = self._to_mark()
+        self.stack.append(self._add_items(set(), items))
+
+    @_step("GLOBAL", cost=64)
+    def _named(self, names: str) -> None:
+        self.stack.append(self._global(*names.split(" ", 1)))
+
+    @_step("STACK_GLOBAL", cost=64)
+    def _stack_global(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.stack.append(self._global(module, name))
+
+    @_step("REDUCE NEWOBJ")
+    def _reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(self._call(function, args))
+
+    @_step("NEWOBJ_EX")
+    def _new_with_keywords(self) -> None:
+        kwargs, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        self.budget.spend(shallow_size(kwargs) + shallow_size(args))
+        self.stack.append(self._call(function, (*args, *kwargs.values())))
+
+    @_step("INST", cost=64)
+    def _instance(self, names: str) -> None:
+        args = self._to_mark()
+        self.stack.append(self._call(self._global(*names.split(" ", 1)), tuple(args)))
+
+    @_step("OBJ")
+    def _object(self) -> None:
+        function, *args = self._to_mark()
+        self.stack.append(self._call(function, tuple(args)))
+
+    @_step("BUILD")
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, NumpyType):
+            target.order = state[1] if state[1] in ("<", ">") else "="
+        elif type(target) is np.ndarray:
+            self.stack[-1] = self._fill(target, state)
+
+    @_step("BINPERSID", cost=_TENSOR)
+    def _persistent(self) -> None:
+        self.stack.append(self.load_storage(self.stack.pop()))
+
     def _data(self, value: object) -> object:
         """Convert an array to a tensor, or to Inert if its contents were never set."""
+        if type(value) is not np.ndarray:
+            return value
         if id(value) in self.unfilled:
             return Inert("numpy.ndarray")
-        return numpy_to_tensor(value) if type(value) is np.ndarray else value
+        if id(value) not in self.tensors:
+            self.tensors[id(value)] = value, numpy_to_tensor(value)
+        return self.tensors[id(value)][1]
 
     def _extend(self, target: object, items: list) -> object:
         if isinstance(target, Inert):
@@ -209,28 +317,38 @@ class _Machine:
         target.update(filter(_is_key, items))
         return target
 
+    def _global(self, module: object, name: object) -> object:
+        _expect(str, module)
+        _expect(str, name)
+        if len(module) + len(name) > _MAX_NAME:
+            raise ValueError(f"a class with a name of {len(module) + len(name)} characters")
+        name = f"{_RENAMED.get(module, module)}.{name}"
+        if name not in self.globals:
+            self.globals[name] = _TORCH_DTYPES.get(name) or _Global(name)
+        return self.globals[name]
+
     def _call(self, function: object, args: tuple) -> object:
         _expect(tuple, args)
         if not isinstance(function, Inert):
             raise ValueError("it calls an object that is not a global")
-        if _runs_code(function.name):
+        if runs_code(function.name):
             raise RunsCodeError(function.name)
+        self.budget.spend(_OBJECT + 4 * sum(map(shallow_size, args)))
         constructor = self.constructors.get(function.name) if type(function) is _Global else None
         result = constructor(*args) if constructor is not None else Inert(function.name)
         if type(result) is Inert:
             self.inert.add(result.name)
+        elif type(result) is Tensor:
+            if result.nbytes > self.budget.left:
+                raise ValueError(
+                    f"a tensor has {result.numel():,} elements; the file does not hold that many"
+                )
+            self.budget.spend(_TENSOR + result.nbytes)
         return result
-
-    def _build(self, target: object, state: object) -> object:
-        if isinstance(target, NumpyType):
-            target.order = state[1] if state[1] in ("<", ">") else "="
-        elif type(target) is np.ndarray:
-            return self._fill(target, state)
-        return target
 
     def _dict(self, items: object = ()) -> dict:
         pairs = items.items() if type(items) is dict else items
-        return self._set_items({}, [part for pair in pairs for part in pair])
+        return self._set_items({}, [part for key, value in pairs for part in (key, value)])
 
     def _array(self, *_) -> np.ndarray:
         array = np.empty(0, "u1")
@@ -239,9 +357,10 @@ class _Machine:
 
     def _fill(self, array: np.ndarray, state: tuple) -> object:
         """Set the contents of an array, only once: a view of it may exist afterwards."""
-        *_, shape, numpy_type, column_major, data = state
+        shape, numpy_type, column_major, data = state[-4:]
         if not isinstance(numpy_type, NumpyType):
             return Inert("numpy.ndarray")
+        self.budget.spend(_TENSOR + 4 * shallow_size(data))
         contents = numpy_contents(data, numpy_type)
         contents = contents.reshape(shape, order="F" if column_major else "C")
         del self.unfilled[id(array)]
@@ -252,35 +371,15 @@ class _Machine:
         return self._call(function, args)
 
 
-_LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
-    "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
+_step("NONE")(lambda machine: machine.stack.append(None))
+_step("NEWTRUE")(lambda machine: machine.stack.append(True))
+_step("NEWFALSE")(lambda machine: machine.stack.append(False))
+_step("TUPLE1", cost=64)(lambda machine: machine.to_tuple(1))
+_step("TUPLE2", cost=72)(lambda machine: machine.to_tuple(2))
+_step("TUPLE3", cost=80)(lambda machine: machine.to_tuple(3))
+
 _TORCH_DTYPES = {str(t): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names in Python 2
-
-
-def _global(module: str, name: str) -> object:
-    _expect(str, module)
-    _expect(str, name)
-    name = f"{_RENAMED.get(module, module)}.{name}"
-    return _TORCH_DTYPES.get(name) or _Global(name)
-
-
-# Calls of these get a clear message. Calls of other unlisted names are not run either.
-_RUNNERS = frozenset(
-    "os nt posix pty subprocess sys importlib runpy ctypes socket shutil marshal pickle _pickle "
-    "webbrowser timeit".split()
-)
-_EVALUATORS = frozenset("eval exec execfile compile __import__ open file input breakpoint".split())
-
-
-def _runs_code(name: str) -> bool:
-    parts = name.split(".")
-    if "builtins" in parts:
-        return not _EVALUATORS.isdisjoint(parts)
-    return not _RUNNERS.isdisjoint(parts[:-1])
 
 
 def _expect(kind: type, value: object) -> None:
@@ -288,10 +387,17 @@ def _expect(kind: type, value: object) -> None:
         raise ValueError(f"expected a {kind.__name__}, got a {type(value).__name__}")
 
 
-_SCALARS = (str, int, float, bool, bytes, type(None))
-
-
 def _is_key(value: object) -> bool:
-    """Return whether a value can be hashed without deep recursion."""
-    values = value if type(value) is tuple else (value,)
-    return all(type(v) in _SCALARS for v in values)
+    """Return whether a value can be a key, whose hash is fast and unlike that of other keys.
+
+    Raises:
+        ValueError: it is a very long name.
+    """
+    kind = type(value)
+    if kind in (str, bytes) and len(value) > _MAX_NAME:
+        raise ValueError(f"a name of {len(value)} characters")
+    if kind is tuple:
+        return len(value) <= 8 and all(type(v) is str and _is_key(v) for v in value)
+    if kind is int:
+        return abs(value) < 2**60
+    return kind in (str, bytes, float, bool, type(None))

@@ -1,13 +1,13 @@
 """Conversion of COCO-format instance annotations to LVIS format."""
 
-import math
 from collections import defaultdict
 
 from pycocotools import mask as mask_utils
 
 from ..errors import UserError
+from .faults import Fault, shown
 from .frequency import COMMON_MAX, RARE_MAX, complete_categories
-from .validation import is_polygon
+from .records import MAX_NUMBER, to_rle
 
 
 def coco_to_lvis(
@@ -111,24 +111,21 @@ def _fix(annotation: dict, size: tuple[int, int], needs_mask: bool) -> dict | No
     _, _, width, height = annotation["bbox"]
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, list):
-        segmentation = [polygon for polygon in segmentation if is_polygon(polygon)]
+        segmentation = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
     if annotation.get("iscrowd") or width <= 0 or height <= 0 or needs_mask and not segmentation:
         return None
     area = annotation.get("area")
-    if not isinstance(area, int | float) or not 0 < area < math.inf:
-        area = _mask_area(segmentation, size) if segmentation else width * height
+    if type(area) not in (int, float) or not 0 < area <= MAX_NUMBER:
+        area = width * height
+        if segmentation:
+            try:
+                area = int(mask_utils.area(to_rle(segmentation, *size)))
+            except Fault as fault:
+                raise UserError(f"annotation {shown(annotation.get('id'))}: {fault}.") from fault
     if area <= 0:
         return None
     fixed = {key: value for key, value in annotation.items() if key != "iscrowd"}
     return fixed | {"segmentation": segmentation or [], "area": area}
-
-
-def _mask_area(segmentation: list | dict, size: tuple[int, int]) -> int:
-    if isinstance(segmentation, list):
-        segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_utils.frPyObjects(segmentation, *size)
-    return int(mask_utils.area(segmentation))
 
 
 def copy_counts(source: dict, categories: list[dict], rare_max: int, common_max: int) -> None:

@@ -1,23 +1,32 @@
 """Check of a whole dataset: all problems, and statistics by frequency group."""
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
-from detectron2.utils.file_io import PathManager
-from PIL import Image
+import numpy as np
 from tabulate import tabulate
-from tqdm import tqdm
 
+from ..errors import UserError
 from ..utils.json_files import read_json
+from .box_hints import BoxHints
+from .faults import shown
 from .frequency import COMMON_MAX, FREQUENCY_LABELS, RARE_MAX, complete_categories
+from .image_files import ImageFile, check_image_files
 from .lvis_format import relative_file_name
-from .validation import Problem, index_by_id, structure_problems
+from .validation import (
+    ID_LISTS,
+    Problem,
+    describe,
+    has_file_name,
+    index_by_id,
+    structure_problems,
+    table_of,
+)
 
 _GROUPS = dict(reversed(FREQUENCY_LABELS.items()))
-_EXIF_ORIENTATION = 0x0112
+_MAX_LINES = 10  # to print of each kind of problem
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,28 @@ class DatasetReport:
     num_empty_images: int  # valid images without annotations
     groups: dict[str, GroupCounts]  # by "f", "c", "r"
     problems: list[Problem]
+    notes: list[str] = field(default_factory=list)  # what is no problem, but good to know
+
+    def summary(self) -> dict:
+        """Return the statistics and all problems as a JSON-serializable dict."""
+        problems = [
+            {
+                "kind": problem.kind,
+                "message": problem.message,
+                "table": problem.record and problem.record[0],
+                "index": problem.record and problem.record[1],
+            }
+            for problem in self.problems
+        ]
+        return {
+            "json_file": self.json_file,
+            "images": self.num_images,
+            "images_without_annotations": self.num_empty_images,
+            "annotations": self.num_annotations,
+            "groups": {name: asdict(counts) for name, counts in self.groups.items()},
+            "notes": self.notes,
+            "problems": problems,
+        }
 
     def __str__(self) -> str:
         rows = [
@@ -56,10 +87,11 @@ class DatasetReport:
         for problem in self.problems:
             kinds[problem.kind].append(problem.message)
         for kind, messages in sorted(kinds.items(), key=lambda item: -len(item[1])):
-            lines = [f"{kind}: {len(messages):,}", *(f"  {text}" for text in messages[:10])]
-            if len(messages) > 10:
-                lines.append(f"  ... and {len(messages) - 10:,} more")
+            lines = [f"{kind}: {len(messages):,}", *(f"  {m}" for m in messages[:_MAX_LINES])]
+            if len(messages) > _MAX_LINES:
+                lines.append(f"  ... and {len(messages) - _MAX_LINES:,} more")
             parts.append("\n".join(lines))
+        parts += self.notes
         parts.append(f"Problems: {len(self.problems):,}")
         return "\n\n".join(parts)
 
@@ -70,21 +102,23 @@ def check_dataset(
     *,
     rare_max: int = RARE_MAX,
     common_max: int = COMMON_MAX,
+    allow_outside_root: bool = False,
 ) -> DatasetReport:
     """
     Collect all problems and statistics of a dataset in LVIS format.
 
     Besides the errors of :func:`read_lvis_json`, these are problems: image files that are missing,
-    unreadable or have another size than annotated; boxes that are empty or outside their image;
-    polygons with values that are not finite numbers; unknown categories in ``neg_category_ids`` or
-    ``not_exhaustive_category_ids``; and categories that are both annotated in an image and among
-    its negatives.
+    cannot be decoded, have more than 8 bits or another size than annotated; boxes that are empty,
+    outside their image, or look like corners or fractions; unknown categories in
+    ``neg_category_ids`` or ``not_exhaustive_category_ids``; categories that are both annotated in
+    an image and among its negatives; and a dataset without annotations.
 
     Args:
         json_file: LVIS-format annotations.
         image_root: folder that file names are relative to.
         rare_max: largest image count of a rare category; unused if ``frequency`` is given.
         common_max: the same for a common category.
+        allow_outside_root: image files outside ``image_root`` are no problem.
 
     Raises:
         MissingFileError: the JSON file does not exist.
@@ -95,45 +129,47 @@ def check_dataset(
     valid = _valid_records(dataset, problems)
     problems += _annotation_problems(valid)
     problems += _category_list_problems(valid, index_by_id(dataset, "categories"))
-    problems += _image_file_problems(valid["images"], image_root)
+    notes: list[str] = []
+    problems += _image_file_problems(dataset, image_root, allow_outside_root, notes)
     complete_categories(valid, rare_max, common_max)
     return DatasetReport(
         json_file=os.fspath(json_file),
-        num_images=_length(dataset, "images"),
+        num_images=len(table_of(dataset, "images")),
         num_empty_images=len(
             {image["id"] for image in valid["images"]}
             - {annotation["image_id"] for annotation in valid["annotations"]}
         ),
-        num_annotations=_length(dataset, "annotations"),
+        num_annotations=len(table_of(dataset, "annotations")),
         groups=_count_groups(valid),
         problems=problems,
+        notes=notes,
     )
-
-
-def _length(dataset, table: str) -> int:
-    records = dataset.get(table) if isinstance(dataset, dict) else None
-    return len(records) if isinstance(records, list) else 0
 
 
 def _valid_records(dataset, problems: list[Problem]) -> dict[str, list[dict]]:
     broken = {problem.record for problem in problems}
-    tables = {}
-    for table in ("images", "annotations", "categories"):
-        records = dataset.get(table) if isinstance(dataset, dict) else None
-        tables[table] = [
-            record
-            for index, record in enumerate(records if isinstance(records, list) else ())
-            if (table, index) not in broken
-        ]
-    return tables
+    return {
+        table: [r for i, r in enumerate(table_of(dataset, table)) if (table, i) not in broken]
+        for table in ("images", "annotations", "categories")
+    }
 
 
 def _annotation_problems(valid: dict) -> Iterator[Problem]:
-    sizes = {image["id"]: (image["width"], image["height"]) for image in valid["images"]}
+    if not valid["annotations"]:
+        yield Problem("no annotations", "the dataset has no valid annotations: add them")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in valid["images"]}
+    boxed = [annotation for annotation in valid["annotations"] if annotation["image_id"] in sizes]
+    hints = BoxHints()
+    hints.add(
+        np.array([a["bbox"] for a in boxed], np.float64).reshape(-1, 4),
+        np.array([sizes[a["image_id"]] for a in boxed], np.float64).reshape(-1, 2),
+    )
+    if hints.hint():
+        yield Problem("boxes in another format", hints.hint())
     for annotation in valid["annotations"]:
         who = f"annotation {annotation['id']}"
         x, y, width, height = box = annotation["bbox"]
-        right, bottom = sizes.get(annotation["image_id"], (math.inf, math.inf))
+        bottom, right = sizes.get(annotation["image_id"], (np.inf, np.inf))
         if width <= 0 or height <= 0:
             yield Problem("empty box", f"{who} has the bbox {box}, without area: remove it")
         elif x < -1 or y < -1 or x + width > right + 1 or y + height > bottom + 1:
@@ -143,19 +179,6 @@ def _annotation_problems(valid: dict) -> Iterator[Problem]:
             )
         elif annotation["area"] <= 0:
             yield Problem("empty mask", f"{who} has the area {annotation['area']}: remove it")
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list) and not all(map(_is_finite, segmentation)):
-            yield Problem(
-                "invalid segmentation",
-                f"{who} has a polygon with values that are not finite numbers: recreate the mask",
-            )
-
-
-def _is_finite(polygon: list) -> bool:
-    try:
-        return math.isfinite(math.fsum(polygon))
-    except (TypeError, ValueError, OverflowError):
-        return False
 
 
 def _category_list_problems(valid: dict, known: dict[int, dict]) -> Iterator[Problem]:
@@ -163,43 +186,50 @@ def _category_list_problems(valid: dict, known: dict[int, dict]) -> Iterator[Pro
     for annotation in valid["annotations"]:
         present[annotation["image_id"]].add(annotation["category_id"])
     for image in valid["images"]:
-        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-            unknown = [i for i in image[key] if type(i) is not int or i not in known]
+        for key in ID_LISTS:
+            unknown = [i for i in image[key] if i not in known]
             if unknown:
                 yield Problem(
                     f"unknown category in {key}",
-                    f"image {image['id']} has {unknown} in {key}, which are not category ids: "
-                    "remove them",
+                    f"image {image['id']} has {shown(unknown)} in {key}, which are not category "
+                    "ids: remove them",
                 )
         both = present[image["id"]].intersection(i for i in image["neg_category_ids"] if i in known)
         if both:
             yield Problem(
                 "annotated category in neg_category_ids",
-                f"image {image['id']} has instances of {sorted(both)}, which are also in its "
-                "neg_category_ids: remove them there",
+                f"image {image['id']} has instances of {shown(sorted(both))}, which are also in "
+                "its neg_category_ids: remove them there",
             )
 
 
-def _image_file_problems(images: list[dict], image_root: str | os.PathLike) -> Iterator[Problem]:
-    for image in tqdm(images, desc="images", delay=2):
-        path = os.path.join(image_root, relative_file_name(image))
-        try:
-            if not PathManager.isfile(path):
-                yield Problem("missing image file", f"image {image['id']}: {path} does not exist")
-                continue
-            with PathManager.open(path, "rb") as file, Image.open(file) as pil_image:
-                width, height = pil_image.size
-                if pil_image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # rotated by 90 degrees
-                    width, height = height, width
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow's errors for corrupt files
-            yield Problem("unreadable image file", f"image {image['id']}: {path}: {error}")
+def _image_file_problems(
+    dataset, image_root: str | os.PathLike, allow_outside_root: bool, notes: list[str]
+) -> Iterator[Problem]:
+    records, files = [], []
+    for index, image in enumerate(table_of(dataset, "images")):
+        if not has_file_name(image):
             continue
-        if (width, height) != (image["width"], image["height"]):
-            yield Problem(
-                "wrong image size",
-                f"image {image['id']}: {path} is {width} x {height}, but annotated as "
-                f"{image['width']} x {image['height']}",
-            )
+        who, record = describe("image", image, index), ("images", index)
+        try:
+            name = relative_file_name({"id": None} | image, allow_outside_root=allow_outside_root)
+        except UserError as error:
+            yield Problem("image file outside the image root", str(error), record)
+            continue
+        width, height = image.get("width"), image.get("height")
+        known = type(width) is int and type(height) is int
+        files.append(ImageFile(os.path.join(image_root, name), (width, height) if known else None))
+        records.append((who, record))
+    rotated = 0
+    for (who, record), result in zip(records, check_image_files(files), strict=True):
+        rotated += result.rotated
+        for kind, text in result.problems:
+            yield Problem(kind, f"{who}: {text}", record)
+    if rotated:
+        notes.append(
+            f"{rotated:,} images are rotated or flipped by their EXIF data, which training and "
+            "evaluation apply: annotations must refer to the rotated images."
+        )
 
 
 def _count_groups(valid: dict) -> dict[str, GroupCounts]:

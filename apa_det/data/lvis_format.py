@@ -7,11 +7,12 @@ import os
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
-from pycocotools import mask as mask_utils
 
 from ..errors import MissingFileError, UserError
+from ..text import printable
 from ..utils.json_files import gc_paused
 from .frequency import COMMON_MAX, RARE_MAX, check_thresholds, complete_categories
+from .records import to_rle
 from .validation import read_lvis_json
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ def register_lvis_format(
     *,
     rare_max: int = RARE_MAX,
     common_max: int = COMMON_MAX,
+    allow_outside_root: bool = False,
 ) -> None:
     """
     Register a dataset in LVIS format with detectron2. The classes come from its file.
@@ -36,6 +38,7 @@ def register_lvis_format(
         image_root: folder that file names are relative to.
         rare_max: largest image count of a rare category; unused if ``frequency`` is given.
         common_max: the same for a common category.
+        allow_outside_root: see :func:`relative_file_name`.
 
     Raises:
         UserError: the name belongs to another dataset, or the thresholds are invalid.
@@ -47,6 +50,7 @@ def register_lvis_format(
         "evaluator_type": "lvis",
         "rare_max": rare_max,
         "common_max": common_max,
+        "allow_outside_root": allow_outside_root,
     }
     metadata = MetadataCatalog.get(name)
     if name in DatasetCatalog:
@@ -62,7 +66,12 @@ def register_lvis_format(
 
 def _load_registered(name: str) -> list[dict]:
     metadata = MetadataCatalog.get(name)
-    dataset_dicts = load_lvis_format(metadata.json_file, metadata.image_root, name)
+    dataset_dicts = load_lvis_format(
+        metadata.json_file,
+        metadata.image_root,
+        name,
+        allow_outside_root=metadata.get("allow_outside_root", False),
+    )
     # Find a wrong image root now, not after the model is built.
     if dataset_dicts and not PathManager.isfile(dataset_dicts[0]["file_name"]):
         raise MissingFileError(
@@ -78,6 +87,8 @@ def load_lvis_format(
     json_file: str | os.PathLike,
     image_root: str | os.PathLike,
     dataset_name: str | None = None,
+    *,
+    allow_outside_root: bool = False,
 ) -> list[dict]:
     """
     Load LVIS-format annotations as detectron2 dataset dicts. Image files are not opened.
@@ -90,6 +101,7 @@ def load_lvis_format(
         dataset_name: registered dataset whose metadata to set: ``thing_classes``,
             ``thing_dataset_id_to_contiguous_id``, ``class_image_count``, ``class_frequency`` and
             ``num_images`` (images with annotations).
+        allow_outside_root: see :func:`relative_file_name`.
 
     Returns:
         One dict per image, by ascending image id. ``category_id`` is contiguous from 0, in the
@@ -97,7 +109,7 @@ def load_lvis_format(
         keep the file's ids, as in detectron2's ``load_lvis_json``.
 
     Raises:
-        UserError: see :func:`read_lvis_json`.
+        UserError: see :func:`read_lvis_json` and :func:`relative_file_name`.
     """
     dataset = read_lvis_json(json_file)
     if dataset_name is not None:
@@ -106,7 +118,9 @@ def load_lvis_format(
     records = {}
     for image in sorted(dataset["images"], key=lambda image: image["id"]):
         records[image["id"]] = {
-            "file_name": os.path.join(image_root, relative_file_name(image)),
+            "file_name": os.path.join(
+                image_root, relative_file_name(image, allow_outside_root=allow_outside_root)
+            ),
             "image_id": image["id"],
             "height": image["height"],
             "width": image["width"],
@@ -122,7 +136,9 @@ def load_lvis_format(
         }
         segmentation = annotation.get("segmentation")
         if segmentation:
-            instance["segmentation"] = _compressed(segmentation)
+            if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+                segmentation = to_rle(segmentation, *segmentation["size"])  # compressed
+            instance["segmentation"] = segmentation
         records[annotation["image_id"]]["annotations"].append(instance)
     logger.info(
         "Loaded %d images with %d instances of %d classes from %s",
@@ -134,17 +150,24 @@ def load_lvis_format(
     return list(records.values())
 
 
-def relative_file_name(image: dict) -> str:
-    """Return the file name of an LVIS image record, relative to the image root."""
-    if "file_name" in image:
-        return image["file_name"]
-    return "/".join(image["coco_url"].split("/")[-2:])
+def relative_file_name(image: dict, *, allow_outside_root: bool = False) -> str:
+    """Return the file name of an LVIS image record, relative to the image root.
 
-
-def _compressed(segmentation: list | dict) -> list | dict:
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-        return mask_utils.frPyObjects(segmentation, *segmentation["size"])
-    return segmentation
+    Raises:
+        UserError: the file is outside the image root, and ``allow_outside_root`` is False.
+    """
+    name = image.get("file_name")
+    if name is None:
+        name = "/".join(image["coco_url"].split("/")[-2:])
+    normal = os.path.normpath(name)
+    outside = os.path.isabs(name) or normal == os.pardir or normal.startswith(os.pardir + os.sep)
+    if outside and not allow_outside_root:
+        raise UserError(
+            f"Image {image['id']} has the file_name '{printable(name)}', which must be inside the "
+            "image root: make it relative to the root, or, if you trust the dataset, set "
+            "DATASETS.ALLOW_OUTSIDE_ROOT to True (dataloader.allow_outside_root in a LazyConfig)."
+        )
+    return name
 
 
 def _contiguous_ids(dataset: dict) -> dict[int, int]:

@@ -1,14 +1,20 @@
 """Reading and validating LVIS and COCO JSON files."""
 
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 
 from ..errors import UserError
 from ..utils.json_files import read_json
+from . import records
+from .faults import Fault, column, faults, shown
 
+ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 _TABLES = ("images", "annotations", "categories")
+_CONVERT = "convert files in COCO format with tools/prepare_dataset.py coco-to-lvis"
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ def read_lvis_json(json_file: str | os.PathLike) -> dict:
     Read an LVIS-format file and check that it can be used for training and evaluation.
 
     Args:
-        json_file: path of the file.
+        json_file: path of the file, which may be a gzip or zip archive.
 
     Returns:
         Content of the file: a dict with "images", "annotations" and "categories".
@@ -55,7 +61,7 @@ def read_coco_or_lvis_json(json_file: str | os.PathLike) -> dict:
 
 def is_coco_format(dataset: dict) -> bool:
     """Return True if the dataset has images, and none has LVIS's ``neg_category_ids``."""
-    images = _records(dataset, "images")
+    images = [image for image in table_of(dataset, "images") if type(image) is dict]
     return bool(images) and not any("neg_category_ids" in image for image in images)
 
 
@@ -72,7 +78,7 @@ def _read_dataset(json_file: str | os.PathLike, coco: bool | None) -> dict:
 
 def structure_problems(dataset, *, coco: bool = False) -> Iterator[Problem]:
     """
-    Yield the problems that make a dataset unusable: the first one of each record.
+    Yield the problems that make a dataset unusable.
 
     Args:
         dataset: content of an LVIS JSON file.
@@ -81,8 +87,8 @@ def structure_problems(dataset, *, coco: bool = False) -> Iterator[Problem]:
     if not isinstance(dataset, dict):
         yield Problem(
             "not a dataset",
-            f"the file contains a JSON {type(dataset).__name__}; expected an object with images, "
-            "annotations and categories",
+            f"the file must be an object with images, annotations and categories, got a JSON "
+            f"{type(dataset).__name__}",
         )
         return
     for table in _TABLES:
@@ -95,191 +101,171 @@ def structure_problems(dataset, *, coco: bool = False) -> Iterator[Problem]:
             )
     if not dataset.get("categories", True):
         yield Problem("no categories", 'the list "categories" is empty: add the classes')
-    images, categories = index_by_id(dataset, "images"), index_by_id(dataset, "categories")
-    names: set[str] = set()
-    has_masks = any(a.get("segmentation") for a in _records(dataset, "annotations"))
-    checks = {
-        "categories": lambda record: category_problem(record, names),
-        "images": lambda record: image_problem(record, coco),
-        "annotations": lambda record: annotation_problem(
-            record, images, categories, has_masks=has_masks, coco=coco
-        ),
-    }
-    for table, check in checks.items():
-        noun = "category" if table == "categories" else table[:-1]
-        seen: set[int] = set()
-        records = dataset.get(table)
-        for index, record in enumerate(records if isinstance(records, list) else ()):
-            problem = None
-            if type(record) is not dict:
-                problem = (f"{noun} is not an object", "is not a JSON object: remove it")
-            elif type(id_ := record.get("id")) is not int:
-                what = f"the id {id_!r}" if "id" in record else "no id"
-                problem = (f"{noun} without valid id", f"has {what}; expected an integer")
-            elif id_ in seen:
-                problem = (f"duplicate {noun} id", "has a duplicate id: use unique ids")
-            else:
-                seen.add(id_)
-                problem = check(record)
-            if problem:
-                kind, message = problem
-                message = f"{describe(noun, record, index)} {message}"
-                yield Problem(kind, message, (table, index))
+    lvis = [] if coco else [partial(_id_lists, key) for key in ID_LISTS]
+    counts = [partial(_counts, key) for key in ("image_count", "instance_count")]
+    for table, checks in (
+        ("categories", [_names, _frequencies, *counts]),
+        ("images", [records.image_sizes, _file_names, *lvis]),
+        ("annotations", _annotation_checks(dataset, coco)),
+    ):
+        yield from _table_problems(table, table_of(dataset, table), checks)
+
+
+def _table_problems(
+    table: str, values: list, checks: Sequence[Callable[[list[dict]], object]]
+) -> Iterator[Problem]:
+    noun = "category" if table == "categories" else table[:-1]
+    indices = [i for i, value in enumerate(values) if type(value) is dict]
+    items = [values[i] for i in indices]
+    for i in [i for i, value in enumerate(values) if type(value) is not dict]:
+        message = f"{describe(noun, None, i)} must be a JSON object, got {shown(values[i])}"
+        yield Problem(f"{noun} that is not an object", f"{message}; remove it", (table, i))
+    for key in ("id", "name") if table == "categories" else ("id",):
+        for i, value in _repeated(items, key):
+            message = f"{key} must be unique, got {shown(value)} again; change it"
+            message = f"{describe(noun, items[i], indices[i])}: {message}"
+            yield Problem(f"duplicate {noun} {key}", message, (table, indices[i]))
+    for i, fault in faults(items, [_ids, *checks]):
+        message = f"{describe(noun, items[i], indices[i])}: {fault}"
+        yield Problem(f"{noun} without valid {fault.key}", message, (table, indices[i]))
+
+
+def _repeated(items: list[dict], key: str) -> Iterator[tuple[int, object]]:
+    values = [item.get(key) for item in items]
+    known = [value for value in values if type(value) in (int, str)]
+    if len(set(known)) == len(known):
+        return
+    seen = set()
+    for i, value in enumerate(values):
+        if type(value) in (int, str):
+            if value in seen:
+                yield i, value
+            seen.add(value)
 
 
 def index_by_id(dataset: dict, table: str) -> dict[int, dict]:
-    """Return the valid records of a table by id: the objects whose id is an integer."""
-    return {r["id"]: r for r in _records(dataset, table) if type(r.get("id")) is int}
+    """Return the records of a table by id: the objects whose id is an integer."""
+    return {
+        r["id"]: r for r in table_of(dataset, table) if type(r) is dict and type(r.get("id")) is int
+    }
 
 
-def _records(dataset: dict, table: str) -> list[dict]:
-    records = dataset.get(table) if isinstance(dataset, dict) else None
-    return [r for r in records if type(r) is dict] if isinstance(records, list) else []
+def table_of(dataset, table: str) -> list:
+    """Return a list of a dataset, or an empty one if it is invalid."""
+    values = dataset.get(table) if isinstance(dataset, dict) else None
+    return values if isinstance(values, list) else []
 
 
 def describe(noun: str, record, index: int) -> str:
     """Return a name of a record: by its id, or else by its position in the file."""
     id_ = record.get("id") if isinstance(record, dict) else None
-    return f"{noun} number {index + 1} in the file" if id_ is None else f"{noun} {id_}"
+    if type(id_) is int and abs(id_) <= records.MAX_ID:
+        return f"{noun} {id_}"
+    return f"{noun} number {index + 1} in the file"
 
 
-# Each check returns the first problem of a record as (kind, message), or None.
+# Checks of records, see apa_det.data.records.
 
 
-def category_problem(category: dict, names: set[str]) -> tuple[str, str] | None:
-    name = category.get("name")
-    if not isinstance(name, str) or not name:
-        return "category without name", "has no name: add one"
-    if name in names:
-        message = f'has the same name as another category, "{name}": rename one of them'
-        return "duplicate category name", message
-    names.add(name)
-    if category.get("frequency", "r") not in ("r", "c", "f"):
-        return (
-            "invalid frequency",
-            f"has the frequency {category['frequency']!r}; expected r, c or f. Remove it to derive "
-            "it from image_count",
-        )
-    for key in ("image_count", "instance_count"):
-        if type(category.get(key, 0)) is not int or category.get(key, 0) < 0:
-            return (
-                "invalid count",
-                f"has the {key} {category[key]!r}; expected an integer >= 0. Remove it to count "
-                "the annotations",
+def _ids(items: list[dict]) -> None:
+    values = column(items, "id", "add a unique integer")
+    records.integers(values, "id")
+
+
+def _names(categories: list[dict]) -> None:
+    for name in column(categories, "name", "add it"):
+        if type(name) is not str:
+            raise Fault("name", f"must be text, got {shown(name)}")
+
+
+def _frequencies(categories: list[dict]) -> None:
+    for category in categories:
+        if category.get("frequency", "r") not in ("r", "c", "f"):
+            got = shown(category["frequency"])
+            raise Fault(
+                "frequency",
+                f"must be r, c or f, got {got}; remove it to derive it from image_count",
             )
-    return None
 
 
-def image_problem(image: dict, coco: bool) -> tuple[str, str] | None:
-    for key in ("height", "width"):
-        if type(image.get(key)) is not int or image[key] <= 0:
-            what = f"has the {key} {image[key]!r}" if key in image else f"has no {key}"
-            return f"image without valid {key}", f"{what}; expected an integer > 0 (pixels)"
-    if not isinstance(image.get("file_name", image.get("coco_url")), str):
-        return "image without file_name", "has neither file_name nor coco_url: add file_name"
-    if not coco:
-        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-            if not isinstance(image.get(key), list):
-                return (
-                    f"image without {key}",
-                    f"has no {key}, which the LVIS metric needs: convert files in COCO format with "
-                    "tools/prepare_dataset.py coco-to-lvis",
-                )
-    return None
+def _counts(key: str, categories: list[dict]) -> None:
+    must = f"be an integer from 0 to {records.MAX_NUMBER:,}; remove it to count the annotations"
+    records.integers(
+        [c[key] for c in categories if key in c], key, must, low=0, high=records.MAX_NUMBER
+    )
 
 
-def annotation_problem(
-    annotation: dict,
-    images: dict[int, dict],
-    categories: dict[int, dict],
-    *,
-    has_masks: bool,
-    coco: bool,
-) -> tuple[str, str] | None:
-    for key, known, noun in (
-        ("image_id", images, "image"),
-        ("category_id", categories, "category"),
-    ):
-        if key not in annotation:
-            return (
-                f"annotation without {key}",
-                f"has no {key}: add the id of its {noun}, or remove the annotation",
+def _file_names(images: list[dict]) -> None:
+    for image in images:
+        key = "coco_url" if image.get("file_name") is None and "coco_url" in image else "file_name"
+        if type(image.get(key)) is not str:
+            raise Fault(
+                key, f"must be text, got {shown(image.get(key))}; add the path of the image"
             )
-        id_ = annotation[key]
-        if type(id_) is not int or id_ not in known:
-            return (
-                f"annotation with unknown {noun}",
-                f"has the {key} {id_!r}, but the file has no such {noun}: add the {noun}, or "
-                "remove the annotation",
+
+
+def has_file_name(image) -> bool:
+    """Return True if a record is an object that names an image file."""
+    return type(image) is dict and not [*faults([image], [_file_names])]
+
+
+def _id_lists(key: str, images: list[dict]) -> None:
+    records.id_lists(column(images, key, f"the LVIS metric needs it: {_CONVERT}"), key)
+
+
+def _annotation_checks(dataset: dict, coco: bool) -> list[Callable[[list[dict]], object]]:
+    images = index_by_id(dataset, "images")
+    rows = list(images.values())
+    broken = {i for i, _ in faults(rows, [records.image_sizes])}
+    sizes = {r["id"]: (r["height"], r["width"]) for i, r in enumerate(rows) if i not in broken}
+    categories = index_by_id(dataset, "categories")
+    has_masks = any(
+        a.get("segmentation") for a in table_of(dataset, "annotations") if type(a) is dict
+    )
+
+    def segmentations(annotations: list[dict]) -> None:
+        masked = [a for a in annotations if a.get("segmentation")]
+        if has_masks and not coco and len(masked) < len(annotations):
+            problem = "is missing, but other annotations have one; add it, or remove all of them"
+            raise Fault("segmentation", problem)
+        masked = [a for a in masked if type(a.get("image_id")) is int and a["image_id"] in sizes]
+        if masked:
+            records.segmentations(
+                [a["segmentation"] for a in masked],
+                np.array([sizes[a["image_id"]] for a in masked]),
+                short_polygons=coco,
             )
-    if not is_box(annotation.get("bbox")):
-        what = f"the bbox {annotation['bbox']!r}" if "bbox" in annotation else "no bbox"
-        return "annotation without valid bbox", f"has {what}; expected [x, y, width, height]"
-    segmentation = annotation.get("segmentation")
-    if segmentation:
-        image = images[annotation["image_id"]]
-        fault = segmentation_fault(segmentation, image.get("height"), image.get("width"), coco)
-        if fault:
-            return "invalid segmentation", f"has a segmentation {fault}"
-    if coco:
-        return None
-    if has_masks and not segmentation:
-        return (
-            "annotation without segmentation",
-            "has no segmentation, but other annotations do: add it, or remove all segmentations",
-        )
-    area = annotation.get("area")
-    if type(area) not in (int, float) or not 0 <= area < math.inf:
-        what = f"the area {area!r}" if "area" in annotation else "no area"
-        return "annotation without valid area", f"has {what}; expected the mask area in pixels"
-    if annotation.get("iscrowd"):
-        return (
-            "crowd annotation",
-            "is a crowd (iscrowd), which LVIS does not support: convert the file with "
-            "tools/prepare_dataset.py coco-to-lvis",
-        )
-    return None
+
+    common = [
+        partial(_references, "image_id", images.keys()),
+        partial(_references, "category_id", categories.keys()),
+        _boxes,
+        segmentations,
+    ]
+    return common if coco else [*common, _areas, _no_crowds]
 
 
-def is_box(box) -> bool:
-    """Return True for [x, y, width, height] of finite numbers."""
-    if not isinstance(box, list | tuple) or len(box) != 4:
-        return False
-    try:
-        return -math.inf < box[0] + box[1] + box[2] + box[3] < math.inf
-    except TypeError:
-        return False
+def _references(key: str, known: Set[int], annotations: list[dict]) -> None:
+    noun = key.removesuffix("_id")
+    values = column(annotations, key, f"add the id of its {noun}, or remove the annotation")
+    must = f"be the id of one of the file's {'images' if noun == 'image' else 'categories'}"
+    records.integers(values, key, must)
+    if not known >= set(values):
+        remedy = f"add the {noun}, or remove the annotation"
+        raise Fault(key, f"must {must}, got {shown(values[0])}; {remedy}")
 
 
-def segmentation_fault(segmentation, height: int, width: int, coco: bool) -> str | None:
-    """Return the problem of polygons or RLE and how to fix it, or None if they are valid."""
-    if isinstance(segmentation, dict):
-        if segmentation.get("size") != [height, width]:
-            return (
-                f"(RLE) of the size {segmentation.get('size')}, but its image is [{height}, "
-                f"{width}]: recreate the mask"
-            )
-        counts = segmentation.get("counts")
-        if isinstance(counts, str) and counts:
-            return None
-        if isinstance(counts, list) and _adds_up_to(counts, height * width):
-            return None
-        return "(RLE) whose counts do not cover its image: recreate the mask"
-    if not isinstance(segmentation, list):
-        return "that is neither a list of polygons nor RLE: convert it"
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or not (coco or is_polygon(polygon)):
-            return "with a polygon that is not [x0, y0, x1, y1, x2, y2, ...]: remove the polygon"
-    return None
+def _boxes(annotations: list[dict]) -> None:
+    records.boxes(column(annotations, "bbox", "add [x, y, width, height]"))
 
 
-def is_polygon(corners: list) -> bool:
-    """Return True for an even number of at least 6 coordinates [x0, y0, x1, y1, x2, y2, ...]."""
-    return len(corners) >= 6 and len(corners) % 2 == 0
+def _areas(annotations: list[dict]) -> None:
+    values = column(annotations, "area", "add the mask area in pixels")
+    records.numbers(values, "area", "be the mask area in pixels, a finite number >= 0", low=0)
 
 
-def _adds_up_to(counts: list, total: int) -> bool:
-    try:
-        return sum(counts) == total
-    except TypeError:
-        return False
+def _no_crowds(annotations: list[dict]) -> None:
+    for annotation in annotations:
+        if annotation.get("iscrowd"):
+            got = shown(annotation["iscrowd"])
+            raise Fault("iscrowd", f"must be 0 in LVIS format, got {got}; {_CONVERT}")

@@ -9,8 +9,9 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from ..checkpoint import ClassTransfer, adapt, load_checkpoint
-from ..checkpoint.conversion import OPTIONAL_BUFFERS
+from ..checkpoint import ClassTransfer, adapt, load_checkpoint, stored_class_names
+from ..checkpoint.conversion import OPTIONAL_BUFFERS, require_finite_floats
+from ..checkpoint.download import download_checkpoint
 from ..errors import UserError
 from .ema import averaged_state
 from .freezing import matches, require_matches
@@ -68,6 +69,8 @@ class StrictCheckpointer(DetectionCheckpointer):
 
     def load(self, path: str, *args, **kwargs) -> dict:
         self._path = path
+        if "://" in path:
+            download_checkpoint(path)  # if it fails, detectron2's error lacks the URL
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict:
@@ -92,13 +95,21 @@ class StrictCheckpointer(DetectionCheckpointer):
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error
 
+    def _convert_ndarray_to_tensor(self, state_dict: dict) -> None:
+        """Check the weights under their final names, also those that heuristics have matched."""
+        super()._convert_ndarray_to_tensor(state_dict)
+        try:
+            require_finite_floats(state_dict, self.model.state_dict())
+        except UserError as error:
+            raise UserError(f"{self._path}: {error}") from error
+
     def _adapt_classes(self, checkpoint: dict, adapted: dict) -> dict:
         """Copy class rows by name, and leave out the parameters to reinitialize."""
         state = {name.removeprefix("module."): t for name, t in adapted["model"].items()}
-        known = checkpoint.get("class_names")
+        known = stored_class_names(checkpoint)
         if self.transfer is not None:
             state = self.transfer(checkpoint, state, self._model_state())
-        elif None not in (known, self.class_names) and list(known) != list(self.class_names):
+        elif None not in (known, self.class_names) and known != list(self.class_names):
             logger.warning(
                 "The classes of %s differ from those of the training set, or their order does. "
                 "Class rows are copied by position: set %s to checkpoint to copy them by name.",

@@ -7,6 +7,8 @@ from itertools import chain
 
 import numpy as np
 
+from ..data import records as contract
+from ..data.faults import column, convert
 from ..errors import UserError
 from ..utils.json_files import json_list
 
@@ -109,26 +111,33 @@ class Detections:
                 ``segmentation`` (compressed RLE) or both. All records have the keys of the first.
 
         Raises:
-            UserError: a record lacks a key.
+            UserError: a record lacks a key, or has an invalid value; see
+                :mod:`apa_det.data.records`.
         """
         first = records[0] if len(records) else {"bbox": None}
         geometry = [key for key in ("bbox", "segmentation") if key in first]
         if not geometry:
             raise UserError("Result 0 has neither bbox nor segmentation.")
-        columns = {}
-        for key in ("image_id", "category_id", "score", *geometry):
-            try:
-                columns[key] = [record[key] for record in records]
-            except KeyError:
-                index = next(i for i, record in enumerate(records) if key not in record)
-                raise UserError(f"Result {index} (from 0) has no {key}.") from None
-        return Detections(
-            np.array(columns["image_id"], np.int64),
-            np.array(columns["category_id"], np.int64),
-            np.array(columns["score"], np.float64),
-            np.array(columns["bbox"], np.float64).reshape(-1, 4) if "bbox" in columns else None,
-            Masks.from_rles(columns["segmentation"]) if "segmentation" in columns else None,
-        )
+
+        def columns(part: Sequence[dict]) -> Detections:
+            values = {
+                key: column(part, key, "all results need the keys of the first")
+                for key in ("image_id", "category_id", "score", *geometry)
+            }
+            masks = None
+            if "segmentation" in values:
+                sizes = contract.rle_sizes(values["segmentation"])
+                counts = contract.compressed_counts(values["segmentation"], sizes)
+                masks = Masks(sizes.astype(np.int32), *counts)
+            return Detections(
+                contract.integers(values["image_id"], "image_id", whole_floats=True),
+                contract.integers(values["category_id"], "category_id", whole_floats=True),
+                contract.numbers(values["score"], "score", "be a finite number"),
+                contract.boxes(values["bbox"]) if "bbox" in values else None,
+                masks,
+            )
+
+        return convert(records, columns, "Result")
 
     @staticmethod
     def concatenate(parts: Sequence["Detections"]) -> "Detections":

@@ -1,6 +1,5 @@
 """The evaluator for long-tailed detection and instance segmentation, with LVIS's metrics."""
 
-import csv
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ from detectron2.utils.logger import create_small_table
 from ..data import ensure_metadata
 from ..data.frequency import FrequencyGroups
 from ..errors import UserError
+from ..text import write_csv
 from .detections import Detections
 from .engines import load_engine
 from .ground_truth import GroundTruth
@@ -243,9 +243,7 @@ class LongTailEvaluator(DatasetEvaluator):
         path = os.path.join(self._output_dir, f"{iou_type}_per_category.csv")
         rows = evaluation.per_category()
         with PathManager.open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+            write_csv(file, list(rows[0]), (row.values() for row in rows))
         logger.info("Wrote the AP of each category to %s", path)
 
 

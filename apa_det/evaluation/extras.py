@@ -7,7 +7,7 @@ import numpy as np
 from .detections import Detections
 from .engines import evaluate
 from .ground_truth import GroundTruth
-from .result import FALSE_POSITIVE, RECALL_THRESHOLDS, TRUE_POSITIVE, Evaluation
+from .result import FALSE_POSITIVE, RECALL_THRESHOLDS, TRUE_POSITIVE
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +48,38 @@ def fixed_ap(
     return {f"AP{name}_fixed": metrics[f"AP{name}"] for name in ("", *ground_truth.groups.names)}
 
 
-def pooled_ap(evaluation: Evaluation) -> dict[str, float]:
+def pooled_ap(
+    ground_truth: GroundTruth,
+    detections: Detections,
+    iou_type: str = "bbox",
+    *,
+    engine: str = "fast",
+    max_dets_per_category: int = MAX_DETS_PER_CATEGORY,
+) -> dict[str, float]:
     """Compute AP-pool, from one precision-recall curve of all categories together.
 
     Detections must still match objects of their own category. AP-pool drops if scores are not
-    comparable across categories (Dave et al., arXiv 2102.01066).
+    comparable across categories. As with AP-fixed, the detections are limited per category, not per
+    image (Dave et al., arXiv 2102.01066).
 
     Args:
-        evaluation: an evaluation with ``matches``.
+        ground_truth, detections, iou_type, engine: see :func:`evaluate`.
+        max_dets_per_category: evaluate this many detections per category, by score.
 
     Returns:
         AP_pool, and APr_pool, APc_pool and APf_pool over the categories of a group, as fractions;
         NaN without ground truth.
     """
-    truth, matches = evaluation.ground_truth, evaluation.matches
+    evaluation = evaluate(
+        ground_truth,
+        detections,
+        iou_type,
+        engine=engine,
+        max_dets=None,
+        max_dets_per_category=max_dets_per_category,
+        matches=True,
+    )
+    truth, matches = ground_truth, evaluation.matches
     order = np.argsort(-evaluation.scores, kind="stable")
     outcomes = matches.outcomes[order]
     groups = truth.category_groups[evaluation.match_categories[order]]

@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 from collections import defaultdict
+from functools import cache
 from itertools import chain
 
 import numpy as np
@@ -37,10 +38,14 @@ class GroundTruth:
         has_area: (G,) bool, annotations with an area; lvis-api skips the others.
         counted: (G,) bool, annotations that have an area and are not ignored.
         segmentations: G polygons or RLEs, not copied. None: no masks.
+        num_crowds: crowd regions of a COCO-format dataset, which LVIS's rules do not have: there,
+            unmatched detections of their category are ignored in the whole image.
         verified: sorted int64 keys ``image index * K + category index`` of the pairs where the
             category is verified as present or absent. None: all pairs.
         not_exhaustive: sorted int64 keys of the pairs where some instances may not be annotated.
     """
+
+    num_crowds = 0
 
     def __init__(
         self,
@@ -94,6 +99,15 @@ class GroundTruth:
     def has_masks(self) -> bool:
         return self.segmentations is not None
 
+    def crowd_note(self) -> str:
+        """Return how crowd regions are evaluated, or "" without crowd regions."""
+        if not self.num_crowds:
+            return ""
+        return (
+            f"{self.num_crowds:,} crowd regions of COCO: by LVIS's rules, unmatched detections of "
+            "their categories are ignored in the whole image, so pycocotools gives another AP."
+        )
+
     def _pairs(self, key: str) -> np.ndarray:
         """Return the keys of the pairs that images list under ``key``; unknown ids are skipped."""
         lists = [image.get(key, ()) for image in self.images]
@@ -135,14 +149,20 @@ class GroundTruth:
             )
         categories = [dict(category) for category in dataset["categories"]]
         dataset = {**dataset, "categories": categories}
+        num_crowds = 0
         if coco:
+            num_crowds = sum(bool(a.get("iscrowd")) for a in dataset["annotations"])
             dataset = _without_crowds(dataset)
         thresholds = (groups and groups.max_counts) or ()
         thresholds = thresholds if len(thresholds) == 2 else (RARE_MAX, COMMON_MAX)
         if count_from is not None:
             copy_counts(count_from, categories, *thresholds)
         complete_categories(dataset, *thresholds)
-        return cls(dataset, groups, everything_verified=coco)
+        truth = cls(dataset, groups, everything_verified=coco)
+        truth.num_crowds = num_crowds
+        if num_crowds:
+            _log_once(f"The ground truth has {truth.crowd_note()}")
+        return truth
 
     @classmethod
     def from_file(
@@ -190,6 +210,11 @@ class GroundTruth:
                 images = new_indices[images[inside]]
                 setattr(part, name, images * len(self.category_ids) + categories[inside])
         return part
+
+
+@cache
+def _log_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def _is_uncounted(category: dict) -> bool:

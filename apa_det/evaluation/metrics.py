@@ -63,10 +63,11 @@ def pool(
     detections: Detections,
     groups: FrequencyGroups,
     *,
-    evaluation: Evaluation,
+    iou_type: str,
+    engine: str,
 ) -> dict[str, float]:
     """AP-pool in percent, see :func:`pooled_ap`."""
-    return _percent(pooled_ap(evaluation))
+    return _percent(pooled_ap(ground_truth, detections, iou_type, engine=engine))
 
 
 def _percent(fractions: dict[str, float]) -> dict[str, float]:

@@ -9,6 +9,8 @@ import torch
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
+from ..data import records as contract
+from ..data.faults import convert
 from ..errors import UserError
 from .detections import Detections, Masks
 
@@ -29,7 +31,7 @@ def detections_from_instances(
         category_ids: (K,) int64, the dataset's category id of each model class.
 
     Raises:
-        UserError: a class is >= K, or a score or box is not finite.
+        UserError: a class is >= K, a score or box is not finite, or an RLE is invalid.
     """
     classes = instances.pred_classes.cpu().numpy()
     if len(classes) and classes.max() >= len(category_ids):
@@ -44,12 +46,23 @@ def detections_from_instances(
         raise UserError(f"The model predicts scores or boxes of image {image_id} as NaN or inf.")
     masks = None
     if instances.has("pred_masks_rle"):
-        masks = Masks.from_rles(instances.pred_masks_rle)
+        masks = _checked(instances.pred_masks_rle, instances.image_size, image_id)
     elif instances.has("pred_masks"):
         masks = _encoded(instances.pred_masks)
     return Detections(
         np.full(len(classes), image_id, np.int64), category_ids[classes], scores, boxes, masks
     )
+
+
+def _checked(rles: list[dict], size: tuple[int, int], image_id: int) -> Masks:
+    """Return compressed RLEs as masks, after the checks of all masks from outside."""
+
+    def masks(part: list[dict]) -> Masks:
+        sizes = np.tile(size, (len(part), 1))
+        counts = contract.compressed_counts(part, sizes, "pred_masks_rle")
+        return Masks(sizes.astype(np.int32), *counts)
+
+    return convert(rles, masks, f"Image {image_id}: detection")
 
 
 def _encoded(masks: torch.Tensor) -> Masks:

@@ -1,25 +1,37 @@
 """Read the result files of any detector."""
 
-import math
+import logging
 import os
 from collections.abc import Iterator, Sequence
+from zipfile import ZipFile
 
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.utils.file_io import PathManager
 
 from ..checkpoint.reading import read_torch_file
-from ..data.validation import is_box, segmentation_fault
+from ..data import records as contract
+from ..data.box_hints import BoxHints
+from ..data.faults import Fault, column, convert, shown
 from ..errors import UserError
+from ..text import printable
+from ..utils.json_files import CORRUPT, gc_paused, local_path
 from ..utils.json_stream import read_json_list
 from .detections import Detections, Masks
 from .ground_truth import GroundTruth
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 100_000  # records
-_ZIP = b"PK\x03\x04"  # torch.save writes a zip archive, or a pickle
+_ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
+_TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
+_EXPECTED = (
+    'detectron2\'s instances_predictions.pth, a list of {"image_id": ..., "instances": [...]}'
+)
 
 
+@gc_paused()
 def read_results(
     path: str | os.PathLike,
     ground_truth: GroundTruth,
@@ -28,7 +40,7 @@ def read_results(
     """
     Read a detector's results.
 
-    Supported are LVIS's and COCO's result JSON, also gzipped, and the
+    Supported are LVIS's and COCO's result JSON, also in a gzip or zip archive, and the
     ``instances_predictions.pth`` of detectron2's evaluators, in which ``category_id`` is the index
     of the category in ascending order of ids. No code in a file is ever run.
 
@@ -41,16 +53,19 @@ def read_results(
 
     Raises:
         MissingFileError: the file does not exist.
-        UserError: the file is damaged or is not a list of detections; or a detection lacks a key,
-            has an unknown image or category, a score that is not finite, an invalid box, or a mask
-            whose size is not that of its image. The message names the file and the first such
-            record.
+        UserError: the file is damaged or is not a list of detections; or a detection lacks a key
+            that others have, has an unknown image or category, a score that is not finite, or an
+            invalid box or mask (see :mod:`apa_det.data.records`). The message names the file and
+            the first such record.
     """
     name = os.fspath(path)
     class_indices = _is_torch_file(name)
     chunks = _read_torch_file(name) if class_indices else read_json_list(name)
     reader = _Reader(name, ground_truth, iou_types, class_indices)
     parts = [reader.detections(records) for records in chunks if records]
+    hint = reader.hints.hint()
+    if hint:
+        logger.warning("%s: %s", name, hint)
     if parts:
         return Detections.concatenate(parts)
     ids = np.empty(0, np.int64)
@@ -58,23 +73,33 @@ def read_results(
 
 
 def _is_torch_file(path: str) -> bool:
-    path = PathManager.get_local_path(path)
-    if not os.path.isfile(path):
-        return False
-    with open(path, "rb") as file:
-        start = file.read(4)
-    return start == _ZIP or start[:1] == _PICKLE
+    local = local_path(path)
+    try:
+        with open(local, "rb") as file:
+            start = file.read(len(_TORCH_PICKLE))
+        if start.startswith(_ZIP):
+            with ZipFile(local) as archive:
+                return any(f"/{n}".endswith("/data.pkl") for n in archive.namelist())
+    except (*CORRUPT, ValueError):  # of an invalid directory
+        return path.endswith(".pth")
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if start.startswith(_PICKLE) and start != _TORCH_PICKLE:
+        raise UserError(
+            f"{path} is a Python pickle. Pickles can run any code, so it is not loaded. Give the "
+            "detector's results as JSON, a list of {...} as in COCO and LVIS result files "
+            f"(MMDetection writes them with outfile_prefix), or {_EXPECTED}."
+        )
+    return start == _TORCH_PICKLE
 
 
 def _read_torch_file(path: str) -> Iterator[list[dict]]:
-    expected = (
-        'expected detectron2\'s instances_predictions.pth, a list of {"image_id": ..., '
-        '"instances": [...]}.'
-    )
+    expected = f"expected {_EXPECTED}."
     images, other = read_torch_file(PathManager.get_local_path(path), "result file")
     if other:
         raise UserError(
-            f"{path} contains objects of {', '.join(sorted(other))}; {expected} Write the results "
+            f"{path} contains objects of {printable(', '.join(sorted(other)), 200)}; {expected} "
+            "Write the results "
             "as JSON."
         )
     if not isinstance(images, list):
@@ -92,7 +117,11 @@ def _read_torch_file(path: str) -> Iterator[list[dict]]:
 
 
 class _Reader:
-    """Converts the records of one file to columns, chunk by chunk."""
+    """Converts the records of one file to columns, chunk by chunk.
+
+    Attributes:
+        hints: statistics of the boxes.
+    """
 
     def __init__(
         self,
@@ -104,30 +133,31 @@ class _Reader:
         self._name = name
         self._truth = truth
         self._iou_types = iou_types
-        self._class_indices = class_indices
         self._count = 0
+        self._images = "be an image id of the ground truth"
         if class_indices:
             self._categories = np.arange(len(truth.category_ids))
+            self._classes = f"be a class index from 0 to {len(self._categories) - 1}"
         else:
             self._categories = truth.category_ids
+            self._classes = "be a category id of the ground truth, not a class index"
+        self.hints = BoxHints()
 
-    def detections(self, records: list[dict]) -> Detections:
+    def detections(self, records: list) -> Detections:
         if not self._count:
             self._choose_columns(records[0])
-        try:
-            columns = self._columns(records)
-        except (KeyError, TypeError, ValueError, OverflowError):
-            columns = None
-        if columns is None:
-            self._raise_first_fault(records)
+        name = f"{self._name}: record"
+        detections = convert(records, self._columns, name, self._count)
+        self._check_unused(records)
         self._count += len(records)
-        return columns
+        return detections
 
-    def _choose_columns(self, record: dict) -> None:
+    def _choose_columns(self, record) -> None:
         """Choose the keys that all records need, from the first record and the IoU types."""
         keys = record.keys() if isinstance(record, dict) else {}
+        can_have_masks = self._truth.segmentations is not None
         if self._iou_types is None:
-            self._masks = "segmentation" in keys and self._truth.segmentations is not None
+            self._masks = "segmentation" in keys and can_have_masks
             boxes = True
         else:
             self._masks = any(iou_type != "bbox" for iou_type in self._iou_types)
@@ -135,29 +165,47 @@ class _Reader:
         self._box_key = boxes and ("bbox" in keys or "segmentation" not in keys)
         self._boxes_of_masks = boxes and not self._box_key
         self._mask_key = self._masks or self._boxes_of_masks
+        # Keys that the first record lacks, though they would be read.
+        self._unused = ["bbox"] if self._boxes_of_masks else []
+        if self._iou_types is None and can_have_masks and not self._masks:
+            self._unused.append("segmentation")
+        geometry = ["bbox"] * self._box_key + ["segmentation"] * self._mask_key
+        self._needs = f"a detection needs image_id, category_id, score and {' and '.join(geometry)}"
 
-    def _columns(self, records: list[dict]) -> Detections | None:
-        """Return None if a record is invalid."""
-        images = _indices([r["image_id"] for r in records], self._truth.image_ids)
-        categories = _indices([r["category_id"] for r in records], self._categories)
-        scores = _numbers([r["score"] for r in records])
-        if images is None or categories is None or scores is None:
-            return None
+    def _check_unused(self, records: list[dict]) -> None:
+        for key in self._unused:
+            index = next((i for i, record in enumerate(records) if key in record), None)
+            if index is not None:
+                raise UserError(
+                    f"{self._name}: record 0 (from 0): {key} is missing, but record "
+                    f"{self._count + index} has one; write it for all detections or for none."
+                )
+
+    def _columns(self, records: list) -> Detections:
+        if set(map(type, records)) != {dict}:
+            what = "be an object with image_id, category_id and score"
+            raise Fault("it", f"must {what}, got {shown(records[0])}")
+        images = _indices(records, "image_id", self._truth.image_ids, self._images, self._needs)
+        categories = _indices(records, "category_id", self._categories, self._classes, self._needs)
+        scores = contract.numbers(
+            column(records, "score", self._needs), "score", "be a finite number"
+        )
+        sizes = self._truth.image_sizes[images]
         boxes = masks = None
         if self._box_key:
-            boxes = _numbers([r["bbox"] for r in records])
-            if boxes is None or boxes.shape != (len(records), 4) or (boxes[:, 2:] < 0).any():
-                return None
+            boxes = contract.boxes(column(records, "bbox", self._needs))
+            if (boxes[:, 2:] < 0).any():
+                raise Fault(
+                    "bbox",
+                    f"must have a width and height >= 0, got {shown(records[0]['bbox'])}; convert "
+                    "corners to [x, y, width, height]",
+                )
+            self.hints.add(boxes, sizes)
         if self._mask_key:
-            sizes = self._truth.image_sizes[images]
-            rles = [r["segmentation"] for r in records]
-            if not all(map(_is_compressed, rles)):
-                rles = list(map(_compressed, rles, sizes.tolist()))
-            masks = Masks.from_rles(rles)
-            if not np.array_equal(masks.sizes, sizes):
-                return None
+            values = column(records, "segmentation", self._needs)
+            masks = Masks(sizes.astype(np.int32), *contract.compressed_counts(values, sizes))
             if self._boxes_of_masks:
-                boxes = mask_util.toBbox(rles)
+                boxes = mask_util.toBbox(masks.rles())
             if not self._masks:
                 masks = None
         return Detections(
@@ -168,99 +216,12 @@ class _Reader:
             masks=masks,
         )
 
-    def _raise_first_fault(self, records: list) -> None:
-        sizes = self._truth.image_sizes.tolist()
-        images = dict(zip(self._truth.image_ids.tolist(), sizes, strict=True))
-        categories = set(self._categories.tolist())
-        for index, record in enumerate(records, start=self._count):
-            fault = self._fault(record, images, categories)
-            if fault:
-                raise UserError(f"{self._name}: record {index} (from 0) {fault}.")
-        last = self._count + len(records) - 1
-        raise UserError(
-            f"{self._name}: a record among {self._count} to {last} (from 0) is not a detection."
-        )
 
-    def _fault(self, record, images: dict[int, list[int]], categories: set[int]) -> str | None:
-        """Return the first fault of a record and how to fix it."""
-        if not isinstance(record, dict):
-            return f"is {record!r:.40}, not an object with image_id, category_id and score"
-        geometry = [
-            key
-            for key, needed in (("bbox", self._box_key), ("segmentation", self._mask_key))
-            if needed
-        ]
-        for key in ("image_id", "category_id", "score", *geometry):
-            if key not in record:
-                return (
-                    f"has no {key}; a detection needs image_id, category_id, score and "
-                    f"{' and '.join(geometry)}"
-                )
-        if not _is_one_of(record["image_id"], images):
-            return (
-                f"has image_id {record['image_id']!r}, which is not in the ground truth. Run the "
-                "detector on the images of the ground truth"
-            )
-        if not _is_one_of(record["category_id"], categories):
-            expected = "a category id of the ground truth, not a class index"
-            if self._class_indices:
-                expected = f"a class index from 0 to {len(categories) - 1}"
-            return f"has category_id {record['category_id']!r}; expected {expected}"
-        score = record["score"]
-        if type(score) not in (int, float) or not math.isfinite(score):
-            return f"has score {score!r}; expected a finite number"
-        box = record["bbox"] if self._box_key else (0, 0, 0, 0)
-        if not is_box(box):
-            return f"has bbox {box!r}; expected [x, y, width, height] in pixels"
-        if box[2] < 0 or box[3] < 0:
-            return (
-                f"has bbox {box!r} with a negative size; expected [x, y, width, height], not two "
-                "corners"
-            )
-        if self._mask_key:
-            segmentation = record["segmentation"]
-            if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), bytes):
-                segmentation = {**segmentation, "counts": segmentation["counts"].decode()}
-            height, width = images[record["image_id"]]
-            if not segmentation:
-                return "has an empty segmentation; expected RLE or polygons"
-            fault = segmentation_fault(segmentation, height, width, coco=False)
-            if fault:
-                return f"has a segmentation {fault}"
-        return None
-
-
-def _numbers(values: list) -> np.ndarray | None:
-    """Return float64 values, or None if not all are finite numbers."""
-    array = np.array(values)
-    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        return None
-    return array.astype(np.float64, copy=False)
-
-
-def _indices(ids: list, known: np.ndarray) -> np.ndarray | None:
-    """Return the index of each id in ``known`` (ascending), or None if one is missing."""
-    array = np.array(ids)
-    if array.dtype.kind not in "iuf" or array.ndim != 1 or not len(known):
-        return None
-    indices = np.minimum(np.searchsorted(known, array), len(known) - 1)
-    return indices if np.array_equal(known[indices], array) else None
-
-
-def _is_one_of(id_, known) -> bool:
-    return type(id_) in (int, float) and id_ in known
-
-
-def _is_compressed(segmentation) -> bool:
-    return type(segmentation) is dict and type(segmentation["counts"]) in (str, bytes)
-
-
-def _compressed(segmentation: dict | list, size: list[int]) -> dict:
-    """Convert RLE or polygons to compressed RLE; raise a ValueError if they are invalid."""
-    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
-        return segmentation
-    fault = segmentation_fault(segmentation, *size, coco=False)
-    if fault:
-        raise ValueError(fault)
-    rles = mask_util.frPyObjects(segmentation, *size)
-    return mask_util.merge(rles) if isinstance(rles, list) else rles
+def _indices(records: list[dict], key: str, known: np.ndarray, must: str, needs: str) -> np.ndarray:
+    """Return the index of each id in ``known``, which is ascending."""
+    values = column(records, key, needs)
+    ids = contract.integers(values, key, must, whole_floats=True)
+    indices = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
+    if not len(known) or not np.array_equal(known[indices], ids):
+        raise Fault(key, f"must {must}, got {shown(values[0])}")
+    return indices

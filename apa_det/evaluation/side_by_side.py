@@ -95,10 +95,11 @@ class Comparison:
             f"{self.categories_evaluated[name]:,} {text}"
             for name, text in zip(truth.groups.names, truth.groups.labels, strict=True)
         )
-        return (
+        text = (
             f"{self.gt_file}: {len(truth.image_ids):,} images, {limit} per image; "
             f"{truth.counted.sum():,} objects of {groups} categories; engine {self.engine}."
         )
+        return f"{text} It has {truth.crowd_note()}" if truth.num_crowds else text
 
     def summary(self) -> dict:
         """Return all metrics in percent as a JSON-serializable dict; None if undefined."""
@@ -156,7 +157,8 @@ def compare(
         engine: "fast", or "lvis" for lvis-api.
         max_dets: maximum number of detections per image. None: no limit.
         fixed: also compute AP-fixed, which limits detections per category instead of per image.
-        pooled: also compute AP-pool, with the detections of all categories ranked together.
+        pooled: also compute AP-pool, with the detections of all categories ranked together and
+            without a limit per image.
         details: also keep what :func:`write_report` needs.
         image_root: folder that the ground truth's file names are relative to. None: the report
             shows no images.
@@ -186,9 +188,9 @@ def compare(
         wanted = iou_types or ("bbox", "segm")[: 1 + has_masks]
         for iou_type in sorted(wanted, key="segm".__eq__):  # segm last: it selects the worst images
             logger.info("%s: evaluating %s, %d detections", name, iou_type, len(detections))
-            options = {"engine": engine, "max_dets": max_dets, "matches": details or pooled}
+            options = {"engine": engine, "max_dets": max_dets, "matches": details}
             evaluation = evaluate(truth, detections, iou_type, **options)
-            extras = pooled_ap(evaluation) if pooled else {}
+            extras = pooled_ap(truth, detections, iou_type, engine=engine) if pooled else {}
             if fixed:
                 extras |= fixed_ap(truth, detections, iou_type, engine=engine)
             bins = reliability_bins(evaluation) if details else {}
@@ -253,7 +255,7 @@ def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
         last = len(os.path.commonprefix([tail[::-1] for tail in tails]))
         heads = [tail[: len(tail) - last] for tail in tails]
         tails = heads if all(heads) else tails
-    names = [re.sub(r"(\.json)?(\.gz)?$|\.pth$", "", "/".join(tail)) for tail in tails]
+    names = [re.sub(r"(\.json)?(\.gz|\.zip)?$|\.pth$", "", "/".join(tail)) for tail in tails]
     return [
         f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name
         for i, name in enumerate(names)

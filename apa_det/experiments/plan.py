@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from ..engine import Job, check_job, read_job
 from ..engine.setup.config_files import config_errors, is_lazy_config
 from ..errors import MissingFileError, UserError
+from ..text import printable
+from ..utils.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -213,8 +216,7 @@ def read_plan(
 def _read_description(path: str) -> dict:
     if not os.path.isfile(path):
         raise MissingFileError(f"There is no comparison file {path}.")
-    with config_errors(path), open(path, encoding="utf-8") as file:
-        content = yaml.safe_load(file)
+    content = read_yaml(path)
     _require_keys(path, content, {"base", "overrides", "seeds", "rows"})
     if not isinstance(content.get("rows"), list) or not content["rows"]:
         raise UserError(f"{path}: rows must be a list of rows, each with a name.")
@@ -236,13 +238,20 @@ def _read_description(path: str) -> dict:
                 f'{path}: the row "{row["name"]}" needs the path of a config file as config, or as '
                 f"base for all rows, got {file!r}."
             )
+    options = [content.get("overrides", ()), *(row.get("opts", ()) for row in content["rows"])]
+    for option in map(str, chain.from_iterable(options)):
+        if "_target_" in option or "${" in option:
+            raise UserError(
+                f"{path}: an override must not have _target_ or ${{...}}, which run code in a "
+                f"LazyConfig; got {option}. Set it in the config."
+            )
     return content
 
 
 def _require_keys(what: str, content, known: set[str]) -> None:
-    keys = content.keys() if isinstance(content, dict) else {str(content)}
-    if keys - known:
-        unknown = ", ".join(map(str, keys - known))
+    unknown = content.keys() - known if isinstance(content, dict) else [content]
+    if unknown:
+        unknown = printable(", ".join(map(str, unknown)))
         raise UserError(f"{what}: unknown key {unknown}; expected {', '.join(sorted(known))}.")
 
 
@@ -253,6 +262,11 @@ def _described_row(
     file = os.path.join(os.path.dirname(path), file)
     opts = [*content.get("overrides", ()), *row.get("opts", ()), *opts]
     with config_errors(f'{path}, row "{row["name"]}"'):
+        if not file.endswith(".py") and is_lazy_config(file):
+            raise UserError(
+                f"{file} is a saved LazyConfig, which is code. Give it by --config-file, "
+                "or name the .py file that it was made from."
+            )
         return Row(row["name"], _job(file, opts, imports))
 
 
@@ -280,6 +294,11 @@ def _require_same_config(run: Run) -> None:
     """Raise a UserError if the run was started with another config."""
     if not os.path.isfile(run.config_file):
         return
+    if is_lazy_config(run.config_file) != isinstance(run.job.config, DictConfig):
+        raise UserError(
+            f'The row "{run.row}" was started with a config of the other format '
+            f"({run.config_file}): rename the row, or delete the folder {run.folder}."
+        )
     kept = read_job(run.config_file, imports=run.job.imports)
     for key, (before, now) in _differences(kept, run.job).items():
         raise UserError(

@@ -1,6 +1,5 @@
 """Write the results of a comparison as a Markdown table, CSV and JSON."""
 
-import csv
 import io
 import math
 import os
@@ -10,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 from tabulate import tabulate
 
+from ..text import write_csv
 from ..utils.json_files import write_json
 from .results import UNDEFINED, Difference, Results
 
@@ -110,15 +110,14 @@ def _content(results: Results) -> dict:
 
 
 def _csv(results: Results) -> str:
-    file = io.StringIO()
-    writer = None
+    rows = []
     for record in _records(results):
         values = record.pop("seeds")
         record |= {f"seed{seed}": values.get(seed, math.nan) for seed in results.plan.seeds}
-        if writer is None:
-            writer = csv.DictWriter(file, record, lineterminator="\n")
-            writer.writeheader()
-        writer.writerow({key: "" if value != value else value for key, value in record.items()})
+        rows.append({key: "" if value != value else value for key, value in record.items()})
+    file = io.StringIO()
+    if rows:
+        write_csv(file, list(rows[0]), (row.values() for row in rows), lineterminator="\n")
     return file.getvalue()
 
 

@@ -1,14 +1,26 @@
 """Reading and writing JSON files."""
 
+import codecs
 import gc
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from gzip import BadGzipFile, GzipFile
+from io import TextIOWrapper
+from typing import BinaryIO, TextIO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 from detectron2.utils.file_io import PathManager
 
 from ..errors import MissingFileError, UserError
+from ..text import printable
+
+JSON_SUFFIXES = (".json", ".json.gz", ".json.zip")
+_GZIP = b"\x1f\x8b"
+CORRUPT = (BadGzipFile, BadZipFile, NotImplementedError, zlib.error)  # of archives
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an empty archive
 
 
 @contextmanager
@@ -26,32 +38,110 @@ def gc_paused():
 @gc_paused()
 def read_json(json_file: str | os.PathLike):
     """
-    Read a JSON file.
+    Read a JSON file, which may be gzipped, in a zip archive, and start with a byte-order mark.
 
     Raises:
         MissingFileError: the file does not exist.
         UserError: the file is not valid JSON; the message gives the position, and says if the file
             is cut off.
     """
-    path = local_path(json_file)
+    with open_json(json_file) as (file, _):
+        text = file.read()
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
         return json.loads(text)
     except json.JSONDecodeError as error:
         cut_off = is_cut_off(text.rstrip(), error)
         what = "is cut off: the JSON ends too early" if cut_off else "is not valid JSON"
+        where = f"line {error.lineno} column {error.colno}, {len(text):,} characters in total"
         raise UserError(
-            f"{json_file} {what} ({error.msg}, line {error.lineno} column {error.colno}, "
-            f"{len(text):,} characters in total). Download or write it again."
+            f"{json_file} {what} ({error.msg}, {where}). Download or write it again."
         ) from error
-    except UnicodeDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{json_file} is not a JSON text file (byte {error.start:,} is not UTF-8). "
-            "If it is an archive, unpack it first."
+            f"{json_file} is not valid JSON ({invalid_reason(error)}). Download or write it again."
         ) from error
-    except OSError as error:
-        raise UserError(f"Cannot read {json_file}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def open_json(json_file: str | os.PathLike) -> Iterator[tuple[TextIO, BinaryIO]]:
+    """Open a JSON file as text: plain, gzipped, or the only .json file in a zip archive.
+
+    The format is detected by content, not by file name. A byte-order mark is skipped.
+
+    Yields:
+        The text, and the file on disk, whose position is the progress.
+
+    Raises:
+        MissingFileError: the file does not exist.
+        UserError: the file cannot be read, also later, while the context is open.
+    """
+    path = local_path(json_file)
+    with reading_errors(json_file), open(path, "rb") as raw:
+        start = raw.read(4)
+        raw.seek(0)
+        file = raw
+        if start.startswith(_GZIP):
+            file = GzipFile(fileobj=raw)
+        elif start in _ZIP:
+            file = _only_member(ZipFile(raw), json_file)
+        utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        yield TextIOWrapper(file, encoding="utf-16" if utf16 else "utf-8-sig"), raw
+
+
+def _only_member(archive: ZipFile, json_file: str | os.PathLike) -> BinaryIO:
+    members = [
+        member
+        for member in archive.infolist()
+        if member.filename.lower().endswith(".json") and not member.filename.startswith("__MACOSX/")
+    ]
+    if len(members) != 1:
+        names = f" ({', '.join(printable(m.filename, 40) for m in members[:3])})" if members else ""
+        raise UserError(
+            f"{json_file} is a zip archive of {len(members)} .json files{names}; it must have one. "
+            "Unpack it and give the .json file."
+        )
+    if members[0].flag_bits & 1 or members[0].compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise UserError(
+            f"{json_file} is an encrypted zip archive, or of an unusual compression. Unpack it and "
+            "give the .json file."
+        )
+    return archive.open(members[0])
+
+
+@contextmanager
+def reading_errors(
+    json_file: str | os.PathLike, progress: Callable[[], str] = str
+) -> Iterator[None]:
+    """Turn the errors of reading a JSON file in the body into UserErrors.
+
+    Args:
+        json_file: the file, for the message.
+        progress: returns how far reading got, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (EOFError, *CORRUPT, UnicodeDecodeError, OSError) as error:
+        again = "Download or write it again."
+        if isinstance(error, EOFError):
+            message = f"is cut off: the compressed data end too early{progress()}. {again}"
+        elif isinstance(error, CORRUPT):
+            message = f"has corrupt gzip or zip data ({error}){progress()}. {again}"
+        elif not isinstance(error, UnicodeDecodeError):
+            raise UserError(f"Cannot read {json_file}: {error.strerror or error}.") from error
+        elif error.reason in ("unexpected end of data", "truncated data"):
+            message = f"is cut off: in the middle of a character{progress()}. {again}"
+        else:
+            message = f"is not a JSON text file{progress()}: it is not UTF-8. {again}"
+        raise UserError(f"{json_file} {message}") from error
+
+
+def invalid_reason(error: ValueError | RecursionError) -> str:
+    """Return the reason of an error of the JSON parser."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
 def local_path(json_file: str | os.PathLike) -> str:
@@ -60,15 +150,20 @@ def local_path(json_file: str | os.PathLike) -> str:
     Raises:
         MissingFileError: the file does not exist, or is a folder.
     """
-    path = PathManager.get_local_path(os.fspath(json_file))
+    try:
+        path = PathManager.get_local_path(os.fspath(json_file))
+    except OSError as error:
+        raise UserError(f"Cannot read {json_file}: {error.strerror or error}.") from error
     if not os.path.isfile(path):
         what = "is a folder, not a JSON file" if os.path.isdir(path) else "does not exist"
         raise MissingFileError(f"{json_file} {what}. Check the path.")
     return path
 
 
-def is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
+def is_cut_off(text: str, error: ValueError | RecursionError) -> bool:
     """Return True if the parser failed at the end of the text, or in a token that reaches it."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
     rest = text[error.pos :]
     words = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
     return (

@@ -3,20 +3,15 @@
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from gzip import BadGzipFile, GzipFile
-from io import TextIOWrapper
 from typing import TextIO
 
 from tqdm import tqdm
 
 from ..errors import UserError
-from .json_files import gc_paused, is_cut_off, local_path
+from .json_files import gc_paused, invalid_reason, is_cut_off, open_json, reading_errors
 
 _BLOCK = 1 << 23  # characters
-_GZIP = b"\x1f\x8b"
 _TAIL = 1 << 16  # characters to search for the end of a record
 _NUMBER_END = 2  # characters after a number that may still belong to it, e.g. "e-" of 1e-5
 _BETWEEN = re.compile(r"\}\s*,\s*\{")
@@ -28,11 +23,10 @@ def read_json_list(json_file: str | os.PathLike, block: int = _BLOCK) -> Iterato
     """
     Yield the records of a JSON list in chunks.
 
-    Neither the whole text nor all records are in memory at once. Gzip is detected by content, not
-    by file name.
+    Neither the whole text nor all records are in memory at once.
 
     Args:
-        json_file: path of the file.
+        json_file: path of the file, see :func:`apa_det.utils.json_files.open_json`.
         block: number of characters to read at a time.
 
     Raises:
@@ -40,21 +34,17 @@ def read_json_list(json_file: str | os.PathLike, block: int = _BLOCK) -> Iterato
         UserError: the file is not a JSON list, is corrupt, or is cut off; the message names the
             first record that cannot be read.
     """
-    path = local_path(json_file)
     with (
-        open(path, "rb") as raw,
+        open_json(json_file) as (file, raw),
         tqdm(
-            desc=f"reading {os.path.basename(path)}",
-            total=os.path.getsize(path),
+            desc=f"reading {os.path.basename(json_file)}",
+            total=os.fstat(raw.fileno()).st_size,
             unit="B",
             unit_scale=True,
             delay=2,
             leave=False,
         ) as progress,
     ):
-        zipped = raw.read(2) == _GZIP
-        raw.seek(0)
-        file = TextIOWrapper(GzipFile(fileobj=raw) if zipped else raw, encoding="utf-8-sig")
         items = _Items(file, str(json_file), block)
         while (records := items.next_records()) is not None:
             progress.update(raw.tell() - progress.n)
@@ -78,36 +68,13 @@ class _Items:
         self._text = self._text[1:]
 
     def _read(self) -> str:
-        with self._user_errors():
+        with reading_errors(self._name, self._progress):
             text = self._file.read(self._block)
         self._ended = not text
         return text
 
-    @contextmanager
-    def _user_errors(self):
-        try:
-            yield
-        except EOFError as error:
-            raise UserError(self._cut_off("the gzip data end too early")) from error
-        except (BadGzipFile, zlib.error) as error:
-            raise UserError(
-                f"{self._name} is corrupt gzip data ({error}). Write or copy it again."
-            ) from error
-        except UnicodeDecodeError as error:
-            if error.reason == "unexpected end of data":
-                raise UserError(self._cut_off("in the middle of a character")) from error
-            raise UserError(
-                f"{self._name} is not a JSON text file. Results must be JSON, gzipped JSON, or "
-                "detectron2's instances_predictions.pth."
-            ) from error
-        except OSError as error:
-            raise UserError(f"Cannot read {self._name}: {error.strerror or error}.") from error
-
-    def _cut_off(self, detail: str) -> str:
-        return (
-            f"{self._name} is cut off: {detail}, after about {self._count:,} complete records. "
-            "Write or copy it again."
-        )
+    def _progress(self) -> str:
+        return f", after about {self._count:,} complete records"
 
     @gc_paused()
     def next_records(self) -> list | None:
@@ -132,7 +99,7 @@ class _Items:
             head, rest = self._text[: cuts[-1].start() + 1] + "]", self._text[cuts[-1].end() - 1 :]
         try:
             records = json.loads("[" + head)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return None
         self._text = rest
         return records
@@ -148,10 +115,10 @@ class _Items:
             else:
                 try:
                     record, end = _DECODER.raw_decode(text, at)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     if is_cut_off(text.rstrip(), error):
                         break
-                    raise self._invalid(len(records), error.msg) from error
+                    raise self._invalid(len(records), invalid_reason(error)) from error
                 records.append(record)
             separator = _SEPARATOR.match(text, end)
             if separator[1] == "]":
@@ -171,7 +138,10 @@ class _Items:
         self._text = text[at:]
         if self._ended:
             self._count += len(records)
-            raise UserError(self._cut_off("the JSON ends too early"))
+            raise UserError(
+                f"{self._name} is cut off: the JSON ends too early{self._progress()}. Download or "
+                "write it again."
+            )
         return records
 
     def _invalid(self, index: int, what: str) -> UserError:

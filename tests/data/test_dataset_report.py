@@ -1,13 +1,15 @@
 """The dataset check: all problems at once, and hand-worked statistics."""
 
+import io
 from collections import Counter
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from apa_det.data import check_dataset
 from apa_det.data.dataset_report import GroupCounts
-from apa_det.utils.json_files import write_json
+from apa_det.utils.json_files import read_json, write_json
 
 
 def test_valid_dataset(small, write):
@@ -68,27 +70,32 @@ def test_all_problems_at_once(small, write):
         "empty box": 1,
         "box outside its image": 2,
         "empty mask": 1,
-        "invalid segmentation": 2,
-        "annotation with unknown category": 1,
-        "annotation with unknown image": 1,
+        "annotation without valid segmentation": 2,
+        "annotation without valid category_id": 1,
+        "annotation without valid image_id": 1,
         "duplicate annotation id": 1,
         "unknown category in neg_category_ids": 1,
-        "unknown category in not_exhaustive_category_ids": 1,
+        "image without valid not_exhaustive_category_ids": 2,
         "annotated category in neg_category_ids": 1,
         "missing image file": 1,
         "unreadable image file": 1,
         "wrong image size": 1,
         "image without valid height": 1,
-        "invalid frequency": 1,
+        "image without valid file_name": 1,
+        "image without valid neg_category_ids": 1,
+        "category without valid frequency": 1,
     }
     messages = "\n".join(problem.message for problem in report.problems)
     assert "image 7 has [1000] in neg_category_ids" in messages
     assert "image 7 has instances of [4]" in messages
-    assert "image 3 has ['dog'] in not_exhaustive_category_ids" in messages
+    assert (
+        "image 3: not_exhaustive_category_ids must be a list of category ids, got [21, 'dog']"
+        in (messages)
+    )
     assert "annotation 101 has the bbox [25, 2, 10, 5] in an image of 30 x 20" in messages
     assert "is 30 x 20, but annotated as 30 x 21" in messages
     assert (report.num_images, report.num_annotations) == (6, 12)
-    assert str(report).endswith("Problems: 17")
+    assert str(report).endswith("Problems: 20")
 
 
 @pytest.mark.parametrize("content", [[], {}, {"images": 1}, {"images": [1], "annotations": []}])
@@ -100,10 +107,71 @@ def test_not_a_dataset(content, tmp_path):
 def test_exif_rotation(small, write):
     """The size is that after the rotation, as in detectron2."""
     path = write(small)
-    for image in small["images"]:
+    for image, size in zip(small["images"], ((20, 30), (30, 20)), strict=True):
         image["file_name"] = image["file_name"].replace("png", "jpg")
         exif = Image.Exif()
         exif[0x0112] = 6
-        Image.new("RGB", (20, 30)).save(path.parent / image["file_name"], exif=exif)
+        Image.new("RGB", size).save(path.parent / image["file_name"], exif=exif)
     write_json(small, path)
-    assert check_dataset(path, path.parent).problems == []
+    report = check_dataset(path, path.parent)
+    (problem,) = report.problems
+    assert problem.kind == "wrong image size"
+    assert "a.jpg is 20 x 30, but annotated as 30 x 20: its EXIF data rotate it" in problem.message
+    assert "2 images are rotated or flipped by their EXIF data" in str(report)
+
+
+def test_image_files_are_decoded(small, write):
+    path = write(small)
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "jpeg")
+    (path.parent / "a.png").write_bytes(buffer.getvalue()[:-200])
+    Image.fromarray(np.full((20, 30), 30_000, np.uint16)).save(path.parent / "b.png")
+    small["images"].append(
+        {"id": 8, "file_name": "text.png", "height": 20}  # the file is checked nevertheless
+    )
+    (path.parent / "text.png").write_text("not an image")
+    write_json(small, path)
+    found = {(p.kind, p.record) for p in check_dataset(path, path.parent).problems}
+    assert found >= {
+        ("unreadable image file", ("images", 1)),
+        ("image with more than 8 bits", ("images", 0)),
+        ("unreadable image file", ("images", 2)),
+        ("image without valid width", ("images", 2)),
+    }
+
+
+@pytest.mark.parametrize(
+    "box, text",
+    [
+        ([10, 10, 28, 18], "3 of 3 boxes reach beyond their image: are they corners"),
+        ([0.1, 0.1, 0.5, 0.5], "3 of 3 boxes are smaller than a pixel: are they scaled to 0...1?"),
+    ],
+)
+def test_boxes_in_another_format(box, text, small, write):
+    for annotation in small["annotations"]:
+        annotation["bbox"] = box
+    path = write(small)
+    (problem,) = [
+        p for p in check_dataset(path, path.parent).problems if p.kind == "boxes in another format"
+    ]
+    assert problem.message.startswith(text)
+
+
+def test_json_report(small, write, tmp_path, tool):
+    path = write(small)
+    small["annotations"][1]["area"] = "30"
+    write_json(small, path)
+    arguments = ("prepare_dataset", "check", path, path.parent, "--json", tmp_path / "report.json")
+    assert tool(*arguments) == 1
+    report = read_json(tmp_path / "report.json")
+    assert report == check_dataset(path, path.parent).summary()
+    assert (report["images"], report["annotations"]) == (2, 3)
+    assert report["groups"]["r"] == {"classes": 3, "unseen": 2, "images": 2, "instances": 2}
+    (problem,) = report["problems"]
+    assert (problem["kind"], problem["table"], problem["index"]) == (
+        "annotation without valid area",
+        "annotations",
+        1,
+    )
+    assert problem["message"].startswith("annotation 12: area must be")

@@ -22,7 +22,7 @@ LAUNCHERS = ("torchrun", "srun")
 OTHERS = ("pip", "sbatch", "source")
 # Files of the examples that the reader has, or that commands write
 EXAMPLES = {"my_components.py", "my_metrics.py", "demo.py", "config.yaml", "common/train.py"}
-EXAMPLES |= {"a.yaml", "b.yaml"}
+EXAMPLES |= {"a.yaml", "b.yaml", "my.yaml", "data.yaml"}
 # Flags in the text that are not of apa-det, and what has them
 OTHER_FLAGS = {"--device": "benchmarks", "--cat-info": "benchmarks"}
 
@@ -97,7 +97,7 @@ def check_overrides(args: argparse.Namespace) -> None:
         if file.endswith(".py"):
             read_lazy_config(str(ROOT / file), args.opts)
         else:
-            read_config("" if file == "CONFIG" else str(ROOT / file), args.opts)
+            read_config("" if file in {"CONFIG", *EXAMPLES} else str(ROOT / file), args.opts)
 
 
 def test_commands_and_flags_in_the_text(codes):

@@ -91,10 +91,15 @@ def test_masks():
 def test_missing_keys():
     broken = records(3)
     del broken[1]["score"]
-    with pytest.raises(UserError, match=r"Result 1 \(from 0\) has no score"):
+    with pytest.raises(UserError, match=r"Result 1 \(from 0\): score is missing"):
         Detections.from_records(broken)
     with pytest.raises(UserError, match="neither bbox nor segmentation"):
         Detections.from_records([{"image_id": 1, "category_id": 1, "score": 0.5}])
+    for key, value in (("score", "0.5"), ("bbox", [1, 2, 3]), ("segmentation", rle(1, 7, 70_000))):
+        broken = records(3)
+        broken[2][key] = value
+        with pytest.raises(UserError, match=rf"Result 2 \(from 0\): ({key}|width) must be"):
+            Detections.from_records(broken)
     with pytest.raises(UserError, match="Some detections have masks"):
         Detections.concatenate(
             [Detections.from_records(records(2)), Detections.from_records(records(2, masks=False))]

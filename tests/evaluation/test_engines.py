@@ -230,9 +230,13 @@ TRUTH = {
 TRUTH["images"][0]["not_exhaustive_category_ids"] = []
 
 
-def two_detections(**changes):
-    record = {"image_id": 1, "category_id": 3, "score": 0.5, "bbox": [1, 2, 3, 4]}
-    return Detections.from_records([record, {**record, **changes}])
+def two_detections(image_id=1, category_id=3, score=0.5, bbox=(1, 2, 3, 4)):
+    return Detections(
+        np.array([1, image_id]),
+        np.array([3, category_id]),
+        np.array([0.5, score]),
+        np.array([(1, 2, 3, 4), bbox], np.float64),
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +253,7 @@ def two_detections(**changes):
                         "image_id": 1,
                         "category_id": 3,
                         "score": 0.5,
-                        "segmentation": {"size": [100, 99], "counts": "X"},
+                        "segmentation": {"size": [100, 99], "counts": "\\e9"},
                     }
                 ]
             ),

@@ -53,10 +53,10 @@ def test_one_line_errors(main, detections_on_synthetic, tmp_path, capsys):
     write_json(records, tmp_path / "bad.json")
     bad = tmp_path / "bad.json"
     for arguments, message in (
-        ((paths.gt, bad), "bad.json: record 7 (from 0) has image_id 1000000"),
+        ((paths.gt, bad), "bad.json: record 7 (from 0): image_id must be an image id of the"),
         ((paths.gt, tmp_path / "none.json"), "none.json does not exist"),
         ((tmp_path / "none.json", bad), "none.json does not exist"),
-        ((bad, bad), "bad.json: the file contains a JSON list; expected an object"),
+        ((bad, bad), "bad.json: the file must be an object"),
         ((paths.gt, paths.results[0], "--groups", "r:x"), "Invalid frequency groups 'r:x'"),
     ):
         gt, *rest = arguments

@@ -59,14 +59,29 @@ def test_pooled_ap_worked_by_hand():
     """A false positive of one category ranks above the true positive of the other."""
     truth = GroundTruth.from_dataset(dataset([(1, BOX), (2, BOX)], negatives=[3]))
     detections = detections_of((2, FAR, 0.9), (1, BOX, 0.8), (2, BOX, 0.7), (3, BOX, 0.6))
-    evaluation = evaluate(truth, detections, matches=True)
     # Pooled by score: false, true, true, false positive. Precision is 2/3 up to recall 1.
-    assert pooled_ap(evaluation) == pytest.approx(
+    assert pooled_ap(truth, detections) == pytest.approx(
         {"AP_pool": 2 / 3, "APr_pool": 1, "APf_pool": 1 / 2, "APc_pool": float("nan")}, nan_ok=True
     )
-    assert evaluation.metrics()["AP"] == pytest.approx((1 + 1 / 2) / 2)
-    nothing = pooled_ap(evaluate(truth, detections_of(), matches=True))
+    assert evaluate(truth, detections).metrics()["AP"] == pytest.approx((1 + 1 / 2) / 2)
+    nothing = pooled_ap(truth, detections_of())
     assert nothing["AP_pool"] == nothing["APr_pool"] == 0
+
+
+@pytest.mark.parametrize("engine", ["fast", "lvis"])
+def test_pooled_ap_has_no_limit_per_image(engine):
+    """Behind 400 false positives in the only image, a true positive of the other category."""
+    truth = GroundTruth.from_dataset(dataset([(1, BOX), (2, BOX)]))
+    crowd = [(2, FAR, 0.9)] * 400
+    detections = detections_of((2, BOX, 0.95), *crowd, (1, BOX, 0.1))
+    assert evaluate(truth, detections).metrics()["APr"] == 0
+    # Precision is 1 up to recall 1/2 (51 of 101 recalls), then 2 of 402.
+    expected = {"AP_pool": (51 + 50 * 2 / 402) / 101, "APr_pool": 1, "APf_pool": 1}
+    pooled = pooled_ap(truth, detections, engine=engine)
+    assert {name: pooled[name] for name in expected} == pytest.approx(expected)
+    # The best two of each category: precision 2 of 3 beyond recall 1/2.
+    limited = pooled_ap(truth, detections, engine=engine, max_dets_per_category=2)
+    assert limited["AP_pool"] == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
 @pytest.mark.parametrize("engine", ["fast", "lvis"])
@@ -81,9 +96,10 @@ def test_pooled_ap_equals_lvis_api_with_categories_merged_after_matching(engine,
         rng.random(number),
         truth.boxes[rows] * rng.uniform(0.85, 1.15, (number, 4)),
     )
-    evaluation = evaluate(truth, detections, engine=engine, matches=True)
+    evaluation = evaluate(truth, detections, engine=engine, max_dets=None, matches=True)
     expected = _accumulated_by_lvis_api(evaluation)
-    assert pooled_ap(evaluation)["AP_pool"] == pytest.approx(expected, abs=1e-12)
+    pooled = pooled_ap(truth, detections, engine=engine)
+    assert pooled["AP_pool"] == pytest.approx(expected, abs=1e-12)
 
 
 def _accumulated_by_lvis_api(evaluation):

@@ -126,7 +126,7 @@ def test_count_from(tmp_path, caplog):
 
 def test_invalid_files(tmp_path):
     (tmp_path / "coco.json").write_text(json.dumps({**coco(), "annotations": [{"id": 1}]}))
-    with pytest.raises(UserError, match="coco.json: annotation 1 has no image_id"):
+    with pytest.raises(UserError, match="coco.json: annotation 1: image_id is missing"):
         GroundTruth.from_file(tmp_path / "coco.json")
     with pytest.raises(MissingFileError):
         GroundTruth.from_file(tmp_path / "nowhere.json")

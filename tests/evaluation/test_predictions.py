@@ -48,6 +48,16 @@ def test_rle_masks():
     assert detections_from_instances(instances, 1, CATEGORY_IDS).masks.rles() == encoded
 
 
+def test_invalid_rle_masks():
+    instances = random_instances(3, masks=False)
+    encoded = mask_util.encode(np.zeros((30, 50, 3), np.uint8, order="F"))
+    encoded[1]["counts"] = b"0"
+    instances.pred_masks_rle = encoded
+    message = r"Image 17: detection 1 \(from 0\): pred_masks_rle counts must be RLE"
+    with pytest.raises(UserError, match=message):
+        detections_from_instances(instances, 17, CATEGORY_IDS)
+
+
 def test_half_precision():
     instances = random_instances(5, masks=False)
     instances.scores = instances.scores.half()

@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import pickle
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -98,11 +99,16 @@ def test_json(file):
     assert mask_util.area(detections.masks.rles()).tolist() == [100, 100, 100]
 
 
-def test_gzip_equals_json_with_any_file_name(file, tmp_path):
+def test_archives_equal_json_with_any_file_name(file, tmp_path):
     plain = read(file, RECORDS)
-    for name in ("results.json.gz", "results.json"):
-        (tmp_path / name).write_bytes(gzip.compress(json.dumps(RECORDS).encode()))
-        same(read_results(tmp_path / name, ground_truth()), plain)
+    data = json.dumps(RECORDS).encode("utf-8-sig")
+    with zipfile.ZipFile(tmp_path / "archive", "w") as archive:
+        archive.writestr("results.json", data)
+    archived = (tmp_path / "archive").read_bytes()
+    for name in ("results.json.gz", "results.json", "results.json.zip"):
+        for content in (gzip.compress(data), archived, data):
+            (tmp_path / name).write_bytes(content)
+            same(read_results(tmp_path / name, ground_truth()), plain)
 
 
 def test_detectron2_predictions_equal_json(file, tmp_path):
@@ -123,7 +129,7 @@ def test_detectron2_predictions_equal_json(file, tmp_path):
 
     images[1]["instances"][0]["category_id"] = 2
     torch.save(images, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match=r"bad.pth: record 2 \(from 0\) .* index from 0 to 1"):
+    with pytest.raises(UserError, match=r"bad.pth: record 2 \(from 0\): .* from 0 to 1, got 2"):
         read_results(tmp_path / "bad.pth", ground_truth())
 
 
@@ -140,20 +146,35 @@ class _Code:
     [(pytest.fail, "contains objects of .*_Fail"), (os.system, "would call posix.system")],
 )
 def test_code_in_a_file_is_not_run(tmp_path, function, message):
-    for name, write in (
-        ("a.pth", torch.save),
-        ("b.pth", lambda x, f: f.write_bytes(pickle.dumps(x))),
-    ):
-        write([{"image_id": 3, "instances": [_Code(function)]}], tmp_path / name)
+    for name, legacy in (("a.pth", False), ("b.pth", True)):
+        content = [{"image_id": 3, "instances": [_Code(function)]}]
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=not legacy)
         with pytest.raises(UserError, match=f"{name} {message}"):
             read_results(tmp_path / name, ground_truth())
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_pickle_is_not_loaded(tmp_path, protocol):
+    path = tmp_path / "results.pkl"
+    path.write_bytes(pickle.dumps(RECORDS, protocol))
+    with pytest.raises(UserError, match="results.pkl is a Python pickle.* not loaded.* as JSON"):
+        read_results(path, ground_truth())
 
 
 def test_numpy_scalars(file, tmp_path):
     record = {**RECORDS[0], "category_id": 0, "score": np.float64(RECORDS[0]["score"])}
     path = tmp_path / "instances_predictions.pth"
-    path.write_bytes(pickle.dumps([{"image_id": 3, "instances": [record]}]))
+    torch.save([{"image_id": 3, "instances": [record]}], path)
     same(read_results(path, ground_truth()), read(file, RECORDS[:1]))
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id", "score", "bbox", "segmentation"])
+def test_tensors_are_refused(tmp_path, key):
+    path = tmp_path / "instances_predictions.pth"
+    record = {**result(category_id=0), key: torch.zeros(1).expand(4)}
+    torch.save([{"image_id": 3, "instances": [record]}], path)
+    with pytest.raises(UserError, match=rf"record 0 \(from 0\): {key} .* object of type Tensor"):
+        read_results(path, ground_truth())
 
 
 def test_invalid_predictions(tmp_path):
@@ -195,31 +216,73 @@ def test_float_ids(file):
     assert read(file, [result(3.0, 70.0)]).category_ids.tolist() == [70]
 
 
+def rle(counts, size=(20, 30)):
+    return {"segmentation": {"size": list(size), "counts": counts}}
+
+
 BAD = {
-    "unknown image": ({"image_id": 4}, "has image_id 4, which is not in the ground truth"),
-    "image id as text": ({"image_id": "3"}, "has image_id '3', which is not in"),
-    "unknown category": ({"category_id": 0}, "has category_id 0; .* not a class index"),
-    "NaN": ({"score": float("nan")}, "has score nan; expected a finite number"),
-    "infinite": ({"score": float("-inf")}, "has score -inf; expected"),
-    "no score": ({"score": None}, "has score None; expected"),
-    "score as text": ({"score": "0.5"}, "has score '0.5'; expected"),
-    "negative width": ({"bbox": [2, 2, -1, 5]}, r"has bbox \[2, 2, -1, 5\] with a negative size"),
-    "negative height": ({"bbox": [2, 2, 1, -5]}, "with a negative size"),
-    "NaN box": ({"bbox": [2, 2, float("nan"), 5]}, "has bbox .*; expected"),
-    "short box": ({"bbox": [2, 2, 5]}, "has bbox .*; expected"),
-    "no box": ({"bbox": None}, "has bbox None; expected"),
+    "unknown image": ({"image_id": 4}, "image_id must be an image id of the ground truth, got 4"),
+    "image id as text": ({"image_id": "3"}, "image_id must be .*, got '3'"),
+    "image id beyond 64 bits": (
+        {"image_id": 2**63},
+        "image_id must be .*, got 922337203",
+    ),
+    "image id as fraction": ({"image_id": 3.5}, "image_id must be .*, got 3.5"),
+    "image id as list": ({"image_id": [3]}, r"image_id must be .*, got \[3\]"),
+    "unknown category": ({"category_id": 0}, "category_id must be .*, not a class index, got 0"),
+    "category true": ({"category_id": True}, "category_id must be .*, got True"),
+    "NaN": ({"score": float("nan")}, "score must be a finite number, got nan"),
+    "infinite": ({"score": float("-inf")}, "score must be a finite number, got -inf"),
+    "no score": ({"score": None}, "score must be .*, got None"),
+    "score as text": ({"score": "0.5"}, "score must be .*, got '0.5'"),
+    "score as list": ({"score": [0.5]}, r"score must be .*, got \[0.5\]"),
+    "score true": ({"score": True}, "score must be .*, got True"),
+    "huge score": ({"score": 10**400}, "score must be .*, got an integer of 1,329 bits"),
+    "negative width": (
+        {"bbox": [2, 2, -1, 5]},
+        r"bbox must have .* got .2, 2, -1, 5.; conv",
+    ),
+    "negative height": ({"bbox": [2, 2, 1, -5]}, "bbox must have a width and height >= 0"),
+    "NaN box": ({"bbox": [2, 2, float("nan"), 5]}, "bbox must be .*, got .2, 2, nan, 5."),
+    "short box": ({"bbox": [2, 2, 5]}, "bbox must be .*, got .2, 2, 5."),
+    "nested box": ({"bbox": [[2, 2, 5, 5]]}, "bbox must be .*, got ..2, 2, 5, 5.."),
+    "huge box": ({"bbox": [2, 2, 10**400, 5]}, "bbox must be .*, got .2, 2, an integer of"),
+    "no box": ({"bbox": None}, "bbox must be .*, got None"),
     "mask of another size": (
         {"segmentation": mask(9)},
-        r"segmentation .*size \[40, 50\].*\[20, 30\]",
+        r"segmentation size must be .*\[20, 30\].*, got \[40, 50\]",
     ),
-    "counts of another size": (
-        {"segmentation": {"size": [20, 30], "counts": [2000]}},
-        "segmentation .*counts",
+    "counts of another size": (rle([2000]), "segmentation counts .* 600 pixels .*, got .2000."),
+    "negative run": (rle([-5, 605]), "segmentation counts .* >= 0 .*, got .-5, 605."),
+    "huge run": (rle([2**70]), "segmentation counts"),
+    "fraction of a run": (rle([300.5, 299.5]), "segmentation counts"),
+    "no run": (rle([]), "segmentation counts"),
+    "empty counts": (rle(""), "segmentation counts .*, got ''"),
+    "counts of a smaller mask": (rle(mask(3)["counts"][:-2]), "segmentation counts"),
+    "counts of a larger mask": (rle(mask(3)["counts"] + "1"), "segmentation counts"),
+    "counts that go on": (rle(mask(3)["counts"] + "o"), "segmentation counts"),
+    "counts of other characters": (rle("é" * 9), "segmentation counts"),
+    "counts with a surrogate": (rle("\ud800"), "segmentation counts"),
+    "text of bytes": (rle(str(b"hb0")), r"segmentation counts .*bytes.*; write counts.decode\(\)"),
+    "mask without size": (
+        {"segmentation": {"counts": "abc"}},
+        "segmentation must be RLE",
     ),
-    "mask without size": ({"segmentation": {"counts": "abc"}}, "segmentation .*size None"),
-    "mask without counts": ({"segmentation": {"size": [20, 30]}}, "segmentation .*counts"),
-    "no mask": ({"segmentation": None}, "has an empty segmentation"),
-    "broken polygon": ({"segmentation": [[1, 2, 3, 4]]}, "segmentation .*polygon"),
+    "mask without counts": ({"segmentation": {"size": [20, 30]}}, "segmentation must be RLE with"),
+    "no mask": ({"segmentation": None}, "segmentation must be polygons or RLE, got None"),
+    "empty mask": ({"segmentation": []}, "segmentation is empty"),
+    "empty object": ({"segmentation": {}}, "segmentation must be RLE with size and counts"),
+    "mask as text": ({"segmentation": "abc"}, "segmentation must be polygons or RLE, got 'abc'"),
+    "broken polygon": ({"segmentation": [[1, 2, 3, 4]]}, "segmentation polygons must have"),
+    "bare polygon": ({"segmentation": [1, 2, 3, 4, 5, 6]}, "segmentation must be a list of poly"),
+    "odd polygon": ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "segmentation polygons must have"),
+    "far polygon": (
+        {"segmentation": [[1, 2, 1e9, 4, 5, 6]]},
+        "segmentation coordinates .*10000000",
+    ),
+    "NaN polygon": ({"segmentation": [[1, 2, float("nan"), 4, 5, 6]]}, "segmentation coordinates"),
+    "polygon of text": ({"segmentation": [[1, 2, "3", 4, 5, 6]]}, "segmentation coordinates"),
+    "long polygon": ({"segmentation": [[0, 0, 30, 20] * 80_000]}, "segmentation .* an outline of"),
 }
 
 
@@ -229,33 +292,65 @@ def test_invalid_record(file, name, index):
     fields, message = BAD[name]
     records = list(RECORDS)
     records[index] = {**records[index], **fields}
-    with pytest.raises(
-        UserError, match=rf"^{file}: record {index} \(from 0\) .*{message}"
-    ) as error:
+    with pytest.raises(UserError, match=rf"^{file}: record {index} \(from 0\): {message}") as error:
         read(file, records)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize("key", ["image_id", "category_id", "score", "bbox", "segmentation"])
 def test_missing_key(file, key):
     records = list(RECORDS)
     records[1] = {k: v for k, v in records[1].items() if k != key}
-    with pytest.raises(UserError, match=rf"record 1 \(from 0\) has no {key}; a detection needs"):
+    with pytest.raises(
+        UserError, match=rf"record 1 \(from 0\): {key} is missing; a detection needs"
+    ):
         read(file, records)
+
+
+@pytest.mark.parametrize("key", ["bbox", "segmentation"])
+def test_first_record_without_a_key_of_others(file, monkeypatch, key):
+    """Also if the others are read later."""
+    monkeypatch.setattr(result_files, "read_json_list", partial(read_json_list, block=512))
+    first = [{k: v for k, v in result().items() if k != key} for _ in range(20)]
+    with pytest.raises(
+        UserError, match=rf"record 0 \(from 0\): {key} is missing, but record 20 has one"
+    ):
+        read(file, [*first, *RECORDS])
+    if key == "segmentation":  # these are not read
+        assert read(file, [*first, *RECORDS], masks=False).masks is None
+        assert read(file, [*first, *RECORDS], ["bbox"]).masks is None
 
 
 def test_neither_box_nor_mask(file):
     bare = {"image_id": 3, "category_id": 5, "score": 0.5}
-    with pytest.raises(UserError, match="has no bbox; a detection needs .* score and bbox"):
+    with pytest.raises(UserError, match="bbox is missing; a detection needs .* score and bbox"):
         read(file, [bare])
-    with pytest.raises(UserError, match="has no segmentation"):
+    with pytest.raises(UserError, match="segmentation is missing"):
         read(file, [result(masks=False)], ["segm"])
 
 
 def test_record_that_is_not_an_object(file):
     for records in ([[3, 5, 0.5]], [None], [result(), "x"]):
-        with pytest.raises(UserError, match=r"record \d \(from 0\) is .*, not an object"):
+        with pytest.raises(UserError, match=r"record \d \(from 0\): it must be an object .* got"):
             read(file, records)
+
+
+@pytest.mark.parametrize(
+    "boxes, hint",
+    [
+        (
+            [[10, 10, 28, 18], [2, 2, 8, 8]],
+            "1 of 2 boxes reach beyond their image: are they",
+        ),
+        ([[0.1, 0.2, 0.5, 0.6], [0, 0, 1, 1]], "2 of 2 boxes are smaller than a pixel: are they"),
+        ([[2, 2, 10, 10], [25, 15, 6, 6]], None),  # not clipped
+        ([[0, 0, 30, 20], [0, 0, 0, 0]], None),
+        ([[0, 0, 0, 0]], None),
+    ],
+)
+def test_boxes_in_another_format(file, caplog, boxes, hint):
+    read(file, [result(bbox=box) for box in boxes])
+    assert (f"{file}: {hint}" in caplog.text) if hint else not caplog.text
 
 
 def test_record_index_over_several_blocks(file, monkeypatch):

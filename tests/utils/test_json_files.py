@@ -1,12 +1,18 @@
 """JSON files: round trip, and files that are missing, not JSON, or cut off."""
 
 import gc
+import gzip
+import io
 import json
+import zipfile
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apa_det.errors import MissingFileError, UserError
 from apa_det.utils.json_files import json_list, read_json, write_json
+from apa_det.utils.json_stream import read_json_list
 
 CONTENT = {"a": [1, -2.5e-7, True, False, None, 'x\u1234\n"y', [], {}], "b": {"c": float("inf")}}
 
@@ -36,11 +42,81 @@ def test_not_json(text, tmp_path):
         read_json(path)
 
 
-def test_archive(tmp_path):
+def zipped(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name.replace("_json", ".json"), data)
+    return buffer.getvalue()
+
+
+TEXT = json.dumps([{"a": "é"}], ensure_ascii=False)
+ENCODINGS = {
+    "plain": lambda text: text.encode(),
+    "byte-order mark": lambda text: text.encode("utf-8-sig"),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "gzip": lambda text: gzip.compress(text.encode("utf-8-sig")),
+    "zip": lambda text: zipped(a_json=text.encode(), notes=b"about"),
+    "zip of macOS": lambda text: zipped(**{"a_json": text, "__MACOSX/._a_json": b"\xff"}),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_every_encoding(name, tmp_path):
+    path = tmp_path / "x"  # by content, not by name
+    path.write_bytes(ENCODINGS[name](TEXT))
+    assert read_json(path) == [{"a": "é"}]
+    assert list(read_json_list(path, 1)) == list(read_json_list(path)) == [[{"a": "é"}]]
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"PK\x03\x04\xff\xfe", "has corrupt gzip or zip data"),
+        (zipped(a_json=TEXT)[:-9], "has corrupt gzip or zip data"),
+        (zipped(), "is a zip archive of 0 .json files; it must have one. Unpack it"),
+        (
+            zipped(a_json="1", b_json="2"),
+            r"is a zip archive of 2 .json files \(a.json, b.json\); it must have one",
+        ),
+        (gzip.compress(TEXT.encode())[:-9], "is cut off: the compressed data end too early"),
+        (b"\xff\xff[1]", "is not a JSON text file"),
+        ("[1".encode("utf-16")[:-1], "is cut off: in the middle of a character"),
+        (b"[" * 100_000, "is not valid JSON .*nested too deeply"),
+        (b"[" + b"1" * 5000 + b"]", "is not valid JSON .*a number is too long"),
+    ],
+)
+def test_invalid_data(data, message, tmp_path):
     path = tmp_path / "x.json"
-    path.write_bytes(b"PK\x03\x04\xff\xfe")
-    with pytest.raises(UserError, match="not a JSON text file .* unpack it"):
-        read_json(path)
+    path.write_bytes(data)
+    for read in (read_json, lambda path: list(read_json_list(path))):
+        with pytest.raises(UserError, match=f"^{path} {message}") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+
+
+def test_encrypted_archive(tmp_path):
+    data = bytearray(zipped(a_json=TEXT))
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(UserError, match="is an encrypted zip archive.* Unpack it"):
+        read_json(tmp_path / "x.json")
+
+
+@given(st.binary(max_size=60), st.sampled_from(list(ENCODINGS)), st.data())
+def test_damaged_file_is_a_user_error(tmp_path_factory, noise, name, data):
+    """Any damage gives a UserError, or content that is JSON."""
+    path = tmp_path_factory.mktemp("damaged") / "x.json"
+    content = bytearray(ENCODINGS[name](TEXT))
+    at = data.draw(st.integers(0, len(content)))
+    content[at : at + data.draw(st.integers(0, 9))] = noise
+    path.write_bytes(content)
+    for read in (read_json, lambda path: list(read_json_list(path))):
+        try:
+            read(path)
+        except UserError as error:
+            assert "\n" not in str(error)
 
 
 def test_missing(tmp_path):

@@ -76,7 +76,7 @@ def test_gzip_that_is_cut_off(file, end):
     file.write_bytes(
         gzip.compress(json.dumps([{"image_id": i} for i in range(999)]).encode())[:end]
     )
-    with pytest.raises(UserError, match="cut off: the gzip data end too early"):
+    with pytest.raises(UserError, match="cut off: the compressed data end too early"):
         list(read_json_list(file))
 
 
@@ -102,7 +102,7 @@ def test_corrupt_gzip(file):
         (b'[{"a": 1}, {"a": yes}, {"a": 3}]', r"JSON at record 1 \(counted from 0\)"),
         (b'[{"a": 1},]', r"JSON at record 1 \(counted from 0\)"),
         (b"[1, 2]]", "more text after the end of its list"),
-        (b"\xff\xfe[1]", "not a JSON text file"),
+        (b"\xff\xff[1]", "not a JSON text file"),
     ],
 )
 @pytest.mark.parametrize("block", [8, 10**6])

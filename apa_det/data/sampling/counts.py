@@ -1,7 +1,7 @@
 """Number of images and instances of each class, in a dataset and in an epoch of a sampler."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -88,6 +88,8 @@ def epoch_table(counts: ClassCounts, groups: Sequence[str], repeats: np.ndarray)
         with instances; classes of an epoch are those expected in at least one of its images. An
         image counts for every group that it has a class of.
     """
+    # The counts end with the last class that has instances.
+    counts = replace(counts, num_classes=max(counts.num_classes, len(groups)))
     seen = np.bincount(counts.classes, repeats[counts.images], minlength=counts.num_classes)
     groups = np.array([*groups, *[""] * (counts.num_classes - len(groups))])
     rows = []

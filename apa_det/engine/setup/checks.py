@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ...checkpoint import read_class_names
+from ...checkpoint.download import download_checkpoint
 from ...data import ensure_metadata, require_dataset_files
 from ...errors import MissingFileError, UserError
 from ...evaluation import load_engine
@@ -84,7 +85,10 @@ def check_training_sets(job: Job) -> None:
 
 
 def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
-    """Raise a UserError unless the checkpoint to start or to resume from exists."""
+    """Raise a UserError unless the checkpoint to start or to resume from exists.
+
+    If it is given by a URL, it is downloaded.
+    """
     key = job.KEYS["weights"]
     last = os.path.join(job.output_dir, "last_checkpoint")
     if resume and PathManager.isfile(last):
@@ -99,7 +103,9 @@ def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
     if eval_only and not job.weights:
         raise UserError(f"{key} is empty: set it to the checkpoint of a trained model.")
     url = urlparse(job.weights)
-    if not url.scheme and url.path and not PathManager.isfile(url.path):
+    if "://" in job.weights:
+        download_checkpoint(job.weights)
+    elif not url.scheme and url.path and not PathManager.isfile(url.path):
         raise MissingFileError(
             f"{key} is {url.path}, which does not exist: set it to the path of a checkpoint, or to "
             '"" to train from random weights.'

@@ -1,12 +1,12 @@
 """Read config files of both formats, and what their settings have in common."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from yaml import YAMLError
@@ -14,6 +14,7 @@ from yaml import YAMLError
 from ...config import add_apa_config
 from ...data import register_lvis_format
 from ...errors import MissingFileError, UserError
+from ...utils.yaml_files import has_lazy_calls, merge_overrides, merge_yaml_config
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +36,16 @@ def read_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     add_apa_config(cfg)
     if config_file:
         _require_file(config_file)
-        with config_errors(config_file):
-            cfg.merge_from_file(config_file)
-    with config_errors(_OVERRIDES):
-        cfg.merge_from_list(list(opts))
+        merge_yaml_config(cfg, config_file)
+    merge_overrides(cfg, opts, _OVERRIDES)
     return cfg
 
 
 def is_lazy_config(path: str) -> bool:
     """Return whether a config file is a LazyConfig: not yaml, or yaml that contains LazyCalls.
 
-    The ``config.yaml`` that the training of a LazyConfig saves is of the second kind. "" stands for
-    the defaults of a yaml config.
+    The ``config.yaml`` that the training of a LazyConfig saves is of the second kind. Like a .py
+    file it is code: reading it can run anything. "" stands for the defaults of a yaml config.
 
     Raises:
         UserError: the file is missing, or is of neither format.
@@ -58,12 +57,11 @@ def is_lazy_config(path: str) -> bool:
         return True
     if not path.endswith((".yaml", ".yml")):
         raise UserError(f"A config file must end in .yaml, .yml or .py; got {path}.")
-    with config_errors(path), PathManager.open(path) as f:
-        return "_target_" in f.read()
+    return has_lazy_calls(path)
 
 
 def read_lazy_config(config_file: str, opts: Sequence[str] = ()) -> DictConfig:
-    """Read a LazyConfig for training.
+    """Read a LazyConfig for training. The file is code, also if it is yaml: it can run anything.
 
     Args:
         config_file: the file.
@@ -73,8 +71,13 @@ def read_lazy_config(config_file: str, opts: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: the file is missing or is not a training config, or an override is not valid.
     """
-    _require_file(config_file)
-    cfg = LazyConfig.load(config_file)
+    if not is_lazy_config(config_file):
+        raise UserError(f"{config_file or 'The config'} is not a LazyConfig.")
+    if config_file.endswith(".py"):
+        cfg = LazyConfig.load(config_file)
+    else:
+        with config_errors(config_file):
+            cfg = LazyConfig.load(config_file)
     missing = [part for part in _LAZY_PARTS if part not in cfg]
     if missing:
         raise UserError(f"{config_file} is not a training config: missing key {missing[0]!r}.")
@@ -104,7 +107,7 @@ def _require_key(cfg: DictConfig, option: str) -> None:
 
 
 def _require_file(path: str) -> None:
-    if not PathManager.isfile(path):
+    if not os.path.isfile(path):
         raise MissingFileError(f"There is no config file {path}.")
 
 
@@ -132,8 +135,13 @@ def available_device(device: str, key: str) -> str:
     return device
 
 
-def register_datasets(entries: Sequence[Sequence[str]], key: str) -> None:
+def register_datasets(
+    entries: Sequence[Sequence[str]], key: str, *, allow_outside_root: bool
+) -> None:
     """Register the datasets in LVIS format that a config lists under a key.
+
+    Args:
+        allow_outside_root: see :func:`apa_det.data.register_lvis_format`.
 
     Raises:
         UserError: an entry is not ``[name, json_file, image_root]``, or the name is taken.
@@ -141,4 +149,4 @@ def register_datasets(entries: Sequence[Sequence[str]], key: str) -> None:
     for entry in entries:
         if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
             raise UserError(f"{key} must list [name, json_file, image_root], got {entry}.")
-        register_lvis_format(*entry)
+        register_lvis_format(*entry, allow_outside_root=allow_outside_root)

@@ -110,7 +110,11 @@ class LazyJob(Job):
     @classmethod
     def prepare(cls, cfg: DictConfig) -> "LazyJob":
         """Register the config's datasets, choose an available device, and return the job."""
-        register_datasets(cfg.dataloader.get("lvis_format", ()), cls.KEYS["lvis_format"])
+        register_datasets(
+            cfg.dataloader.get("lvis_format", ()),
+            cls.KEYS["lvis_format"],
+            allow_outside_root=cfg.dataloader.get("allow_outside_root", False),
+        )
         cfg.train.device = available_device(cfg.train.device, cls.KEYS["device"])
         return cls(cfg)
 

@@ -147,7 +147,11 @@ class YamlJob(Job):
     @classmethod
     def prepare(cls, cfg: CfgNode, trainer: type[DefaultTrainer]) -> "YamlJob":
         """Register the config's datasets, choose an available device, and return the job."""
-        register_datasets(cfg.DATASETS.LVIS_FORMAT, cls.KEYS["lvis_format"])
+        register_datasets(
+            cfg.DATASETS.LVIS_FORMAT,
+            cls.KEYS["lvis_format"],
+            allow_outside_root=cfg.DATASETS.ALLOW_OUTSIDE_ROOT,
+        )
         cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, cls.KEYS["device"])
         cfg.freeze()
         return cls(cfg, trainer)

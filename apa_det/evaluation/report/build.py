@@ -1,6 +1,5 @@
 """Writing the report of a comparison: page, figures and tables."""
 
-import csv
 import io
 import math
 import os
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ...text import write_csv
 from ...utils.json_files import write_json, writing
 from ...utils.plotting import DPI
 from ..side_by_side import Comparison
@@ -115,10 +115,12 @@ def _write_categories(comparison: Comparison, path: Path) -> None:
                 names.append(f"{iou_type}/{metric}{suffix}")
                 values = [row[metric] for row in results.categories]
                 columns.append(["" if math.isnan(value) else value for value in values])
+    about = ("name", "id", "group", "image_count", "annotations")
+    categories = next(iter(comparison.files[0].by_iou_type.values())).categories
+    rows = (
+        [*(row[key] for key in about), *(column[i] for column in columns)]
+        for i, row in enumerate(categories)
+    )
+    header = ["category", "id", "group", "image_count", "instances", *names]
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["category", "id", "group", "image_count", "instances", *names])
-        rows = next(iter(comparison.files[0].by_iou_type.values())).categories
-        for i, row in enumerate(rows):
-            about = [row[key] for key in ("name", "id", "group", "image_count", "annotations")]
-            writer.writerow([*about, *(column[i] for column in columns)])
+        write_csv(file, header, rows)

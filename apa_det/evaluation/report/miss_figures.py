@@ -11,6 +11,7 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
 from ...data.lvis_format import relative_file_name
+from ...data.records import to_rle
 from ...utils.plotting import DPI, GREY, label
 from ..ground_truth import GroundTruth
 from ..misses import ImageResults
@@ -102,9 +103,7 @@ def _draw_detections(
 
 def _drawable(segmentation: list | dict) -> list | np.ndarray:
     if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-        return mask_util.decode(segmentation)
+        return mask_util.decode(to_rle(segmentation, *segmentation["size"]))
     return segmentation
 
 

@@ -105,6 +105,7 @@ def _scope(comparison: Comparison) -> str:
         f"LVIS metric over {len(truth.image_ids):,} images with {truth.counted.sum():,} objects "
         f"of {len(truth.category_ids):,} categories; {limit}."
         + (" Every category counts in every image, as in COCO." if truth.verified is None else "")
+        + (f" The ground truth has {truth.crowd_note()}" if truth.num_crowds else "")
     )
 
 

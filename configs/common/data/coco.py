@@ -14,3 +14,5 @@ dataloader.train.update(
 
 # Datasets in LVIS format to register: a list of [name, json_file, image_root]
 dataloader.lvis_format = []
+# True: their file names may leave their image_root
+dataloader.allow_outside_root = False

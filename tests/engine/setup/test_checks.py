@@ -38,7 +38,7 @@ def register():
 
 def test_good_configs(make_job):
     check_job(make_job())
-    check_job(make_job("TEST.BEST_METRIC", "segm/APr", "MODEL.WEIGHTS", "detectron2://x.pkl"))
+    check_job(make_job("TEST.BEST_METRIC", "segm/APr"))
     check_job(make_job("DATASETS.TEST", ()))
 
 

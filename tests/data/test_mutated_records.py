@@ -1,0 +1,34 @@
+"""Any change of one value is refused with its record, or evaluated as by lvis-api."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+FUZZ = runpy.run_path(Path(__file__).parents[2] / "scripts/fuzz_records.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("mutated")
+
+
+@pytest.mark.parametrize("part", ["dataset", "results", "COCO dataset"])
+@settings(max_examples=100, deadline=None)
+@given(rng=st.randoms(use_true_random=False))
+def test_mutation_is_refused_or_evaluated_as_by_lvis_api(part, folder, rng):
+    FUZZ["check"](part, rng, folder)  # raises an AssertionError otherwise
+
+
+def test_unchanged_files_have_the_metrics_of_lvis_api(folder, monkeypatch):
+    monkeypatch.setitem(FUZZ["check"].__globals__, "mutate", lambda records, rng: (0, "nothing"))
+    for seed in range(3):
+        for part in ("dataset", "results", "COCO dataset"):
+            assert FUZZ["check"](part, FUZZ["random"].Random(seed), folder) == "accepted"
+
+
+def test_script(capsys, monkeypatch):
+    counts, failures = FUZZ["run"].__wrapped__(0, 20) if False else ({}, [])
+    assert not failures
