@@ -180,7 +180,13 @@ class NormedConv2d(_Temperature, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to (N, K, H', W')."""
         return normed_conv2d(
-            x, self.weight, self.bias, self.factor, _EPS, self.stride, self.padding, self.dilation
+            x,
+            self.weight,
+            self.bias,
+            self.factor,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
         )
 
 

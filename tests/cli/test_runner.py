@@ -123,7 +123,7 @@ def test_a_bug_in_training(run, quickstart, tmp_path):
     # the kept config names the module, but does not import it
     assert str(tmp_path / "broken.py") in (output / "config.yaml").read_text()
     status, out, err = run("tools/train_net.py", "--config-file", output / "config.yaml")
-    assert status != 0 and "No object named 'BrokenHead' found" in err
+    assert status == 2 and "must be a registered name, got 'BrokenHead'" in err
     assert f"--import {tmp_path / 'broken.py'}" in out + err
 
 

@@ -112,7 +112,7 @@ def test_runs_import_the_modules_of_the_user(describe, tmp_path):
 def test_the_tool(describe, tmp_path, tool, capfd):
     """One row trains and one fails; finished runs are kept, and added rows are trained."""
     compare = partial(tool, "compare", "--output", tmp_path / "out")
-    broken = {"name": "broken", "opts": ["MODEL.ROI_BOX_HEAD.NAME", "NoSuchHead"]}
+    broken = {"name": "broken", "opts": ["MODEL.ROI_BOX_HEAD.PREDICTOR", "no_such"]}
     description = describe({"name": "first"}, broken)
     assert compare(description, "--dry-run") == 0
     out = capfd.readouterr().out
@@ -124,8 +124,8 @@ def test_the_tool(describe, tmp_path, tool, capfd):
 
     assert compare(description, "--resamples", "10") == 1
     captured = capfd.readouterr()
-    assert "broken, seed 0 failed with exit code 1" in captured.err
-    assert "NoSuchHead" in captured.err
+    assert "broken, seed 0 failed with exit code 2" in captured.err
+    assert "no_such" in captured.err
     assert "Missing: broken (seed 0)." in captured.out
     run = tmp_path / "out/runs/first/seed0"
     written = (run / "result.json").stat().st_mtime_ns
