@@ -1,7 +1,7 @@
 """Evaluate result files of any detector by LVIS's metrics, side by side.
 
-Result files are LVIS's or COCO's result JSON, also gzipped, or detectron2's
-instances_predictions.pth. The ground truth is in LVIS or COCO format.
+Result files are LVIS's or COCO's result JSON, or detectron2's instances_predictions.pth. The ground
+truth is in LVIS or COCO format. JSON files may be gzip or zip archives.
 """
 
 import argparse
@@ -50,7 +50,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     result.add_argument(
         "--ap-pool",
         action="store_true",
-        help="also AP-pool: the detections of all categories ranked together",
+        help="also AP-pool: the detections of all categories ranked together, the best 10,000 of "
+        "each, without a limit per image",
     )
     result.add_argument("--json", metavar="FILE", help="write all metrics to this .json file")
     result.add_argument("--report", metavar="DIR", help="write a report into this folder")

@@ -3,12 +3,13 @@
 import numpy as np
 from torch import Tensor
 
-# Bytes of memory that a file may fill, beyond a multiple of its size. Objects of real checkpoints
-# and predictions take at most 22 times the bytes of their opcodes.
+# Bytes of memory that a file may fill: a multiple of its size, as the objects of checkpoints and
+# predictions take up to 50 times the bytes of their opcodes; and some more.
+_FACTOR = 64
 _ALLOWANCE = 128 * 2**20
-_FACTOR = 32
-_NESTED_FILE = 10_000  # bytes to read one
+_NESTED_FILE = 6000  # bytes to read one
 _MAX_LEVELS = 64  # of containers within containers
+FAR_MORE = "it expands to far more data than the file holds"
 MAX_DIMS = 64  # of a tensor, as in NumPy
 
 _CONTAINERS = (dict, list, tuple, set)
@@ -27,7 +28,7 @@ class Budget:
 
     def __init__(self, size: int):
         """Args: size: bytes of the file."""
-        self.left = _ALLOWANCE + _FACTOR * size
+        self._total = self.left = _ALLOWANCE + _FACTOR * size
         self.nested = 2 * size
 
     def spend(self, num_bytes: int) -> None:
@@ -38,7 +39,7 @@ class Budget:
         """
         self.left -= num_bytes
         if self.left < 0:
-            raise ValueError("it expands to far more data than the file holds")
+            raise ValueError(FAR_MORE)
 
     def spend_nested(self, size: int) -> None:
         """Subtract the reading of a file within the file.
@@ -48,6 +49,11 @@ class Budget:
         """
         self.nested -= size
         self.spend(_NESTED_FILE if self.nested >= 0 else self.left + 1)
+
+    def check_expanded(self, value: object) -> None:
+        """Raise a ValueError if a deep copy without sharing would exceed the budget of the file."""
+        if expanded_size(value) > self._total:
+            raise ValueError(FAR_MORE)
 
 
 def shallow_size(value: object) -> int:
@@ -81,7 +87,7 @@ def _expanded(value: object, level: int, known: dict[int, tuple[int, int]]) -> t
     if kind in _CONTAINERS:
         for item in value.values() if kind is dict else value:
             if type(item) in _CONTAINERS:
-                item_size, item_height = _expanded(item, level + 1, known)
+                item_size, item_height = _expanded(item, level + 1, known) if item else (64, 0)
                 size += item_size
                 height = max(height, item_height + 1)
             elif type(item) in _SIZED:

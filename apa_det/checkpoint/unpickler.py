@@ -23,7 +23,7 @@ from .constructors import (
     numpy_to_tensor,
     runs_code,
 )
-from .limits import Budget, expanded_size, shallow_size
+from .limits import Budget, shallow_size
 
 
 class RunsCodeError(ValueError):
@@ -58,7 +58,7 @@ def unpickle(
     """
     machine = _Machine(budget, load_storage, load_bytes)
     result = machine.run(file)
-    budget.spend(expanded_size(result))
+    budget.check_expanded(result)
     return result, machine.inert
 
 
@@ -68,7 +68,7 @@ class _Global(Inert):
     __slots__ = ()
 
 
-_OBJECT, _TENSOR = 400, 1500  # bytes that an object and a tensor cost
+_OBJECT, _TENSOR = 400, 1000  # bytes that an object and a tensor cost
 _MAX_NAME = 2000  # characters
 _OPCODES = {opcode.name: opcode for opcode in pickletools.opcodes}
 _STEPS: dict[bytes, tuple[int, Callable | None, Callable]] = {}  # cost, argument reader, method

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from ..errors import UserError
+from .faults import Fault
+from .records import MAX_NUMBER, integers
 
 ClassCount = Literal["image_count", "instance_count"]
 
@@ -48,10 +51,14 @@ def class_counts(dataset_names: Sequence[str], kind: ClassCount = "image_count")
                 f"The dataset {name} does not give the {kind.replace('_', ' ')} of each class. "
                 f"{_FIX}"
             )
-        counts.append([c[kind] for c in sorted(by_class, key=lambda c: c["id"])])
+        values = [c[kind] for c in sorted(by_class, key=lambda c: c["id"])]
+        try:
+            counts.append(integers(values, kind, "be an integer >= 0", low=0, high=MAX_NUMBER))
+        except Fault as fault:
+            raise UserError(f"class_image_count of the dataset {name}: {fault}.") from fault
     if len({len(c) for c in counts}) != 1:
         raise UserError(f"The datasets {', '.join(dataset_names)} have different classes.")
-    return torch.tensor(counts).sum(dim=0)
+    return torch.from_numpy(np.sum(counts, axis=0))
 
 
 def check_num_classes(values: Tensor, num_classes: int, user: str) -> Tensor:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..errors import UserError
-from ..utils.json_files import read_json
+from ..utils.json_files import JSON_SUFFIXES, read_json
 
 RARE_MAX = 10
 COMMON_MAX = 100
@@ -156,7 +156,7 @@ class FrequencyGroups:
             MissingFileError: the file does not exist.
             UserError: the text or the file is invalid.
         """
-        if text.endswith(".json"):
+        if text.endswith(JSON_SUFFIXES):
             members = read_json(text)
             if not isinstance(members, dict) or not all(map(_is_text, members.values())):
                 raise UserError(f'{text} must be a JSON object {{"category": "group", ...}}.')

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from ..errors import UserError
-from ..utils.json_files import read_json
+from ..utils.json_files import gc_paused, read_json
 from . import records
 from .faults import Fault, column, faults, shown
 
@@ -65,6 +65,7 @@ def is_coco_format(dataset: dict) -> bool:
     return bool(images) and not any("neg_category_ids" in image for image in images)
 
 
+@gc_paused()
 def _read_dataset(json_file: str | os.PathLike, coco: bool | None) -> dict:
     dataset = read_json(json_file)
     if coco is None:

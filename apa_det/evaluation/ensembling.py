@@ -143,9 +143,9 @@ def ensemble(
     rows = rows[np.argsort(merged.image_ids[rows], kind="stable")]
     if not len(rows):
         return merged.select(rows)
-    starts = np.flatnonzero(np.diff(merged.image_ids[rows], prepend=-1))
+    ends = np.flatnonzero(np.diff(merged.image_ids[rows])) + 1
     parts = []
-    for group in tqdm(np.split(rows, starts[1:]), "Combining", unit="image", disable=None):
+    for group in tqdm(np.split(rows, ends), "Combining", unit="image", disable=None):
         columns = boxes, merged.scores.astype(np.float64), merged.category_ids, sources
         fused, scores, classes, mask_weights = ENSEMBLE_METHODS[method](
             *(column[group] for column in columns), weights, iou

@@ -264,4 +264,7 @@ def _is_detectron2s(path: str) -> bool:
 
 
 def _one_line(message: object) -> str:
-    return printable(" ".join(str(message).split()) or type(message).__name__, 500)
+    text = " ".join(str(message).split()) or type(message).__name__
+    if len(text) > 500:  # the value in the middle is long
+        text = f"{text[:240]} ... {text[-240:]}"
+    return printable(text, 600)

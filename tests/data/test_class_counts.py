@@ -34,6 +34,13 @@ def test_counts():
         class_counts(["counts_a", "counts_b"], "instance_count")
 
 
+def test_invalid_counts():
+    for count in (-1, 2.5, "3", None, True, 2**60):
+        set_counts(f"counts_{count}", [(1, count)])
+        with pytest.raises(UserError, match=f"counts_{count}: image_count must be an integer >= 0"):
+            class_counts([f"counts_{count}"])
+
+
 def test_scarce_classes():
     set_counts("losses_a", [(2, 110), (1, 109), (3, 5000)], num_images=100_000)
     set_counts("losses_b", [(1, 2), (2, 0), (3, 0)], num_images=1_000)

@@ -88,8 +88,9 @@ def test_masks_of_pycocotools_are_valid(height, width, seed, density):
 def test_limits_of_the_format():
     largest = encode([0, 2**31])
     assert validate([largest, encode([2**31])], [2**31] * 2) == [True, True]
-    # A sum that is right modulo 2**64, in which no run is negative.
-    steps = [0, 0, *(i * 2**31 for i in range(1, 2**10) for _ in range(2))]
-    assert validate([encode(steps)], [2**31]) == [False]
+    # No run is negative, and the sum is right modulo 2**64.
+    runs = [2**31, *(run for i in range(2**16) for run in (i * 2**33, 2**32))]
+    assert min(runs) >= 0 and sum(runs) == 2**64 + 2**31 and decode(encode(runs)) == runs
+    assert validate([encode(runs)], [2**31]) == [False]
     assert validate([b"1" + b"0" * 100], [1]) == [False]  # longer than a mask of one pixel
     assert validate([], []) == []

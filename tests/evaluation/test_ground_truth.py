@@ -5,7 +5,13 @@ import pytest
 
 from apa_det.data import coco_to_lvis
 from apa_det.errors import MissingFileError, UserError
-from apa_det.evaluation import Detections, FrequencyGroups, GroundTruth, evaluate
+from apa_det.evaluation import (
+    Detections,
+    FrequencyGroups,
+    GroundTruth,
+    evaluate,
+    ground_truth,
+)
 
 BOX = [10.0, 10.0, 40.0, 40.0]
 
@@ -98,6 +104,16 @@ def test_coco_format_equals_its_conversion(engine):
         evaluate(converted, detections, engine=engine).metrics(), nan_ok=True
     )
     assert metrics["APr"] == pytest.approx((0.5 + 1) / 2)
+
+
+def test_crowds_are_said_once(caplog):
+    ground_truth._log_once.cache_clear()
+    truths = [GroundTruth.from_dataset(coco()) for _ in range(2)]
+    assert caplog.text.count("1 crowd regions of COCO: by LVIS's rules") == 1
+    assert truths[0].num_crowds == truths[0].restricted_to(np.array([1])).num_crowds == 1
+    assert "so pycocotools gives another AP" in truths[0].crowd_note()
+    converted = GroundTruth.from_dataset(coco_to_lvis(coco()))
+    assert converted.num_crowds == 0 and not converted.crowd_note()
 
 
 def test_count_from(tmp_path, caplog):
