@@ -184,7 +184,10 @@ class _Machine:
         self.stack.append(tuple(items))
 
     def to_tuple(self, count: int) -> None:
-        self.stack[-count:] = [tuple(self.stack[i] for i in range(-count, 0))]
+        items = tuple(self.stack[-count:])
+        if len(items) < count:
+            raise ValueError("a tuple lacks items")
+        self.stack[-count:] = [items]
 
     @_step("EMPTY_LIST", cost=80)
     def _empty_list(self) -> None:

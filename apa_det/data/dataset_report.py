@@ -126,9 +126,14 @@ def check_dataset(
     """
     dataset = read_json(json_file)
     problems = list(structure_problems(dataset))
-    valid = _valid_records(dataset, problems)
-    problems += _annotation_problems(valid)
-    problems += _category_list_problems(valid, index_by_id(dataset, "categories"))
+    broken = {problem.record for problem in problems}
+    rows = {
+        table: [i for i in range(len(table_of(dataset, table))) if (table, i) not in broken]
+        for table in ("images", "annotations", "categories")
+    }
+    valid = {table: [dataset[table][i] for i in indices] for table, indices in rows.items()}
+    problems += _annotation_problems(valid, rows["annotations"])
+    problems += _category_list_problems(valid, rows["images"], index_by_id(dataset, "categories"))
     notes: list[str] = []
     problems += _image_file_problems(dataset, image_root, allow_outside_root, notes)
     complete_categories(valid, rare_max, common_max)
@@ -146,15 +151,7 @@ def check_dataset(
     )
 
 
-def _valid_records(dataset, problems: list[Problem]) -> dict[str, list[dict]]:
-    broken = {problem.record for problem in problems}
-    return {
-        table: [r for i, r in enumerate(table_of(dataset, table)) if (table, i) not in broken]
-        for table in ("images", "annotations", "categories")
-    }
-
-
-def _annotation_problems(valid: dict) -> Iterator[Problem]:
+def _annotation_problems(valid: dict, rows: list[int]) -> Iterator[Problem]:
     if not valid["annotations"]:
         yield Problem("no annotations", "the dataset has no valid annotations: add them")
     sizes = {image["id"]: (image["height"], image["width"]) for image in valid["images"]}
@@ -166,26 +163,29 @@ def _annotation_problems(valid: dict) -> Iterator[Problem]:
     )
     if hints.hint():
         yield Problem("boxes in another format", hints.hint())
-    for annotation in valid["annotations"]:
-        who = f"annotation {annotation['id']}"
+    for row, annotation in zip(rows, valid["annotations"], strict=True):
+        who, record = f"annotation {annotation['id']}", ("annotations", row)
         x, y, width, height = box = annotation["bbox"]
         bottom, right = sizes.get(annotation["image_id"], (np.inf, np.inf))
         if width <= 0 or height <= 0:
-            yield Problem("empty box", f"{who} has the bbox {box}, without area: remove it")
+            text = f"{who} has the bbox {box}, without area: remove it"
+            yield Problem("empty box", text, record)
         elif x < -1 or y < -1 or x + width > right + 1 or y + height > bottom + 1:
-            yield Problem(
-                "box outside its image",
-                f"{who} has the bbox {box} in an image of {right} x {bottom}: clip it",
-            )
+            text = f"{who} has the bbox {box} in an image of {right} x {bottom}: clip it"
+            yield Problem("box outside its image", text, record)
         elif annotation["area"] <= 0:
-            yield Problem("empty mask", f"{who} has the area {annotation['area']}: remove it")
+            text = f"{who} has the area {annotation['area']}: remove it"
+            yield Problem("empty mask", text, record)
 
 
-def _category_list_problems(valid: dict, known: dict[int, dict]) -> Iterator[Problem]:
+def _category_list_problems(
+    valid: dict, rows: list[int], known: dict[int, dict]
+) -> Iterator[Problem]:
     present = defaultdict(set)
     for annotation in valid["annotations"]:
         present[annotation["image_id"]].add(annotation["category_id"])
-    for image in valid["images"]:
+    for row, image in zip(rows, valid["images"], strict=True):
+        record = "images", row
         for key in ID_LISTS:
             unknown = [i for i in image[key] if i not in known]
             if unknown:
@@ -193,6 +193,7 @@ def _category_list_problems(valid: dict, known: dict[int, dict]) -> Iterator[Pro
                     f"unknown category in {key}",
                     f"image {image['id']} has {shown(unknown)} in {key}, which are not category "
                     "ids: remove them",
+                    record,
                 )
         both = present[image["id"]].intersection(i for i in image["neg_category_ids"] if i in known)
         if both:
@@ -200,6 +201,7 @@ def _category_list_problems(valid: dict, known: dict[int, dict]) -> Iterator[Pro
                 "annotated category in neg_category_ids",
                 f"image {image['id']} has instances of {shown(sorted(both))}, which are also in "
                 "its neg_category_ids: remove them there",
+                record,
             )
 
 

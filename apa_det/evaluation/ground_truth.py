@@ -103,9 +103,10 @@ class GroundTruth:
         """Return how crowd regions are evaluated, or "" without crowd regions."""
         if not self.num_crowds:
             return ""
+        regions = "crowd region" if self.num_crowds == 1 else "crowd regions"
         return (
-            f"{self.num_crowds:,} crowd regions of COCO: by LVIS's rules, unmatched detections of "
-            "their categories are ignored in the whole image, so pycocotools gives another AP."
+            f"{self.num_crowds:,} {regions} of COCO: by LVIS's rules, unmatched detections of the "
+            "category are ignored in the whole image, so pycocotools gives another AP."
         )
 
     def _pairs(self, key: str) -> np.ndarray:

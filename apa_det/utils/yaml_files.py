@@ -150,12 +150,14 @@ def _read_config(path: str, outer: tuple[str, ...], files: list[str]) -> dict:
     for base in bases:
         if "://" in base or "://" in path:
             raise UserError(
-                f"{path}: {_BASE} must be a local file, got {printable(base)}. Download it, and "
-                "name its path."
+                f"{path}: {_BASE} must be a local file, got {printable(base, 300)}. Download it, "
+                "and name its path."
             )
         file = os.path.join(os.path.dirname(path), os.path.expanduser(base))
         if not os.path.isfile(file):
-            raise MissingFileError(f"{path}: {_BASE} is {printable(file)}, which does not exist.")
+            raise MissingFileError(
+                f"{path}: {_BASE} is {printable(file, 300)}, which does not exist."
+            )
         _merge(_read_config(file, (*outer, real), files), result, path)
     _merge(content, result, path)
     return result

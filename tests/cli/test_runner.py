@@ -50,6 +50,14 @@ def test_error_of_the_user(error, tmp_path, capsys):
     assert "X must be >= 0." in log and "Traceback" not in log
 
 
+def test_errors_print(tmp_path, capsys):
+    setup_logger(str(tmp_path), name="apa_det")
+    assert run_command(raising(UserError("No \x1b[31mred\x07.\nSecond line.")), [], "x") == 2
+    shown = "No \\x1b[31mred\\x07.\nSecond line."
+    assert capsys.readouterr().err == f"x: {shown}\n"
+    assert shown in (tmp_path / "log.txt").read_text()
+
+
 def test_interrupt(capsys):
     assert run_command(raising(KeyboardInterrupt()), []) == 130
     assert capsys.readouterr() == ("", "")

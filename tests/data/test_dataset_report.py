@@ -86,6 +86,9 @@ def test_all_problems_at_once(small, write):
         "category without valid frequency": 1,
     }
     messages = "\n".join(problem.message for problem in report.problems)
+    records = {p.kind: p.record for p in report.problems}
+    assert records["empty box"] == ("annotations", 3)
+    assert records["annotated category in neg_category_ids"] == ("images", 0)
     assert "image 7 has [1000] in neg_category_ids" in messages
     assert "image 7 has instances of [4]" in messages
     assert (

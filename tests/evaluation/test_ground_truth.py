@@ -109,7 +109,7 @@ def test_coco_format_equals_its_conversion(engine):
 def test_crowds_are_said_once(caplog):
     ground_truth._log_once.cache_clear()
     truths = [GroundTruth.from_dataset(coco()) for _ in range(2)]
-    assert caplog.text.count("1 crowd regions of COCO: by LVIS's rules") == 1
+    assert caplog.text.count("1 crowd region of COCO: by LVIS's rules") == 1
     assert truths[0].num_crowds == truths[0].restricted_to(np.array([1])).num_crowds == 1
     assert "so pycocotools gives another AP" in truths[0].crowd_note()
     converted = GroundTruth.from_dataset(coco_to_lvis(coco()))

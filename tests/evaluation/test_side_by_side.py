@@ -137,7 +137,7 @@ def test_crowds_are_noted(detections_on_synthetic, tmp_path):
     write_json(coco, tmp_path / "coco.json")
     comparison = compare(tmp_path / "coco.json", paths.results[:1], ["bbox"])
     note = comparison.ground_truth.crowd_note()
-    assert note.startswith("1 crowd regions of COCO")
+    assert note.startswith("1 crowd region of COCO")
     assert comparison.describe().endswith(f"It has {note}") and note in _scope(comparison)
 
 

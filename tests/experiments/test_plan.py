@@ -111,7 +111,7 @@ def test_errors_in_a_description(describe, content, message):
 
 def test_description_is_not_a_mapping(tmp_path):
     (tmp_path / "list.yaml").write_text("[base, rows]")
-    with pytest.raises(UserError, match="list.yaml: unknown key .*; expected base, overrides"):
+    with pytest.raises(UserError, match="list.yaml must be .* keys and values, got a seq"):
         read_plan("out", str(tmp_path / "list.yaml"))
 
 

@@ -138,9 +138,8 @@ def test_nothing_runs(value, write, tmp_path):
 
 
 def test_lazy_configs_are_code(write):
-    write(
-        lazy="model: {_target_: builtins.dict}\n", based="_BASE_: lazy.yaml\n", text="a: _target_"
-    )
+    write(lazy="model: {_target_: builtins.dict}\n", based="_BASE_: lazy.yaml\n")
+    write(text="a: _target_ # _target_: 1\n")
     assert has_lazy_calls("lazy.yaml") and not has_lazy_calls("text.yaml")
     assert has_lazy_calls(write(escaped='"\\x5ftarget_": os.system\n'))
     for file in ("lazy.yaml", "based.yaml"):

@@ -102,10 +102,11 @@ def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
         return
     if eval_only and not job.weights:
         raise UserError(f"{key} is empty: set it to the checkpoint of a trained model.")
-    url = urlparse(job.weights)
     if "://" in job.weights:
         download_checkpoint(job.weights)
-    elif not url.scheme and url.path and not PathManager.isfile(url.path):
+        return
+    url = urlparse(job.weights)
+    if not url.scheme and url.path and not PathManager.isfile(url.path):
         raise MissingFileError(
             f"{key} is {url.path}, which does not exist: set it to the path of a checkpoint, or to "
             '"" to train from random weights.'

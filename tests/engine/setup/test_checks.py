@@ -202,7 +202,7 @@ def test_annotation_with_unknown_id(make_job, register, tiny_dataset, tmp_path, 
     (tmp_path / "bad.json").write_text(json.dumps(dataset))
     register(f"engine_bad_{key}", tmp_path / "bad.json", tiny_dataset)
     name = dataset["annotations"][3]["id"]
-    with pytest.raises(UserError, match=f"bad.json: annotation {name} .*12345"):
+    with pytest.raises(UserError, match=f"bad.json: annotation {name}: {key} must be .*12345"):
         check_job(make_job("DATASETS.TEST", (f"engine_bad_{key}",)))
 
 
@@ -212,10 +212,12 @@ def test_federated_loss_reads_the_image_counts(make_job, tiny_dataset, register)
     assert len(MetadataCatalog.get("engine_fed").class_image_count) == 4
 
 
-def test_calibration_reads_the_image_counts(make_job, tiny_dataset, register):
+def test_calibration_reads_the_image_counts(make_job, tiny_dataset, register, tmp_path):
+    weights = tmp_path / "model.pth"
+    weights.touch()
     register("engine_calibrated", tiny_dataset / "train.json", tiny_dataset)
     options = (*CALIBRATION, "NorCal", "MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH", 0.5)
-    options += ("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.WEIGHTS", "x://y")
+    options += ("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.WEIGHTS", weights)
     with pytest.raises(UserError, match="needs the image counts .* DATASETS.TRAIN is empty"):
         check_job(make_job(*options, "DATASETS.TRAIN", ()), eval_only=True)
     check_job(make_job(*options, "DATASETS.TRAIN", ("engine_calibrated",)), eval_only=True)
@@ -229,6 +231,8 @@ def test_fsdp_with_old_torch(make_job, monkeypatch):
         check_job(make_job("SOLVER.FSDP", True))
 
 
-def test_evaluation_ignores_the_solver(make_job):
-    job = make_job("SOLVER.IMS_PER_BATCH", 3, "SOLVER.ACCUMULATE", 2, "MODEL.WEIGHTS", "x://y")
+def test_evaluation_ignores_the_solver(make_job, tmp_path):
+    weights = tmp_path / "model.pth"
+    weights.touch()
+    job = make_job("SOLVER.IMS_PER_BATCH", 3, "SOLVER.ACCUMULATE", 2, "MODEL.WEIGHTS", weights)
     check_job(job, eval_only=True)
