@@ -29,7 +29,9 @@ def fuzzer():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind, count", [("checkpoints", 1000), ("predictions", 1000), ("yaml", 400)])
+@pytest.mark.parametrize(
+    "kind, count", [("checkpoints", 1000), ("predictions", 1000), ("yaml", 400)]
+)
 def test_every_file_is_read_or_refused(kind, count, fuzzer, tmp_path):
     outcomes, faults = fuzzer.fuzz(kind, count, 0, tmp_path)
     assert not faults, faults[0].with_suffix(".txt").read_text()
