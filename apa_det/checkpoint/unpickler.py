@@ -119,7 +119,9 @@ class _Machine:
                 raise ValueError(f"unsupported opcode {code!r}" if code else "it is cut off")
             cost, reader, step = _STEPS[code]
             if cost:
-                budget.spend(cost)
+                budget.left -= cost  # as spend() does, without a call
+                if budget.left < 0:
+                    budget.spend(0)
             if reader is None:
                 step(self)
             else:

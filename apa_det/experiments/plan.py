@@ -199,7 +199,7 @@ def read_plan(
     seeds = list(seeds or content.get("seeds", ()))
     if not rows:
         raise UserError("There is nothing to compare: give a description or --config-file.")
-    if not seeds or len(set(seeds)) < len(seeds) or any(type(s) is not int or s < 0 for s in seeds):
+    if not seeds or any(type(s) is not int or s < 0 for s in seeds) or len({*seeds}) < len(seeds):
         raise UserError(f"seeds must be different integers >= 0, got {seeds}.")
     slugs = [_slug(row.name) for row in rows]
     for i, slug in enumerate(slugs):
@@ -260,8 +260,8 @@ def _described_row(
     with config_errors(f'{path}, row "{row["name"]}"'):
         if not file.endswith(".py") and is_lazy_config(file):
             raise UserError(
-                f"{file} is a LazyConfig that a training saved, and code. Give it by --config-file, "
-                "or name the .py file that it was made from."
+                f"{file} is a LazyConfig that a training saved, and code. Give it by "
+                "--config-file, or name the .py file that it was made from."
             )
         return Row(row["name"], _job(file, opts, imports))
 
