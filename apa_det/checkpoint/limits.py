@@ -4,9 +4,9 @@ import numpy as np
 from torch import Tensor
 
 # Bytes of memory that a file may fill: a multiple of its size, as the objects of checkpoints and
-# predictions take up to 50 times the bytes of their opcodes; and some more.
-_FACTOR = 64
-_ALLOWANCE = 128 * 2**20
+# predictions take up to 48 times the bytes of their opcodes; and some more.
+_FACTOR = 48
+_ALLOWANCE = 64 * 2**20
 _NESTED_FILE = 6000  # bytes to read one
 _MAX_LEVELS = 64  # of containers within containers
 FAR_MORE = "it expands to far more data than the file holds"

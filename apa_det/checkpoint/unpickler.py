@@ -119,7 +119,9 @@ class _Machine:
                 raise ValueError(f"unsupported opcode {code!r}" if code else "it is cut off")
             cost, reader, step = _STEPS[code]
             if cost:
-                budget.spend(cost)
+                budget.left -= cost  # as spend() does, without a call
+                if budget.left < 0:
+                    budget.spend(0)
             if reader is None:
                 step(self)
             else:
@@ -170,10 +172,6 @@ class _Machine:
     def _get(self, key: int) -> None:
         self.stack.append(self.memo[key])
 
-    @_step("EMPTY_TUPLE")
-    def _empty_tuple(self) -> None:
-        self.stack.append(())
-
     @_step("TUPLE3", cost=80)
     def _tuple3(self) -> None:
         self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
@@ -188,10 +186,6 @@ class _Machine:
         if len(items) < count:
             raise ValueError("a tuple lacks items")
         self.stack[-count:] = [items]
-
-    @_step("EMPTY_LIST", cost=80)
-    def _empty_list(self) -> None:
-        self.stack.append([])
 
     @_step("LIST", cost=80)
     def _list(self) -> None:
@@ -211,10 +205,6 @@ class _Machine:
         items = self._to_mark()
         self._extend(self.stack[-1], items)
 
-    @_step("EMPTY_DICT", cost=80)
-    def _empty_dict(self) -> None:
-        self.stack.append({})
-
     @_step("DICT", cost=80)
     def _new_dict(self) -> None:
         items = self._to_mark()
@@ -229,10 +219,6 @@ class _Machine:
     def _update(self) -> None:
         items = self._to_mark()
         self._set_items(self.stack[-1], items)
-
-    @_step("EMPTY_SET", cost=240)
-    def _empty_set(self) -> None:
-        self.stack.append(set())
 
     @_step("ADDITEMS")
     def _add(self) -> None:
@@ -377,6 +363,10 @@ class _Machine:
 _step("NONE")(lambda machine: machine.stack.append(None))
 _step("NEWTRUE")(lambda machine: machine.stack.append(True))
 _step("NEWFALSE")(lambda machine: machine.stack.append(False))
+_step("EMPTY_TUPLE")(lambda machine: machine.stack.append(()))
+_step("EMPTY_LIST", cost=80)(lambda machine: machine.stack.append([]))
+_step("EMPTY_DICT", cost=80)(lambda machine: machine.stack.append({}))
+_step("EMPTY_SET", cost=240)(lambda machine: machine.stack.append(set()))
 _step("TUPLE1", cost=64)(lambda machine: machine.to_tuple(1))
 _step("TUPLE2", cost=72)(lambda machine: machine.to_tuple(2))
 _step("TUPLE3", cost=80)(lambda machine: machine.to_tuple(3))

@@ -201,7 +201,7 @@ def read_plan(
     seeds = list(seeds or content.get("seeds", ()))
     if not rows:
         raise UserError("There is nothing to compare: give a description or --config-file.")
-    if not seeds or len(set(seeds)) < len(seeds) or any(type(s) is not int or s < 0 for s in seeds):
+    if not seeds or any(type(s) is not int or s < 0 for s in seeds) or len({*seeds}) < len(seeds):
         raise UserError(f"seeds must be different integers >= 0, got {seeds}.")
     slugs = [_slug(row.name) for row in rows]
     for i, slug in enumerate(slugs):
