@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
-from detectron2.utils.events import EventWriter
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..data.frequency import FrequencyGroups
 from ..errors import UserError
-from ..evaluation import LongTailEvaluator
+from ..evaluation import LongTailEvaluator, evaluator_metric_names
 
 
 class Job(ABC):
@@ -37,6 +36,7 @@ class Job(ABC):
     device: str  # of the model, e.g. "cuda" or "cpu"
     train_datasets: Sequence[str]  # names of registered datasets
     test_datasets: Sequence[str]
+    test_workers: int  # processes of a test loader that read images; 0 for none
     batch_size: int | None  # images per optimizer step, over all processes; None if unknown
     num_parts: int  # that each process splits its batch into (gradient accumulation)
     reference_world_size: int  # number of processes that the config is written for; 0 for any
@@ -84,9 +84,11 @@ class Job(ABC):
     def build_test_mapper(self) -> Callable[[dict], dict]:
         """Build the test mapper, which has the attributes of detectron2's ``DatasetMapper``."""
 
-    @abstractmethod
     def build_test_loader(self, records: list[dict], mapper: Callable | None = None) -> DataLoader:
         """Build a test loader of dataset dicts, by default with :meth:`build_test_mapper`."""
+        return build_detection_test_loader(
+            records, mapper=mapper or self.build_test_mapper(), num_workers=self.test_workers
+        )
 
     def first_test_dataset(self) -> str:
         """Return the first test dataset.
@@ -108,10 +110,6 @@ class Job(ABC):
 
         ``kwargs`` override the arguments of :class:`LongTailEvaluator` from the config.
         """
-
-    @abstractmethod
-    def build_writers(self) -> list[EventWriter]:
-        """Build the writers of training scalars."""
 
     @abstractmethod
     def build_trainer(self):
@@ -173,6 +171,17 @@ class Job(ABC):
     @abstractmethod
     def num_classes(self) -> tuple[int, str] | None:
         """Return the number of classes and its config key; None if unknown."""
+
+    def long_tail_metric_names(self, *, has_masks: bool, prefix: str = "") -> list[str]:
+        """Return the metrics of :class:`LongTailEvaluator` during training, after a prefix."""
+        iou_types = ["bbox", "segm"] if has_masks else ["bbox"]
+        if has_masks and "boundary" in self.extra_metrics:
+            iou_types.append("boundary")
+        if self.subset:  # the whole test set is evaluated only at the end
+            prefix += "subset/"
+        groups = self.groups.names if self.groups else ("r", "c", "f")
+        metrics = evaluator_metric_names(groups, self.extra_metrics)
+        return [f"{prefix}{iou_type}/{name}" for iou_type in iou_types for name in metrics]
 
     @abstractmethod
     def metric_names(self) -> list[str] | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, default_writers, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     COCOEvaluator,
@@ -166,7 +166,7 @@ class JobTrainer(TrainerBase):
 
     def build_writers(self) -> list[EventWriter]:
         """Build the writers of training scalars."""
-        return self.job.build_writers()
+        return default_writers(self.job.output_dir, self.max_iter)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Build the hooks, in the order in which they run after each step."""

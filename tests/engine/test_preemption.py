@@ -82,6 +82,8 @@ def test_signal_in_evaluation(train, output, monkeypatch, evaluation, last):
         train("TEST.EVAL_PERIOD", 2, kill_in=None)
     assert exit_.value.code == 143
     assert [path.name for path in output.glob("*.pth")] == [last]
+    for loader in evaluations:  # else torch's handler of SIGCHLD finds the killed workers
+        loader._shutdown_workers()
     for number, handler in handlers.items():
         signal.signal(number, handler)
     monkeypatch.setattr(StrictCheckpointer, "save", save)

@@ -276,10 +276,10 @@ def test_count_from_another_dataset(register, tmp_path):
     for category in counted["categories"]:
         category["image_count"] = 1000
     (tmp_path / "train.json").write_text(json.dumps(counted))
-    register_lvis_format("long_tail_train", tmp_path / "train.json", tmp_path)
-    evaluator = LongTailEvaluator(NAME, count_from="long_tail_train")
+    register_lvis_format("long_tail_counts", tmp_path / "train.json", tmp_path)
+    evaluator = LongTailEvaluator(NAME, count_from="long_tail_counts")
     results = inference_on_dataset(Detector(DETECTIONS), LOADER, evaluator)["bbox"]
-    DatasetCatalog.pop("long_tail_train"), MetadataCatalog.pop("long_tail_train")
+    DatasetCatalog.pop("long_tail_counts"), MetadataCatalog.pop("long_tail_counts")
     assert math.isnan(results["APr"]) and results["APf"] == results["AP"]
 
 

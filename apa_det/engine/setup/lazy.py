@@ -8,22 +8,18 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.data import build_detection_test_loader
-from detectron2.engine import default_writers
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from ...data import build_train_loader, ensure_metadata
 from ...data.frequency import FrequencyGroups
 from ...errors import UserError
-from ...evaluation import LongTailEvaluator, evaluator_metric_names
+from ...evaluation import LongTailEvaluator
 from ...modeling import APAFastRCNNOutputLayers
 from ..job import Job
 from ..optimizer import clip_gradients
@@ -79,6 +75,7 @@ class LazyJob(Job):
         self.device = train.device
         self.train_datasets = self._dataset_names("train")
         self.test_datasets = self._dataset_names("test")
+        self.test_workers = OmegaConf.select(cfg, "dataloader.test.num_workers") or 0
         self.batch_size = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
         self.num_parts = get("accumulate", 1)
         self.reference_world_size = get("reference_world_size", 0)
@@ -163,13 +160,6 @@ class LazyJob(Job):
     def build_test_mapper(self) -> Callable[[dict], dict]:
         return instantiate(self.config.dataloader.test.mapper)
 
-    def build_test_loader(self, records: list[dict], mapper: Callable | None = None) -> DataLoader:
-        return build_detection_test_loader(
-            records,
-            mapper=mapper or self.build_test_mapper(),
-            num_workers=self.config.dataloader.test.get("num_workers", 0),
-        )
-
     def build_long_tail_evaluator(self, dataset_name: str, **kwargs) -> LongTailEvaluator:
         arguments = {
             "output_dir": os.path.join(self.output_dir, "inference"),
@@ -179,9 +169,6 @@ class LazyJob(Job):
             evaluator = self.config.dataloader.evaluator.items()
             arguments |= {k: instantiate(v) for k, v in evaluator if k != "_target_"}
         return LongTailEvaluator(**{**arguments, "dataset_name": dataset_name, **kwargs})
-
-    def build_writers(self) -> list[EventWriter]:
-        return default_writers(self.output_dir, self.max_iter)
 
     def build_trainer(self):
         self._evaluator = self._build_evaluator()  # before training, as its files may be invalid
@@ -315,13 +302,7 @@ class LazyJob(Job):
         if not self._has_long_tail_evaluator():
             return None
         has_boxes_only = self._select("roi_heads") and not self._select("roi_heads.mask_head")
-        iou_types = ["bbox"] if has_boxes_only else ["bbox", "segm"]
-        if "boundary" in self.extra_metrics and not has_boxes_only:
-            iou_types.append("boundary")
-        groups = self.groups.names if self.groups else ("r", "c", "f")
-        prefix = "subset/" if self.subset else ""
-        metrics = evaluator_metric_names(groups, self.extra_metrics)
-        return [f"{prefix}{t}/{name}" for t in iou_types for name in metrics]
+        return self.long_tail_metric_names(has_masks=not has_boxes_only)
 
     def read_class_counts(self) -> None:
         for key in self.box_predictors():

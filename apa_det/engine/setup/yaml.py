@@ -11,10 +11,9 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import (
     DatasetMapper,
     MetadataCatalog,
-    build_detection_test_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.engine import DefaultTrainer, default_writers
+from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import verify_results
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -28,11 +27,9 @@ from detectron2.modeling import (
     GeneralizedRCNNWithTTA,
 )
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
 from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from ...config import add_apa_config
 from ...data import ensure_metadata
@@ -40,7 +37,7 @@ from ...data.class_counts import class_counts
 from ...data.frequency import FrequencyGroups
 from ...data.sampling import require_train_sampler
 from ...errors import UserError
-from ...evaluation import LongTailEvaluator, evaluator_metric_names, require_extra_metrics
+from ...evaluation import LongTailEvaluator, require_extra_metrics
 from ...modeling import APAInjected, meta_architecture
 from ...modeling.calibration import CALIBRATION_REGISTRY
 from ...modeling.losses import BoxClassLoss
@@ -114,6 +111,7 @@ class YamlJob(Job):
         self.device = cfg.MODEL.DEVICE
         self.train_datasets = cfg.DATASETS.TRAIN
         self.test_datasets = cfg.DATASETS.TEST
+        self.test_workers = cfg.DATALOADER.NUM_WORKERS
         self.batch_size = solver.IMS_PER_BATCH
         self.num_parts = solver.ACCUMULATE
         self.reference_world_size = solver.REFERENCE_WORLD_SIZE
@@ -184,13 +182,6 @@ class YamlJob(Job):
     def build_test_mapper(self) -> Callable[[dict], dict]:
         return DatasetMapper(self.config, is_train=False)
 
-    def build_test_loader(self, records: list[dict], mapper: Callable | None = None) -> DataLoader:
-        return build_detection_test_loader(
-            records,
-            mapper=mapper or self.build_test_mapper(),
-            num_workers=self.config.DATALOADER.NUM_WORKERS,
-        )
-
     def read_test_records(self, dataset_name: str) -> list[dict]:
         proposals = None
         if self.config.MODEL.LOAD_PROPOSALS:
@@ -217,9 +208,6 @@ class YamlJob(Job):
             "subset": self.subset,
         }
         return LongTailEvaluator(dataset_name, **{**arguments, **kwargs})
-
-    def build_writers(self) -> list[EventWriter]:
-        return default_writers(self.output_dir, self.max_iter)
 
     def build_trainer(self):
         return self._trainer(self.config)
@@ -271,18 +259,13 @@ class YamlJob(Job):
         return self.config.MODEL[node].NUM_CLASSES, f"MODEL.{node}.NUM_CLASSES"
 
     def metric_names(self) -> list[str] | None:
-        masks = self.config.MODEL.MASK_ON
-        iou_types, names = ["bbox", "segm"] if masks else ["bbox"], []
+        has_masks, names = self.config.MODEL.MASK_ON, []
         for dataset in self.test_datasets:
             prefix = f"{dataset}/" if len(self.test_datasets) > 1 else ""
             if self.is_long_tail(dataset):
-                groups = self.groups.names if self.groups else ("r", "c", "f")
-                metrics = evaluator_metric_names(groups, self.extra_metrics)
-                boundary = ["boundary"] if "boundary" in self.extra_metrics and masks else []
-                if self.subset:  # the whole test set is evaluated only at the end
-                    prefix += "subset/"
-                names += [f"{prefix}{t}/{m}" for t in iou_types + boundary for m in metrics]
+                names += self.long_tail_metric_names(has_masks=has_masks, prefix=prefix)
             elif MetadataCatalog.get(dataset).get("evaluator_type") in ("coco", "v3det"):
+                iou_types = ["bbox", "segm"] if has_masks else ["bbox"]
                 names += [f"{prefix}{t}/{m}" for t in iou_types for m in _COCO_METRICS]
             else:
                 return None  # another evaluator, with unknown metrics
