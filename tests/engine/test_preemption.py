@@ -71,8 +71,8 @@ def test_signal_in_evaluation(train, output, monkeypatch, evaluation, last):
         return {}
 
     def save_while_workers_end(self, *args, **kwargs):
-        for loader in evaluations:
-            loader._workers[0].kill()
+        if len(evaluations) == evaluation:
+            evaluations[-1]._workers[0].kill()
             time.sleep(0.2)
         save(self, *args, **kwargs)
 
