@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
@@ -283,7 +282,7 @@ def _require_saveable(row: Row) -> None:
         row.job.changed({"output_dir": folder}).save_config()
         try:
             read_job(os.path.join(folder, "config.yaml"), imports=row.job.imports)
-        except yaml.YAMLError as error:
+        except UserError as error:
             raise UserError(
                 f'The config of the row "{row.name}" cannot be saved as yaml: replace lambdas, and '
                 "functions that are defined in the config file, by functions of a module."

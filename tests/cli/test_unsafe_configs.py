@@ -87,7 +87,7 @@ def test_lazy_config_as_a_base_of_a_comparison(folder, capfd):
         (folder / "description.yaml").write_text(json.dumps(description))
         assert run("compare_configs", "description.yaml --output out --dry-run") == 2
         error = capfd.readouterr().err
-        assert 'row "a": lazy.yaml is a LazyConfig that a training saved, and code' in error
+        assert 'row "a": lazy.yaml is a saved LazyConfig, which is code' in error
     assert not (folder / "CANARY").exists()
 
 
