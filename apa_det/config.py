@@ -215,6 +215,13 @@ def add_apa_config(cfg: CN) -> None:
     # fully_shard, torch >= 2.6). The checkpoint format does not change. Every parameter must get a
     # gradient in every iteration, and no parameter may be a scalar
     cfg.SOLVER.FSDP = False
+    # Number of periodic checkpoints to keep, the newest ones. model_final.pth, model_best.pth and
+    # the one that last_checkpoint names are always kept. 0: keep all
+    cfg.SOLVER.CHECKPOINTS_KEPT = 0
+    # Skip up to this many iterations in a row in which a loss or a gradient is NaN or infinite; one
+    # more is an error. With mixed precision in float16, infinite gradients alone do not count: loss
+    # scaling skips them. 0: each is an error
+    cfg.SOLVER.SKIP_NONFINITE = 0
     # Exponential moving average of the weights. The averaged model is evaluated. Checkpoints hold
     # both; model_best.pth holds only the averaged weights
     cfg.SOLVER.EMA = CN()
@@ -239,6 +246,10 @@ def add_apa_config(cfg: CN) -> None:
     # Metric by which the best model is saved as model_best.pth, e.g. "bbox/AP" or "segm/APr".
     # Empty: it is not saved
     cfg.TEST.BEST_METRIC = ""
+    # Early stopping: end the training after this many evaluations in a row without a better
+    # BEST_METRIC. model_final.pth is the last model, model_best.pth the best one. 0: no early
+    # stopping
+    cfg.TEST.EARLY_STOPPING_PATIENCE = 0
     # During training, evaluate only this many images of each test set, chosen so that rare
     # categories are included. The metrics get the prefix "subset/", e.g. "subset/bbox/AP". After
     # the last iteration the whole test set is evaluated. 0: always evaluate the whole test set

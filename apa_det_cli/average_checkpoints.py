@@ -33,10 +33,12 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from apa_det.checkpoint import average_checkpoints
+    from apa_det.utils.atomic_files import open_atomic
     from apa_det.utils.writable import require_writable_file
 
     require_writable_file(args.output, ".pth")
     result = average_checkpoints(args.inputs, args.weights, ema=args.ema)
     os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
-    torch.save(result, args.output)
+    with open_atomic(args.output, "wb") as file:
+        torch.save(result, file)
     print(f"Wrote {args.output}: {len(result['model'])} tensors of {len(args.inputs)} files.")

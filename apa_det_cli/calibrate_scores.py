@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
     from apa_det.engine import YamlJob, setup_job
     from apa_det.engine.jobs import fit_calibration
+    from apa_det.utils.atomic_files import open_atomic
 
     args.eval_only, args.resume = True, False
     job = setup_job(args)
@@ -60,6 +61,6 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(job, YamlJob):
         path = os.path.join(folder, f"{fit.method}.yaml")
         head = {"CALIBRATION": fit.method, "CALIBRATION_STRENGTH": fit.best}
-        with open(path, "w") as file:
+        with open_atomic(path) as file:
             yaml.safe_dump({"MODEL": {"ROI_BOX_HEAD": head}}, file)
         print(f"As yaml: {path}")

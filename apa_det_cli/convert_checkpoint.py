@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from apa_det.checkpoint import convert, load_checkpoint, reverse
     from apa_det.engine import read_job
     from apa_det.errors import UserError
+    from apa_det.utils.atomic_files import open_atomic
     from apa_det.utils.writable import require_writable_file
 
     require_writable_file(args.output, ".pth")
@@ -64,5 +65,6 @@ def run(args: argparse.Namespace) -> None:
     else:
         content = {"model": result.state, "__author__": f"apa_det, from a {result.layout.value}"}
     os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
-    torch.save(content, args.output)
+    with open_atomic(args.output, "wb") as file:
+        torch.save(content, file)
     print(f"Wrote {args.output}: {len(result.state)} tensors.")

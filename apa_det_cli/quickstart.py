@@ -1,7 +1,7 @@
 """Train a small APA Mask R-CNN on a generated dataset.
 
 It evaluates the model and draws its detections, all in the folder of the checkout. The flags are
-those of train.
+those of train. Without --resume it starts over, and replaces the checkpoints of the last time.
 """
 
 import argparse
@@ -51,8 +51,12 @@ def main(args: argparse.Namespace) -> None:
     comm.synchronize()
 
     print("[2/3] Training and evaluating, about 4 minutes on two CPU cores")
+    args.overwrite = not args.resume
     job = setup_job(args)
-    (evaluate if args.eval_only else train)(job, resume=args.resume)
+    if args.eval_only:
+        evaluate(job, resume=args.resume)
+    else:
+        train(job, resume=args.resume, overwrite=args.overwrite)
     if not comm.is_main_process():
         return
 

@@ -14,8 +14,14 @@ from .flags import add_config_file, add_overrides, command_parser
 def parser(prog: str | None = None, doc: str = __doc__) -> argparse.ArgumentParser:
     result = command_parser(prog, doc)
     add_config_file(result, default="")
-    result.add_argument(
+    folder = result.add_mutually_exclusive_group()
+    folder.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in the output folder"
+    )
+    folder.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start over in an output folder with checkpoints, which are deleted",
     )
     result.add_argument("--eval-only", action="store_true", help="evaluate without training")
     result.add_argument(
@@ -51,4 +57,6 @@ def main(args: argparse.Namespace) -> dict:
     from apa_det.engine import evaluate, setup_job, train
 
     job = setup_job(args)
-    return (evaluate if args.eval_only else train)(job, resume=args.resume)
+    if args.eval_only:
+        return evaluate(job, resume=args.resume)
+    return train(job, resume=args.resume, overwrite=args.overwrite)

@@ -14,6 +14,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.logger import setup_logger
 
 from apa_det.data import generate_dataset
+from apa_det.utils import folder_lock
 from apa_det_cli import train_detector
 
 ROOT = Path(__file__).parents[1]
@@ -64,11 +65,17 @@ def tiny_datasets(folder) -> list[list[str]]:
 
 
 def training_flags(
-    config_file, *opts, eval_only: bool = False, resume: bool = False, num_gpus: int = 1
+    config_file,
+    *opts,
+    eval_only: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    num_gpus: int = 1,
 ) -> Namespace:
     """Parse the flags of ``apa-det train``."""
     flags = ["--config-file", str(config_file), "--num-gpus", str(num_gpus), "--dist-url", "auto"]
     flags += ["--eval-only"] * eval_only + ["--resume"] * resume
+    flags += ["--overwrite"] * overwrite
     return train_detector.parser().parse_args([*flags, "--opts", *map(str, opts)])
 
 
@@ -173,6 +180,14 @@ def fresh_loggers():
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
     setup_logger.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def fresh_locks():
+    """End the locks of output folders, which otherwise last as long as the process."""
+    yield
+    for path in list(folder_lock._held):
+        folder_lock.unlock_folder(os.path.dirname(path))
 
 
 @pytest.fixture(scope="session")

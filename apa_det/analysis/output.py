@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..text import write_csv
-from ..utils.json_files import writing
+from ..utils.atomic_files import open_atomic, writing
 from ..utils.plotting import DPI
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
 from .layer_figures import distributions, summary
@@ -38,6 +38,6 @@ def write_analysis(analysis: Analysis, folder: str | os.PathLike) -> list[Path]:
             if figure is not None:
                 figure.savefig(folder / name, dpi=DPI)
                 written.append(folder / name)
-        with open(folder / "layers.csv", "w", newline="", encoding="utf-8") as file:
+        with open_atomic(folder / "layers.csv", newline="") as file:
             write_csv(file, list(rows[0]), (row.values() for row in rows))
     return [*written, folder / "layers.csv"]

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..activation import AGLU, APA
 from ..errors import MissingFileError, UserError
-from ..utils.json_files import writing
+from ..utils.atomic_files import open_atomic
 from ..utils.plotting import DPI, INK, grid
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
 from .layer_figures import network_part
@@ -108,7 +108,7 @@ def plot_parameter_history(
                 axis.xaxis.set_major_formatter("{x:,.0f}")
         row[0].set_ylabel(_SYMBOLS[symbol], fontsize=14)
     _depth_bar(figure, axes, colors)
-    with writing(path), PathManager.open(str(path), "wb") as file:
+    with open_atomic(path, "wb") as file:
         figure.savefig(file, format="png", dpi=DPI)
 
 

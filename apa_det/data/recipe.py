@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import MissingFileError, UserError
-from ..utils.json_files import writing
+from ..utils.atomic_files import open_atomic, writing
 from .frequency import complete_categories
 
 _PACKAGE = Path(__file__).parents[1]
@@ -252,7 +252,8 @@ def write_config(
     )
     with writing(output):
         os.makedirs(output.parent, exist_ok=True)
-        output.write_text(text + _yaml(settings), encoding="utf-8")
+    with open_atomic(output) as file:
+        file.write(text + _yaml(settings))
 
 
 def _frequencies(dataset: dict) -> list[tuple]:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import MetadataCatalog
 from torch import nn
 
@@ -17,11 +16,12 @@ from .ema import averaged_state
 from .freezing import matches, require_matches
 from .job import Job
 from .parallel import full_state
+from .saving import AtomicCheckpointer
 
 logger = logging.getLogger(__name__)
 
 
-class StrictCheckpointer(DetectionCheckpointer):
+class StrictCheckpointer(AtomicCheckpointer):
     """detectron2's checkpointer, with a strict mode in which a file must fill the whole model.
 
     Attributes:
@@ -34,6 +34,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         transfer: copies class rows from a checkpoint of other classes by name; unused if
             ``strict``.
         reinitialized: name patterns of parameters not to load; unused if ``strict``.
+        preloaded: contents of the file that is loaded next, if it has been read already.
         keys: config keys for messages, see ``Job.KEYS``. A missing one is replaced by its name.
     """
 
@@ -56,6 +57,7 @@ class StrictCheckpointer(DetectionCheckpointer):
         self.class_names = class_names
         self.transfer = transfer
         self.reinitialized = reinitialized
+        self.preloaded: dict | None = None
         self.keys = keys or {}
         require_matches(self.model, reinitialized, self._key("reinitialized"))
 
@@ -75,7 +77,7 @@ class StrictCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict:
         """Read every format of :func:`load_checkpoint`, without running code from the file."""
-        checkpoint = load_checkpoint(filename)
+        checkpoint, self.preloaded = self.preloaded or load_checkpoint(filename), None
         query = parse_qs(self._parsed_url_during_load.query)
         if query.pop("matching_heuristics", ["False"]) == ["True"]:
             checkpoint["matching_heuristics"] = True

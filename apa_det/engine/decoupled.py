@@ -14,31 +14,52 @@ from collections.abc import Sequence
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from ..errors import UserError
 from .freezing import require_matches
 from .job import Job
+from .run_folder import (
+    LAST,
+    claim_folder,
+    release_folder,
+    remove_run,
+    require_kept_weights,
+)
 
 logger = logging.getLogger(__name__)
 
 
-def train(job: Job, *, resume: bool = False) -> OrderedDict:
+def train(job: Job, *, resume: bool = False, overwrite: bool = False) -> OrderedDict:
     """Train a job, in one stage or, with decoupled training, in two.
 
     Args:
         job: the job, as :func:`apa_det.engine.setup_job` returns it.
         resume: continue from the last checkpoint of the last stage that has one. False: start a
-            new training; checkpoints of an earlier second stage are then never resumed.
+            new training.
+        overwrite: delete checkpoints of another training in the output folders when a new training
+            starts. False: they are an error.
 
     Returns:
         The results of the last evaluation; empty except in the main process.
 
     Raises:
-        UserError: the settings do not fit the model or the data, before any training.
+        UserError: the settings do not fit the model or the data, before any training; or an output
+            folder is in use, or has checkpoints of another training.
     """
     stages = job.stages()
+    folders = [stage.output_dir for stage in stages]
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other: give one of them.")
+    if overwrite:
+        require_kept_weights(folders, job.weights, job.KEYS)
+    claim_folder(*folders, key=job.KEYS["output_dir"], resume=resume, overwrite=overwrite)
+    try:
+        return _train_stages(stages, resume=resume)
+    finally:
+        release_folder(job.output_dir)
+
+
+def _train_stages(stages: Sequence[Job], *, resume: bool) -> OrderedDict:
     first = _resumed_stage(stages) if resume else 0
-    if not resume and comm.is_main_process():
-        for stage in filter(_has_checkpoint, stages[1:]):
-            PathManager.rm(_last_checkpoint(stage))
     results = OrderedDict()
     for i, stage in enumerate(stages):
         if len(stages) > 1:
@@ -73,6 +94,9 @@ def _train_stage(stage: Job, later: Sequence[Job], *, resume: bool, is_second: b
         resumes = resume and checkpointer.has_checkpoint()
         checkpointer.averaged = stage.ema_decay is not None and not resumes
     trainer.resume_or_load(resume=resume)
+    if not (resume or is_second) and comm.is_main_process():
+        for job in (stage, *later):
+            remove_run(job.output_dir)
     return trainer.train()
 
 
@@ -80,9 +104,5 @@ def _resumed_stage(stages: Sequence[Job]) -> int:
     return max((i for i, stage in enumerate(stages) if _has_checkpoint(stage)), default=0)
 
 
-def _last_checkpoint(stage: Job) -> str:
-    return os.path.join(stage.output_dir, "last_checkpoint")
-
-
 def _has_checkpoint(stage: Job) -> bool:
-    return PathManager.isfile(_last_checkpoint(stage))
+    return PathManager.isfile(os.path.join(stage.output_dir, LAST))

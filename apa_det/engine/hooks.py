@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase, hooks
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.file_io import PathManager
@@ -16,6 +15,7 @@ from ..activation import APA
 from ..analysis import layer_kinds, plot_parameter_history, read_parameter_history
 from ..checkpoint import load_checkpoint
 from ..errors import UserError
+from .saving import AtomicCheckpointer
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         """
         checkpointer = _BestModelCheckpointer(model, output_dir, metric, class_names)
         super().__init__(eval_period, checkpointer, metric)
-        self._metric = metric
+        self.metric = metric
         self._path = os.path.join(output_dir, "model_best.pth")
 
     def before_train(self) -> None:
@@ -136,24 +136,24 @@ class BestCheckpointer(hooks.BestCheckpointer):
         except UserError as error:
             logger.warning("%s The next evaluation replaces this file.", error)
             return
-        if best.get("metric") == self._metric:
+        if best.get("metric") == self.metric:
             self.best_metric, self.best_iter = best["value"], best["iteration"]
-            logger.info("Best %s so far: %.4f", self._metric, self.best_metric)
+            logger.info("Best %s so far: %.4f", self.metric, self.best_metric)
 
 
-class _BestModelCheckpointer(DetectionCheckpointer):
+class _BestModelCheckpointer(AtomicCheckpointer):
     """Saves the model with the latest value of a metric, and does not tag it as the last one."""
 
     def __init__(
         self, model: nn.Module, save_dir: str, metric: str, class_names: Sequence[str] | None
     ):
         super().__init__(model, save_dir)
-        self._metric = metric
+        self.metric = metric
         self._extra = {} if class_names is None else {"class_names": list(class_names)}
 
     def save(self, name: str, **kwargs) -> None:
-        value, _ = get_event_storage().latest()[self._metric]
-        super().save(name, metric=self._metric, value=value, **self._extra, **kwargs)
+        value, _ = get_event_storage().latest()[self.metric]
+        super().save(name, metric=self.metric, value=value, **self._extra, **kwargs)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pass

@@ -53,7 +53,9 @@ class Job(ABC):
     trained: Sequence[str]  # see SOLVER.TRAINED
     reinitialized: Sequence[str]  # see MODEL.REINITIALIZE
     transfer_from: str  # see MODEL.TRANSFER_FROM
+    skip_nonfinite: int  # iterations in a row with NaN or infinite gradients to skip
     best_metric: str  # whose best checkpoint is kept; "" for none
+    patience: int  # evaluations without a better best_metric before the end; 0: no early stopping
     subset: int  # images per test set to evaluate during training; 0 for all
     test_time_augmentation: bool  # whether to evaluate with it as well, after training
     precise_bn_iters: int  # that recompute batch norm statistics before an evaluation; 0 for none

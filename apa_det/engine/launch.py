@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from detectron2.engine import launch
@@ -17,6 +18,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..errors import UserError, report
 from ..utils.user_modules import import_modules
+from .preemption import SIGNALS, watch_parent
 
 Main = Callable[[argparse.Namespace], object]
 
@@ -31,7 +33,8 @@ def run(main: Main, args: argparse.Namespace) -> None:
     NCCL, or by gloo without CUDA. Each first imports the modules in ``args.imports``.
 
     The process exits with status 2 and one line on stderr after a
-    :class:`apa_det.errors.UserError`, and with 130 after Ctrl-C. Any other exception keeps its
+    :class:`apa_det.errors.UserError`, and with 128 + the signal after SIGTERM, SIGINT (Ctrl-C) and
+    SIGHUP, which it passes on to the processes that it has started. Any other exception keeps its
     traceback, which is also written to the job's log file.
 
     Args:
@@ -43,10 +46,10 @@ def run(main: Main, args: argparse.Namespace) -> None:
     if _under_torchrun() or args.num_gpus * args.num_machines == 1:
         _run_in_process(main, args)
         return
-    signal.signal(signal.SIGTERM, _terminate_workers)
+    relay = _Relay()
     try:
         launch(
-            _run_in_process,
+            _run_worker,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
@@ -54,9 +57,10 @@ def run(main: Main, args: argparse.Namespace) -> None:
             args=(main, args),
         )
     except ProcessExitedException as error:  # the worker has reported why
-        sys.exit(error.exit_code if error.exit_code >= 0 else 128 - error.exit_code)
+        status = error.exit_code if error.exit_code >= 0 else 128 - error.exit_code
+        sys.exit(128 + relay.signal if relay.signal else status)
     except KeyboardInterrupt:
-        _terminate_workers()
+        relay.terminate()
         sys.exit(130)
 
 
@@ -64,15 +68,44 @@ def _under_torchrun() -> bool:
     return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
-def _terminate_workers(*_) -> None:
-    for process in multiprocessing.active_children():
-        process.terminate()
+class _Relay:
+    """Passes signals on to the workers, as SIGTERM; a second Ctrl-C kills them.
+
+    Workers may get Ctrl-C from the terminal too, so passing it on would be a second one.
+    """
+
+    def __init__(self):
+        self.signal = 0  # the first one
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, *_) -> None:
+        if number == self.signal == signal.SIGINT:
+            self._kill()
+        self.signal = self.signal or number
+        self.terminate()
+
+    def terminate(self) -> None:
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    def _kill(self) -> NoReturn:
+        for process in multiprocessing.active_children():
+            process.kill()
+        sys.exit(130)
+
+
+def _run_worker(main: Main, args: argparse.Namespace) -> None:
+    watch_parent()
+    _run_in_process(main, args)
 
 
 def _run_in_process(main: Main, args: argparse.Namespace) -> None:
     logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_traceback)
     try:
         if _under_torchrun():
+            watch_parent()
             _join_torchrun(args)
         _limit_threads(args)
         import_modules(getattr(args, "imports", ()))

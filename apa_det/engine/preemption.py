@@ -1,4 +1,4 @@
-"""Save a checkpoint and exit on SIGTERM, which schedulers send before they end a job."""
+"""Save a checkpoint and exit on SIGTERM, SIGINT (Ctrl-C) and SIGHUP."""
 
 import logging
 import multiprocessing
@@ -6,29 +6,37 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import torch
-from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from .checkpointer import ShardedCheckpointer
+from .saving import AtomicCheckpointer
 
 logger = logging.getLogger(__name__)
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_AGAIN = b"Ctrl-C: stopping after this iteration. Press Ctrl-C again to leave at once.\n"
+
+_parent: int | None = None  # process id of the launcher, see watch_parent
+
 
 class PreemptionHook(HookBase):
-    """On SIGTERM, finishes the iteration, saves a checkpoint, and exits with status 143.
+    """On a signal, finishes the iteration, saves a checkpoint, and exits with 128 + the signal.
 
-    All processes stop after the same iteration, even if only one of them gets the signal. A signal
-    in the last iteration changes nothing: training ends as usual. Place the hook after
-    ``LRScheduler`` and before ``PeriodicCheckpointer``, in every process, and evaluate in
-    :meth:`saving_at_once`.
+    All processes stop after the same iteration, even if only one of them gets the signal. In the
+    last iteration, ``model_final.pth`` is saved, and the evaluation is left to ``--resume``. A
+    second Ctrl-C ends the process at once. Signals that are ignored (``nohup``) stay so. The end of
+    the launcher counts as SIGTERM (see :func:`watch_parent`).
+
+    Place the hook after ``LRScheduler`` and before ``PeriodicCheckpointer``, in every process, and
+    evaluate in :meth:`saving_at_once`.
     """
 
-    def __init__(self, checkpointer: Checkpointer, device: torch.device):
+    def __init__(self, checkpointer: AtomicCheckpointer, device: torch.device):
         """
         Args:
             checkpointer: the one that ``--resume`` loads from.
@@ -36,82 +44,125 @@ class PreemptionHook(HookBase):
         """
         self._checkpointer = checkpointer
         self._device = device
-        self._signalled = False
+        self._signal = 0  # the first one
 
     def before_train(self) -> None:
-        self._pid = os.getpid()
-        self._previous = _set_handler(self._note)
+        self._previous = _set_handlers(self._note)
 
-    def _note(self, *_) -> None:
-        self._signalled = True
+    def _note(self, number: int, *_) -> None:
+        if number == signal.SIGINT:
+            # A second one, also while a checkpoint is saved, raises KeyboardInterrupt.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with suppress(OSError):
+                os.write(2, _AGAIN)
+        self._signal = self._signal or number
 
     def after_step(self) -> None:
-        if self.trainer.iter == self.trainer.start_iter:
-            _shield_data_workers()
-        if self._is_last_iteration() or not self._any_signalled():
-            return
-        self._save()
-        comm.synchronize()
-        sys.exit(128 + signal.SIGTERM)
+        self.trainer.finished_iter = self.trainer.iter
+        if _parent not in (None, os.getppid()):
+            self._signal = self._signal or signal.SIGTERM
+        self._signal = self._agreed_signal()
+        if self._signal and not self._is_last_iteration():
+            self._save()
+            comm.synchronize()
+            sys.exit(128 + self._signal)
 
     @contextmanager
     def saving_at_once(self) -> Iterator[None]:
-        """Return a context in which SIGTERM saves a checkpoint and exits at once.
+        """Return a context in which a signal saves a checkpoint and exits at once.
 
-        For evaluation, which takes longer than schedulers wait. A sharded model is not saved,
-        because that takes all processes.
+        For evaluation, which takes longer than schedulers wait. A sharded model must be saved
+        before, because that takes all processes.
         """
-        previous = _set_handler(self._end)
+        previous = _set_handlers(self._end)
         try:
-            if self._signalled and not self._is_last_iteration():
-                self._end()
+            if self._signal:
+                self._end(self._signal)
             yield
         finally:
-            _set_handler(previous)
+            _restore_handlers(previous)
 
-    def _end(self, *_) -> None:
+    def _end(self, number: int, *_) -> None:
         # More signals may come: SIGTERM if other processes end first, SIGCHLD if data workers end.
-        _set_handler(signal.SIG_IGN)
+        if signal.SIGINT in _set_handlers(signal.SIG_IGN):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._signal = self._signal or number
         sharded = isinstance(self._checkpointer, ShardedCheckpointer)
-        is_child = os.getpid() != self._pid  # a data worker, which inherited this handler
-        if not (sharded or is_child or self._is_last_iteration()):
+        if not (sharded or self._is_last_iteration()):
             self._save()
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + self._signal)
 
     def _save(self) -> None:
-        iteration = self.trainer.iter
-        logger.warning("SIGTERM: saving a checkpoint. Continue with --resume.")
+        iteration, name = self.trainer.iter, signal.Signals(self._signal).name
+        if self._checkpointer.saved_iteration == iteration:
+            logger.warning("%s: the checkpoint is saved already. Continue with --resume.", name)
+            return
+        logger.warning("%s: saving a checkpoint. Continue with --resume.", name)
         self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
 
     def _is_last_iteration(self) -> bool:
         return self.trainer.iter + 1 >= self.trainer.max_iter
 
-    def _any_signalled(self) -> bool:
+    def _agreed_signal(self) -> int:
+        """Return the signal with the highest number in any process, 0 if there is none."""
         if comm.get_world_size() == 1:
-            return self._signalled
-        signalled = torch.tensor(float(self._signalled), device=self._device)
-        torch.distributed.all_reduce(signalled)
-        return signalled.item() > 0
+            return self._signal
+        number = torch.tensor(float(self._signal), device=self._device)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+        return int(number)
 
     def after_train(self) -> None:
-        _set_handler(self._previous)
+        _restore_handlers(self._previous)
+        if self._signal and self.trainer.iter >= self.trainer.max_iter:
+            logger.warning(
+                "%s: %s is saved. Evaluate with --resume.",
+                *(signal.Signals(self._signal).name, "model_final.pth"),
+            )
+            sys.exit(128 + self._signal)
 
 
-def _shield_data_workers() -> None:
-    """Move each data worker to its own process group.
+def watch_parent() -> None:
+    """Let a training in this process stop, as on SIGTERM, when its parent process has ended.
 
-    torchrun sends SIGTERM to the process group of each training process, which still needs data to
-    finish its iteration.
+    For processes of a launcher, which should not train on without it.
     """
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            with suppress(OSError):  # it has ended, or was spawned
-                os.setpgid(process.pid, process.pid)
+    global _parent
+    parent = multiprocessing.parent_process()
+    _parent = os.getppid() if parent is None else parent.pid
 
 
-def _set_handler(handler):
-    """Set the handler of SIGTERM and return the previous one; only possible in the main thread."""
+def _set_handlers(handler: Callable | signal.Handlers) -> dict[int, object]:
+    """Set the handler of all signals that are not ignored; return the previous ones.
+
+    Only possible in the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+        return {}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    previous = {n: old for n, old in previous.items() if old is not signal.SIG_IGN}
+    for number in previous:
+        signal.signal(number, handler)
+    return previous
+
+
+def _restore_handlers(previous: Mapping[int, object]) -> None:
+    for number, handler in previous.items():
+        signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _shield_child() -> None:
+    """Keep the signals of a training from a data worker that it has just forked.
+
+    The worker is still needed to finish the iteration. Ctrl-C and the SIGTERM of torchrun go to
+    whole process groups.
+    """
+    owners = (getattr(signal.getsignal(number), "__self__", None) for number in SIGNALS)
+    if any(isinstance(owner, PreemptionHook) for owner in owners):
+        _set_handlers(signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with suppress(OSError):
+            os.setpgid(0, 0)
+
+
+os.register_at_fork(after_in_child=_shield_child)

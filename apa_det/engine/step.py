@@ -1,15 +1,24 @@
 """One optimizer step, with mixed precision and gradient accumulation."""
 
+import logging
 import time
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
+from .buffers import BufferSnapshot
+
+logger = logging.getLogger(__name__)
+
+_MAX_OVERFLOWS = 50  # steps in a row that loss scaling skips: it has halved the scale each time
 
 
 class StepTrainer(SimpleTrainer):
@@ -21,6 +30,14 @@ class StepTrainer(SimpleTrainer):
     Statistics of a batch are those of a part: of batch norm, the mean of the mask loss over
     foreground proposals, RetinaNet's running count of foreground anchors. In all this, parts behave
     like the processes of a distributed training.
+
+    A step with a NaN or infinite loss or gradient changes nothing: neither weights nor buffers. It
+    is skipped, or raises a FloatingPointError, in all processes. With loss scaling (float16),
+    infinite gradients alone are left to it, and are an error only in many steps in a row.
+
+    Attributes:
+        has_updated: whether the step has begun to change the weights.
+        buffers: those of the model before the step.
     """
 
     def __init__(
@@ -32,6 +49,8 @@ class StepTrainer(SimpleTrainer):
         num_parts: int = 1,
         precision: torch.dtype | None = None,
         unused_key: str = "find_unused_parameters",
+        skip_nonfinite: int = 0,
+        skip_key: str = "skip_nonfinite",
     ):
         """
         Args:
@@ -41,11 +60,19 @@ class StepTrainer(SimpleTrainer):
             num_parts: number of consecutive parts to split a batch into.
             precision: dtype of autocast, float16 (with loss scaling) or bfloat16. None: off.
             unused_key: config key of ``find_unused_parameters``, for an error message.
+            skip_nonfinite: number of steps in a row to skip for NaN or infinite values.
+            skip_key: its config key, for an error message.
         """
         super().__init__(model, data_loader, optimizer)
         self.num_parts = num_parts
         self.precision = precision
         self._unused_key = unused_key
+        self._skip_nonfinite = skip_nonfinite
+        self._skip_key = skip_key
+        self._num_skipped = 0  # in a row
+        self._num_overflows = 0  # in a row
+        self.has_updated = False
+        self.buffers = BufferSnapshot(model)
         self._device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, enabled=precision is torch.float16
@@ -53,6 +80,8 @@ class StepTrainer(SimpleTrainer):
 
     def run_step(self) -> None:
         assert self.model.training, "The model was changed to eval mode."
+        self.has_updated = False
+        self.buffers.take()
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -65,9 +94,81 @@ class StepTrainer(SimpleTrainer):
         self._backward(last, losses)
         _require_gradients(self.model, self._unused_key)
         self.after_backward()
-        self._write_metrics(losses, data_time)
+        if self._is_bad(losses, data_time):
+            return
+        self.has_updated = True
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def forget_last_step(self) -> None:
+        """Forget the state before the last step, as an iteration begins."""
+        self.has_updated = False
+        self.buffers.forget()
+
+    def _is_bad(self, losses: dict[str, Tensor], data_time: float) -> bool:
+        """Write the losses; return whether to skip the step, the same in all processes.
+
+        Raises:
+            FloatingPointError: too many steps in a row are bad.
+        """
+        what, metrics = self._write_losses(losses, data_time)
+        has_overflow = what == "Gradients" and self.grad_scaler.is_enabled()
+        self._num_overflows = self._num_overflows + 1 if has_overflow else 0
+        self._num_skipped = self._num_skipped + 1 if what and not has_overflow else 0
+        message = f"{what} became infinite or NaN at iteration={self.iter}"
+        values = f"loss_dict = {metrics}"
+        if self._num_overflows > _MAX_OVERFLOWS:
+            raise FloatingPointError(
+                f"{message} and in the {_MAX_OVERFLOWS} before, at ever smaller loss scales!\n"
+                + values
+            )
+        if not self._num_skipped:
+            return False
+        self.buffers.restore()
+        if self._num_skipped > self._skip_nonfinite:
+            example = self._example() if what == "Gradients" else ""
+            raise FloatingPointError(
+                f"{message}{example}!\n{values}\nLower the learning rate, clip the gradients, or "
+                f"set {self._skip_key} to skip a few such iterations in a row."
+            )
+        if comm.is_main_process():
+            logger.warning(
+                "%s: the iteration is skipped, number %d in a row of at most %d.\n%s",
+                *(message, self._num_skipped, self._skip_nonfinite, values),
+            )
+        return True
+
+    def _write_losses(self, losses: dict[str, Tensor], data_time: float) -> tuple[str, dict]:
+        """Write the losses as SimpleTrainer does, unless they are NaN or infinite.
+
+        Returns:
+            What is NaN or infinite in any process ("Loss", "Gradients" or ""), and the losses,
+            averaged over the processes.
+        """
+        finite = _are_finite([p.grad for p in self.model.parameters() if p.grad is not None])
+        metrics = {name: loss.detach().cpu().item() for name, loss in losses.items()}
+        storage = get_event_storage()
+        storage.put_scalar("rank_data_time", data_time, cur_iter=self.iter)
+        gathered = comm.all_gather((metrics, data_time, bool(finite)))
+        metrics = {name: np.mean([x[name] for x, _, _ in gathered]) for name in metrics}
+        total = sum(metrics.values())
+        is_main, has_losses = comm.is_main_process(), np.isfinite(total)
+        if is_main:
+            data_time = np.max([time for _, time, _ in gathered])
+            storage.put_scalar("data_time", data_time, cur_iter=self.iter)
+        if is_main and has_losses:
+            storage.put_scalar("total_loss", total, cur_iter=self.iter)
+            if len(metrics) > 1:
+                storage.put_scalars(cur_iter=self.iter, **metrics)
+        if not has_losses:
+            return "Loss", metrics
+        return "" if all(finite for _, _, finite in gathered) else "Gradients", metrics
+
+    def _example(self) -> str:
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not _are_finite([parameter.grad]):
+                return f", e.g. that of {name}"
+        return ""
 
     def _without_reduction(self):
         """Return a context in which DistributedDataParallel does not average gradients yet.
@@ -90,10 +191,13 @@ class StepTrainer(SimpleTrainer):
             losses[name] = losses.get(name, 0) + loss.detach() / self.num_parts
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        counts = {"num_skipped": self._num_skipped, "num_overflows": self._num_overflows}
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict(), **counts}
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
+        self._num_skipped = state_dict.get("num_skipped", 0)
+        self._num_overflows = state_dict.get("num_overflows", 0)
         if state_dict.get("grad_scaler"):  # empty or missing after training in full precision
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
@@ -108,6 +212,21 @@ def _split(data: list[dict], num_parts: int) -> list[list[dict]]:
             "images."
         )
     return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def _are_finite(gradients: list[Tensor]) -> Tensor:
+    """Return whether all values are finite, a bool on their device, without waiting for it.
+
+    Of sharded gradients, those of this process.
+    """
+    local = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]
+    local = [g for g in local if g.numel()]
+    if not local:
+        return torch.tensor(True)
+    largest = torch._foreach_norm(local, torch.inf)  # the magnitude; NaN if a value is
+    if len({(x.dtype, x.device) for x in largest}) > 1:
+        largest = [x.to(local[0].device, torch.float64) for x in largest]
+    return torch.stack(largest).isfinite().all()
 
 
 def _require_gradients(model: nn.Module, key: str) -> None:

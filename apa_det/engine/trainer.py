@@ -27,17 +27,23 @@ from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..data import build_train_loader
-from ..errors import UserError
+from ..data.stream import TrainLoader
 from ..evaluation import V3DetEvaluator
 from ..modeling.losses import look_up_frequencies
+from ..utils.seeding import seed_all
 from .checkpointer import ShardedCheckpointer, StrictCheckpointer, class_arguments
+from .early_stopping import EarlyStopping
 from .ema import build_ema
 from .freezing import train_only
 from .hooks import BestCheckpointer, LambdaKappaPlotter, LambdaKappaWriter
 from .job import Job
+from .loop import TrainingLoop
 from .optimizer import build_optimizer
 from .parallel import broadcast, full_state, load_full_states, replicate, shard
 from .preemption import PreemptionHook
+from .resuming import load_last
+from .run_folder import FINAL, recorded_results, truncate_metrics
+from .saving import PeriodicCheckpointer
 from .setup.checks import check_training_sets
 from .setup.yaml import YamlJob
 from .step import StepTrainer
@@ -53,25 +59,30 @@ def _of_step(name: str) -> property:
     )
 
 
-class JobTrainer(TrainerBase):
+class JobTrainer(TrainingLoop):
     """Trains and evaluates a job.
 
     Does what detectron2's DefaultTrainer does, and the following, as the job says: evaluate a
     subset of the images during training, log λ and κ, keep the best model by a metric, average the
     weights, accumulate gradients, shard the model. Several processes and mixed precision also work
-    without CUDA. On SIGTERM, it saves a checkpoint and exits.
+    without CUDA. On SIGTERM, SIGINT and SIGHUP, it saves a checkpoint and exits.
 
     Attributes:
         job: the job, scaled to the number of processes.
         ema: the averaged model, which is the one evaluated; None without ``job.ema_decay``.
         checkpointer: loads and saves the state of the training.
+        reuses_results: take the results of a finished training from ``metrics.json``.
     """
+
+    reuses_results = True
 
     def __init__(self, job: Job):
         TrainerBase.__init__(self)  # skips DefaultTrainer's, which builds everything from a cfg
         for name in ("detectron2", "apa_det"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
+        if job.seed < 0:
+            job = job.changed({"seed": comm.shared_random_seed()})
         self.job = job = job.scaled(comm.get_world_size())
         model = job.build_model()
         job.check_model(model)
@@ -99,6 +110,8 @@ class JobTrainer(TrainerBase):
             num_parts=job.num_parts,
             precision=amp_dtype if job.mixed_precision else None,
             unused_key=job.KEYS["find_unused_parameters"],
+            skip_nonfinite=job.skip_nonfinite,
+            skip_key=job.KEYS["skip_nonfinite"],
         )
         self.scheduler = job.build_lr_scheduler(optimizer)
         checkpointer = ShardedCheckpointer if self._sharded else StrictCheckpointer
@@ -116,6 +129,8 @@ class JobTrainer(TrainerBase):
         self.max_iter = job.max_iter
         self._subset_test: SubsetTest | None = None  # built on first use
         self._last_eval_results = OrderedDict()
+        self._evaluated_after = -1  # number of iterations before the last whole evaluation
+        self._resumed_from = ""  # name of the checkpoint
         self.register_hooks(self.build_hooks())
 
     model, optimizer, data_loader = map(_of_step, ("model", "optimizer", "data_loader"))
@@ -130,31 +145,65 @@ class JobTrainer(TrainerBase):
         """Load the last checkpoint of the output folder if ``resume``, else the job's weights.
 
         Raises:
-            UserError: the last checkpoint does not fill the model, or some processes do not see it.
+            UserError: see :func:`load_last`.
         """
-        last = self.checkpointer.get_checkpoint_file()
-        if resume and len(set(comm.all_gather(last))) > 1:
-            raise UserError(
-                f"The machines see different last checkpoints in {self.job.output_dir}: set "
-                f"{self.job.KEYS['output_dir']} to a folder that they share, to use --resume."
+        if resume:
+            name, extra = load_last(self.checkpointer, self.job.KEYS["output_dir"])
+            self._resumed_from = name
+        if not self._resumed_from:
+            self.checkpointer.strict = False
+            self.checkpointer.resume_or_load(self.job.weights, resume=False)
+            return
+        self.start_iter = self.iter + 1
+        if 0 < self.job.patience <= extra.get("stopped_early", 0):
+            self.max_iter = self.start_iter
+        self._fast_forward()
+        if self.ema is not None and self.ema.n_averaged == 0:
+            logger.info("%s has no averaged weights: the average starts now.", name)
+
+    def _fast_forward(self) -> None:
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.start = self.start_iter
+        else:
+            logger.warning(
+                "The training loader is a %s, not the one of apa_det.data.build_train_loader: the "
+                "training continues with other images than without the stop.",
+                type(self.data_loader).__name__,
             )
-        self.checkpointer.strict = resume and bool(last)
-        self.checkpointer.resume_or_load(self.job.weights, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
-            self.start_iter = self.iter + 1
-        if self.ema is not None and self.start_iter > 0 and self.ema.n_averaged == 0:
-            logger.info("%s has no averaged weights: the average starts now.", last)
 
     def train(self) -> OrderedDict:
-        """Train to ``max_iter`` and return the last results; empty except in the main process."""
-        TrainerBase.train(self, self.start_iter, self.max_iter)
+        """Train to ``max_iter`` and return the last results; empty except in the main process.
+
+        If the training is finished already, only what is missing of its files and results is made.
+        """
+        if self.start_iter < self.max_iter or not self._resumed_from:
+            if self.start_iter and comm.is_main_process():
+                truncate_metrics(self.job.output_dir, self.start_iter)
+            self.run_loop(self.start_iter, self.max_iter)
+        else:
+            self._finish()
         self.job.verify(self._last_eval_results)
         return self._last_eval_results
 
+    def _finish(self) -> None:
+        folder, done = self.job.output_dir, self.start_iter
+        logger.info("The training in %s is finished, after %d iterations.", folder, done)
+        if self._resumed_from != FINAL:
+            self.checkpointer.save("model_final", iteration=self.iter)
+        results = recorded_results(folder, done) if comm.is_main_process() else None
+        if self.reuses_results and comm.all_gather(bool(results))[0]:
+            logger.info("Its results are in metrics.json, so they are not computed again.")
+            self._last_eval_results = OrderedDict(results or {})
+            return
+        if results:
+            truncate_metrics(folder, done, keep_results=False)
+        self.run_loop(done, done)
+
     def run_step(self) -> None:
+        seed_all(self.job.seed, 1, comm.get_rank(), self.iter)  # as after a resume
         self._trainer.iter = self.iter
         self._trainer.run_step()
-        if self.ema is not None:
+        if self.ema is not None and self._trainer.has_updated:
             self.ema.update_parameters(self.model)
 
     def state_dict(self) -> dict:
@@ -179,14 +228,18 @@ class JobTrainer(TrainerBase):
             built.append(hooks.PreciseBN(*precise))
         if is_main or self._sharded:  # saving a sharded model takes all processes
             period, kept = job.checkpoint_period, job.checkpoints_kept
-            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period, max_to_keep=kept))
+            built.append(PeriodicCheckpointer(self.checkpointer, period, kept))
         built.append(hooks.EvalHook(job.eval_period, self._evaluate))
         if job.test_time_augmentation:
             built.append(hooks.EvalHook(0, self._evaluate_with_augmentation))
+        best = None
         if job.best_metric and is_main:
-            best = (job.eval_period, self._tested, job.output_dir, job.best_metric)
             names = self.checkpointer.class_names
-            built.append(BestCheckpointer(*best, class_names=names))
+            best = (job.eval_period, self._tested, job.output_dir, job.best_metric)
+            best = BestCheckpointer(*best, class_names=names)
+            built.append(best)
+        if job.patience:
+            built.append(EarlyStopping(job.patience, job.eval_period, self.checkpointer, best))
         if job.parameter_log_period > 0 and (is_main or self._sharded):
             built.append(LambdaKappaWriter(self.model, job.parameter_log_period))
         if is_main:
@@ -200,6 +253,9 @@ class JobTrainer(TrainerBase):
     def _model_to_test(self) -> Iterator[nn.Module]:
         """Return the same unsharded model in every process: the averaged one, if there is one."""
         if self._sharded:
+            is_saved = self.checkpointer.saved_iteration == self.iter
+            if not is_saved and self.iter + 1 < self.max_iter:  # a signal will not do it
+                self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
             source = self.model if self.ema is None else self.ema.module
             self._tested.load_state_dict(full_state(source.state_dict()))
             self._tested.to(self._device)
@@ -214,7 +270,10 @@ class JobTrainer(TrainerBase):
         with self._model_to_test() as model:
             if self.job.subset and self.iter + 1 < self.max_iter:
                 return self._evaluate_subset(model)
-            self._last_eval_results = self.job.test(model)
+            done = min(self.iter + 1, self.max_iter)
+            if self._evaluated_after != done:  # early stopping evaluates the last model before
+                self._last_eval_results = self.job.test(model)
+                self._evaluated_after = done
             return without_nan(self._last_eval_results)
 
     def _evaluate_with_augmentation(self) -> dict[str, float]:

@@ -17,6 +17,7 @@ from ..data import ensure_metadata
 from ..data.frequency import FrequencyGroups
 from ..errors import UserError
 from ..text import write_csv
+from ..utils.atomic_files import open_atomic
 from .detections import Detections
 from .engines import load_engine
 from .ground_truth import GroundTruth
@@ -242,7 +243,7 @@ class LongTailEvaluator(DatasetEvaluator):
         PathManager.mkdirs(self._output_dir)
         path = os.path.join(self._output_dir, f"{iou_type}_per_category.csv")
         rows = evaluation.per_category()
-        with PathManager.open(path, "w", newline="") as file:
+        with open_atomic(path, newline="") as file:
             write_csv(file, list(rows[0]), (row.values() for row in rows))
         logger.info("Wrote the AP of each category to %s", path)
 

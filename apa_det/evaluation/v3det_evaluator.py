@@ -9,10 +9,11 @@ from collections import defaultdict
 
 import numpy as np
 from detectron2.evaluation import COCOEvaluator
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
+
+from ..utils.atomic_files import open_atomic
 
 _AREAS = {"AP": "all", "APs": "small", "APm": "medium", "APl": "large"}
 
@@ -59,8 +60,8 @@ class V3DetEvaluator(COCOEvaluator):
             detection["category_id"] = category_ids[detection["category_id"]]
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
-            with PathManager.open(path, "w") as f:
-                json.dump(detections, f)
+            with open_atomic(path) as file:
+                json.dump(detections, file)
         ground_truth = self._coco_api.dataset["annotations"]
         if img_ids is not None:
             chosen = set(img_ids)

@@ -3,10 +3,12 @@
 import argparse
 
 from ..engine import run
+from ..engine.preemption import watch_parent
 from .training import train_run
 
 
 def main(args: argparse.Namespace) -> None:
+    watch_parent()
     train_run(args.folder, args.imports)
 
 

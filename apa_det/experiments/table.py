@@ -10,6 +10,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ..text import write_csv
+from ..utils.atomic_files import open_atomic
 from ..utils.json_files import write_json
 from .results import UNDEFINED, Difference, Results
 
@@ -186,9 +187,8 @@ def _markdown(lines: list[list[str]], headers: list[str]) -> str:
 
 
 def _write(text: str, path: str) -> None:
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+    with open_atomic(path) as file:
         file.write(text)
-    os.replace(f"{path}.partial", path)
 
 
 def _without_nan(content):

@@ -25,6 +25,7 @@ import apa_det
 
 from ..engine import JobTrainer, overrides, setup_job
 from ..errors import UserError
+from ..utils.atomic_files import open_atomic
 from ..utils.json_files import write_json
 from .replay import ReproducibleLoader
 
@@ -125,6 +126,8 @@ class ReproducibleTrainer(JobTrainer):
         costs: the cost of its iterations.
     """
 
+    reuses_results = False  # they lack NaN, and the predictions may be gone
+
     def build_hooks(self) -> list[HookBase]:
         self.costs = CostMeter(self._device)
         return [self.costs, *super().build_hooks()]  # first: directly around the step
@@ -136,6 +139,14 @@ class ReproducibleTrainer(JobTrainer):
     @property
     def job_loader(self) -> ReproducibleLoader:
         return self._trainer.data_loader
+
+    def before_step(self) -> None:
+        self._finished_digest = self.job_loader.digest
+        super().before_step()
+
+    def undo_step(self) -> None:
+        super().undo_step()
+        self.job_loader.digest = self._finished_digest
 
     def state_dict(self) -> dict:
         return {**super().state_dict(), "image_digest": self.job_loader.digest}
@@ -168,9 +179,9 @@ def _peak_memory() -> int:
 
 
 def _compress(source: str, target: str) -> None:
-    with open(source, "rb") as file, gzip.open(f"{target}.partial", "wb", 6) as compressed:
-        shutil.copyfileobj(file, compressed)
-    os.replace(f"{target}.partial", target)
+    with open(source, "rb") as file, open_atomic(target, "wb") as output:
+        with gzip.open(output, "wb", 6) as compressed:
+            shutil.copyfileobj(file, compressed)
     os.remove(source)
 
 

@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import MissingFileError, UserError
 from ..text import printable
+from .atomic_files import open_atomic, writing
 
 JSON_SUFFIXES = (".json", ".json.gz", ".json.zip")
 _GZIP = b"\x1f\x8b"
@@ -174,17 +175,6 @@ def is_cut_off(text: str, error: ValueError | RecursionError) -> bool:
     )
 
 
-@contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turn an OSError in the body into a UserError that names the path being written."""
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-
-
 def write_json(content, json_file: str | os.PathLike) -> None:
     """Write a JSON file atomically. Missing folders are created.
 
@@ -193,10 +183,8 @@ def write_json(content, json_file: str | os.PathLike) -> None:
     """
     with writing(json_file):
         os.makedirs(os.path.dirname(os.path.abspath(json_file)), exist_ok=True)
-        partial = f"{json_file}.partial"
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content))
-        os.replace(partial, json_file)
+    with open_atomic(json_file) as file:
+        file.write(json.dumps(content))
 
 
 @contextmanager
@@ -208,18 +196,13 @@ def json_list(json_file: str | os.PathLike) -> Iterator[Callable[[dict], None]]:
     Raises:
         UserError: the file cannot be written.
     """
-    partial = f"{json_file}.partial"
-    with writing(json_file):
-        with PathManager.open(partial, "w") as file:
-            separator = "["
+    with open_atomic(json_file) as file:
+        separator = "["
 
-            def write(record: dict) -> None:
-                nonlocal separator
-                file.write(separator + json.dumps(record))
-                separator = ",\n"
+        def write(record: dict) -> None:
+            nonlocal separator
+            file.write(separator + json.dumps(record))
+            separator = ",\n"
 
-            yield write
-            file.write("]\n" if separator != "[" else "[]\n")
-        if PathManager.isfile(os.fspath(json_file)):
-            PathManager.rm(os.fspath(json_file))  # PathManager.mv does not overwrite
-        PathManager.mv(partial, os.fspath(json_file))
+        yield write
+        file.write("]\n" if separator != "[" else "[]\n")

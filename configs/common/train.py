@@ -8,6 +8,12 @@ train.update(
     # Save the checkpoint that is best in this metric, e.g. "bbox/AP" or "segm/APr", as
     # model_best.pth. Empty: do not save it
     best_metric="",
+    # Early stopping: end the training after this many evaluations in a row without a better
+    # best_metric. 0: no early stopping
+    early_stopping_patience=0,
+    # Skip up to this many iterations in a row in which a loss or a gradient is NaN or infinite; one
+    # more is an error. 0: each is an error
+    skip_nonfinite=0,
     # During training, evaluate only this many images of the test set, chosen so that rare
     # categories are included; metrics get the prefix "subset/". The whole set is evaluated after
     # the last iteration. 0: always evaluate the whole set

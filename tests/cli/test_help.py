@@ -109,7 +109,8 @@ def test_flags_are_the_same_everywhere(name):
 
 def test_train_has_the_flags_of_detectron2():
     theirs, ours = actions(default_argument_parser()), actions(PARSERS["train"])
-    assert theirs.keys() <= ours.keys() and ours.keys() - theirs.keys() == {"--import", "--opts"}
+    added = {"--import", "--opts", "--overwrite"}
+    assert theirs.keys() <= ours.keys() and ours.keys() - theirs.keys() == added
     for flag in theirs.keys() - {"opts"}:
         for name in ("dest", "default", "type", "const", "nargs"):
             assert getattr(ours[flag], name) == getattr(theirs[flag], name), flag

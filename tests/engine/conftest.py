@@ -41,6 +41,9 @@ def train_net():
     """Train or evaluate, as the train command does in each process."""
 
     def main(args):
-        return (evaluate if args.eval_only else train)(setup_job(args), resume=args.resume)
+        job = setup_job(args)
+        if args.eval_only:
+            return evaluate(job, resume=args.resume)
+        return train(job, resume=args.resume, overwrite=args.overwrite)
 
     return main

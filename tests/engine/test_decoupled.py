@@ -75,14 +75,28 @@ def test_both_stages_resumed_and_evaluated(arguments, output, train_net):
     assert re.search(r"Loading from \S+classifier/model_final.pth", log)
 
 
-def test_another_training_in_the_same_folder(arguments, output):
-    """A later --resume ignores the second stage of the earlier training."""
-    (output / "classifier").mkdir(parents=True)
-    (output / "classifier/last_checkpoint").write_text("model_final.pth")
+def test_another_training_in_the_same_folder(arguments, output, monkeypatch):
+    """It needs --overwrite, and a later --resume ignores the second stage of the earlier one."""
+    last = output / "classifier/last_checkpoint"
+    last.parent.mkdir(parents=True)
+    last.write_text("model_final.pth")
     job = setup_job(arguments(*DECOUPLED, "SOLVER.DECOUPLED.TRAINED", ["*typo*"]))
-    with pytest.raises(UserError, match="DECOUPLED.TRAINED has the pattern .*typo"):
+    with pytest.raises(UserError, match="has checkpoints of another training, e.g. .*/classifier/"):
         train(job)
-    assert not (output / "classifier/last_checkpoint").exists()
+    with pytest.raises(UserError, match="DECOUPLED.TRAINED has the pattern .*typo"):
+        train(job, overwrite=True)
+    assert last.exists()
+
+    class Started(Exception):
+        pass
+
+    def start(self):
+        raise Started
+
+    monkeypatch.setattr(Trainer, "train", start)
+    with pytest.raises(Started):
+        train(setup_job(arguments(*DECOUPLED, overwrite=True)), overwrite=True)
+    assert not last.exists()
 
 
 def test_classifier_without_reinitialization(arguments, output, train_net):
@@ -203,4 +217,4 @@ def test_lazy_config(lazy_arguments, output):
         ("train.decoupled.trained=[]", "is empty"),
     ):
         with pytest.raises(UserError, match=message):
-            setup_job(lazy_arguments(*options, option)).stages()
+            setup_job(lazy_arguments(*options, option, resume=True)).stages()

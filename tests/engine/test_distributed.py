@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +16,8 @@ import torch
 
 from apa_det.engine import Trainer, evaluate, load_model, setup_job
 from apa_det.engine.testing import without_nan
+from apa_det.errors import UserError
+from apa_det.utils.folder_lock import lock_folder
 
 ROOT = Path(__file__).parents[2]
 TRAIN_NET = ROOT / "tools/train_net.py"
@@ -33,13 +37,20 @@ def start():
     def popen(*command):
         command = [sys.executable, *map(str, command)]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+        pipes = {"stdout": pipe, "stderr": pipe, "text": True}
+        process = subprocess.Popen(command, env=ENVIRONMENT, preexec_fn=no_signal_ignored, **pipes)
         processes.append(process)
         return process
 
     yield popen
     for process in processes:
         process.kill()
+
+
+def no_signal_ignored():
+    """Tests may run under nohup or in the background."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def free_port():
@@ -63,8 +74,8 @@ def wait(process, timeout=240):
     return process.returncode, out[-8000:] + err[-8000:]
 
 
-def preempt(process, output):
-    """Send SIGTERM once there is a checkpoint; return exit status, last checkpoint and output.
+def preempt(process, output, number=signal.SIGTERM):
+    """Send a signal once there is a checkpoint; return exit status, last checkpoint and output.
 
     The process that gets the signal passes it on to those that it has started.
     """
@@ -73,9 +84,10 @@ def preempt(process, output):
     while not last.exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     code, text = wait(process)
-    assert "SIGTERM: saving a checkpoint" in (output / "log.txt").read_text(), text
+    if number != signal.SIGKILL:
+        assert "SIGTERM: saving a checkpoint" in (output / "log.txt").read_text(), text
     return code, output / last.read_text(), text
 
 
@@ -144,6 +156,29 @@ def test_preempted_under_torchrun(start, arguments, output):
     trainer = Trainer(setup_job(arguments(resume=True)).config)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == int(checkpoint.stem.removeprefix("model_")) + 1
+
+
+def test_end_of_the_launcher(start, arguments, output):
+    """Ctrl-C saves and exits with 130; after a kill, the workers save and train no longer."""
+    command = [
+        *(TRAIN_NET, "--config-file", arguments().config_file, "--num-gpus", 2),
+        *("--dist-url", "auto", "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 10_000),
+        *("DATALOADER.NUM_WORKERS", 1),
+    ]
+    code, _, text = preempt(start(*command), output, signal.SIGINT)
+    assert code == 130, text
+    shutil.rmtree(output)
+    preempt(start(*command), output, signal.SIGKILL)
+    deadline = time.monotonic() + 100
+    while True:
+        try:
+            assert lock_folder(str(output), "OUTPUT_DIR")
+            break
+        except UserError:
+            assert time.monotonic() < deadline, (output / "log.txt").read_text()
+            time.sleep(0.2)
+    assert re.search("SIG(INT|TERM): saving a checkpoint", (output / "log.txt").read_text())
+    assert (output / (output / "last_checkpoint").read_text()).exists()
 
 
 def test_two_machines_evaluate_as_one(start, arguments, output):

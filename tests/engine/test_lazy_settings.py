@@ -41,7 +41,7 @@ def test_evaluates_a_subset_during_training(lazy_arguments, output):
     assert best["value"] == max(m["subset/bbox/AP50"] for m in evaluations)
 
     weights = f"train.init_checkpoint={output}/model_final.pth"
-    job = setup_job(lazy_arguments(*options, weights))
+    job = setup_job(lazy_arguments(*options, weights, eval_only=True))
     subset = {k: v for k, v in evaluations[-1].items() if k.startswith("subset/")}
     assert flat(SubsetTest(job)(load_model(job))) == subset
 

@@ -27,7 +27,7 @@ def test_two_processes(arguments, lazy_arguments, tmp_path):
         timeout=300,
     )
     checks = ("gradients", "unused", "gathers_once", "fsdp", "fsdp_overflow", "class_losses")
-    for check in (*checks, "fsdp_of_lazy_config"):
+    for check in (*checks, "fsdp_of_lazy_config", "fsdp_is_saved_before_evaluation"):
         assert done.stdout.count(f"check_{check}: ok") == 2, done.stdout + done.stderr
     # the last check ends the job: a missing gradient, which the other process would wait for
     assert done.returncode == 1

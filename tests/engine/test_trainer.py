@@ -94,7 +94,8 @@ def test_subset_while_training(arguments, output, train_net):
     assert not (output / "inference/lvis_instances_results.json").exists()
 
     # the last subset metrics equal those of an evaluation of the same images
-    job = setup_job(arguments("TEST.SUBSET", 3, "MODEL.WEIGHTS", output / "model_final.pth"))
+    weights = ("MODEL.WEIGHTS", output / "model_final.pth")
+    job = setup_job(arguments("TEST.SUBSET", 3, *weights, eval_only=True))
     results = SubsetTest(job)(load_model(job))
     assert flat(results) == {k: v for k, v in evaluations[-1].items() if k.startswith("subset/")}
 

@@ -5,6 +5,7 @@ Arguments: a yaml config, a LazyConfig and overrides of the LazyConfig.
 
 import copy
 import os
+import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -284,8 +285,21 @@ def check_fsdp_of_lazy_config(arguments):
     trainer.train()
     comm.synchronize()
     weights = "train.init_checkpoint=lazy/model_final.pth"
-    model = load_model(setup_job(arguments(*options, weights, lazy=True)))
+    elsewhere = "train.output_dir=loaded"
+    model = load_model(setup_job(arguments(*options, weights, elsewhere, lazy=True)))
     assert_close(model.state_dict(), full_state(trainer.model.state_dict()))
+
+
+def check_fsdp_is_saved_before_evaluation(arguments):
+    """A signal during an evaluation cannot save shards, which takes all processes."""
+    options = ("train.output_dir=evaluated", "train.max_iter=3", "train.eval_period=2")
+    trainer = setup_job(arguments(*options, "train.fsdp=True", lazy=True)).build_trainer()
+    trainer.job.test = lambda model: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_:
+        trainer.train()
+    assert exit_.value.code == 143
+    comm.synchronize()
+    assert Path("evaluated/last_checkpoint").read_text() == "model_0000001.pth"
 
 
 def check_class_losses(arguments):
@@ -328,6 +342,7 @@ CHECKS = (
     check_fsdp,
     check_fsdp_overflow,
     check_fsdp_of_lazy_config,
+    check_fsdp_is_saved_before_evaluation,
     check_class_losses,
 )
 

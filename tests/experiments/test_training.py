@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from apa_det.engine import read_config
+from apa_det.engine.step import StepTrainer
 from apa_det.experiments import read_plan, run_all, train_run
 from apa_det.experiments.training import CostMeter
 from apa_det.layers import ACTIVATION_REGISTRY
@@ -46,6 +47,24 @@ def test_resumed_run_sees_the_same_images(describe, tmp_path, whole):
     Path(run.result_file).unlink()  # as if stopped during evaluation
     train_run(run.folder)
     assert read_json(run.result_file) == resumed
+
+
+def test_failed_and_resumed_run_sees_the_same_images(describe, tmp_path, whole):
+    """The images of the iteration that failed are not counted twice."""
+    run = make_run(describe, tmp_path, 4)
+    write = StepTrainer._write_losses
+
+    def fail(self, *args):
+        if self.iter == 2:
+            raise RuntimeError("out of memory")
+        return write(self, *args)
+
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(RuntimeError):
+        monkeypatch.setattr(StepTrainer, "_write_losses", fail)
+        train_run(run.folder)
+    assert (Path(run.folder) / "model_0000001.pth").exists()
+    train_run(run.folder)
+    assert read_json(run.result_file)["image_digest"] == whole["image_digest"]
 
 
 def test_result_file(whole):

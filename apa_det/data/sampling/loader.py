@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts, samplers
+from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ...errors import UserError
+from ..stream import TrainLoader
 from .counts import class_groups, count_classes, epoch_table
 from .registry import TRAIN_SAMPLER_REGISTRY
 
@@ -47,13 +49,16 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
         logger.info("Using training sampler %s", name)
         sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
     args = build_detection_train_loader.from_config(cfg, mapper, dataset=dataset, sampler=sampler)
-    return {**args, "dataset_names": datasets.TRAIN}
+    seed = cfg.SEED if cfg.SEED >= 0 else None
+    return {**args, "dataset_names": datasets.TRAIN, "seed": seed}
 
 
 @configurable(from_config=_from_config)
 def build_train_loader(
     dataset: list[dict],
     *,
+    mapper: Callable[[dict], object] | None,
+    total_batch_size: int,
     sampler: str | Sampler | None = "TrainingSampler",
     repeat_thresh: float = 0.0,
     repeat_sqrt: bool = True,
@@ -63,14 +68,16 @@ def build_train_loader(
     seed: int | None = None,
     **kwargs,
 ) -> Iterable[list[dict]]:
-    """Build detectron2's training loader with a sampler of ``TRAIN_SAMPLER_REGISTRY``.
+    """Build a :class:`TrainLoader` with a sampler of ``TRAIN_SAMPLER_REGISTRY``.
 
     Logs the number of images, instances and classes of each frequency group, in the dataset and
     as expected in an epoch. From a config: ``build_train_loader(cfg, mapper=None)``.
 
     Args:
         dataset: detectron2 dataset dicts, or a PyTorch dataset (then ``sampler`` must be its
-            sampler, or None).
+            sampler, or None, and the loader is detectron2's, which cannot be resumed exactly).
+        mapper: maps a dataset dict to an input of the model.
+        total_batch_size: images per batch, over all processes.
         sampler: a registered name, or a sampler of this dataset. The following arguments are
             passed to registered samplers that accept them.
         repeat_thresh, repeat_sqrt: see :class:`RepeatFactorTrainingSampler`.
@@ -78,8 +85,8 @@ def build_train_loader(
         frequent_share: see :class:`UndersamplingTrainingSampler`.
         dataset_names: registered datasets in ``dataset``, for the frequency groups; see
             :func:`class_groups`.
-        seed: seed of the sampler. None: a random one, shared by all processes.
-        kwargs: further arguments of :func:`detectron2.data.build_detection_train_loader`.
+        seed: seed of the sampler and the mapper. None: random ones, shared by all processes.
+        kwargs: further arguments of :class:`TrainLoader`.
 
     Raises:
         UserError: an unknown sampler, or arguments that it rejects.
@@ -99,7 +106,20 @@ def build_train_loader(
         accepted = inspect.signature(sampler_class).parameters
         sampler = sampler_class(dataset, **{k: v for k, v in settings.items() if k in accepted})
     _log_epoch(dataset, sampler, names)
-    return build_detection_train_loader(dataset, sampler=sampler, **kwargs)
+    if not isinstance(dataset, list):
+        arguments = {"mapper": mapper, "sampler": sampler, "total_batch_size": total_batch_size}
+        return build_detection_train_loader(dataset, **arguments, **kwargs)
+    batch_size, rest = divmod(total_batch_size, comm.get_world_size())
+    if rest or not batch_size:
+        raise UserError(
+            f"The batch size must be a multiple of the {comm.get_world_size()} processes, got "
+            f"{total_batch_size}: set SOLVER.IMS_PER_BATCH (dataloader.train.total_batch_size)."
+        )
+    if sampler is None:
+        sampler = samplers.TrainingSampler(len(dataset), seed=seed)
+    if seed is None:
+        seed = comm.shared_random_seed()
+    return TrainLoader(dataset, mapper, sampler, batch_size=batch_size, seed=seed, **kwargs)
 
 
 def _log_epoch(dataset: list[dict], sampler: Sampler | None, names: Sequence[str]) -> None:

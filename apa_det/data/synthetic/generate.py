@@ -16,7 +16,8 @@ from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from ...errors import UserError
-from ...utils.json_files import write_json, writing
+from ...utils.atomic_files import writing
+from ...utils.json_files import write_json
 from ..frequency import frequency_group
 from .polygons import mask_to_polygons
 from .shapes import (

@@ -17,6 +17,7 @@ from ...data import ensure_metadata, require_dataset_files
 from ...errors import MissingFileError, UserError
 from ...evaluation import load_engine
 from ..job import Job
+from ..run_folder import LAST, resume_candidates
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +91,14 @@ def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
     If it is given by a URL, it is downloaded.
     """
     key = job.KEYS["weights"]
-    last = os.path.join(job.output_dir, "last_checkpoint")
-    if resume and PathManager.isfile(last):
-        with PathManager.open(last) as f:
-            path = os.path.join(job.output_dir, f.read().strip())
-        if not PathManager.isfile(path):
+    paths = [os.path.join(job.output_dir, name) for name in resume_candidates(job.output_dir)]
+    if resume and paths:
+        usable = paths[:1] if eval_only else paths  # an evaluation is of no other checkpoint
+        if not any(map(PathManager.isfile, usable)):
             raise MissingFileError(
-                f"{last} names {path}, which does not exist: write the name of another checkpoint "
-                "of this folder into it, or delete it to start a new training."
+                f"{os.path.join(job.output_dir, LAST)} names {paths[0]}, which does not exist: "
+                "write the name of another checkpoint of this folder into it, or delete it to "
+                "start a new training."
             )
         return
     if eval_only and not job.weights:
@@ -144,6 +145,15 @@ def _check_transfer(job: Job) -> None:
 def _check_solver(job: Job) -> None:
     _require_equal_parts(job)
     keys = job.KEYS
+    for name in ("checkpoints_kept", "skip_nonfinite", "patience"):
+        value = getattr(job, name)
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise UserError(f"{keys[name]} must be an integer >= 0, got {value!r}.")
+    if job.patience and not (job.best_metric and job.eval_period > 0):
+        raise UserError(
+            f"{keys['patience']} is {job.patience}, which needs evaluations during the training: "
+            f"set {keys['best_metric']} to a metric and {keys['eval_period']} to iterations."
+        )
     if job.ema_decay is not None and not 0 <= job.ema_decay < 1:
         raise UserError(f"{keys['ema_decay']} must be in [0, 1), got {job.ema_decay}.")
     if job.ema_decay is not None and job.precise_bn_iters:

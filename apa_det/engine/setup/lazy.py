@@ -5,6 +5,8 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
@@ -21,6 +23,7 @@ from ...data.frequency import FrequencyGroups
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator
 from ...modeling import APAFastRCNNOutputLayers
+from ...utils.atomic_files import open_atomic
 from ..job import Job
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
@@ -57,6 +60,10 @@ class LazyJob(Job):
         "decoupled_trained": "train.decoupled.trained",
         "transfer_from": "train.transfer_from",
         "best_metric": "train.best_metric",
+        "patience": "train.early_stopping_patience",
+        "eval_period": "train.eval_period",
+        "checkpoints_kept": "train.checkpointer.max_to_keep",
+        "skip_nonfinite": "train.skip_nonfinite",
         "subset": "train.eval_subset",
         "imports": "train.imports",
     }
@@ -82,7 +89,8 @@ class LazyJob(Job):
         self.max_iter = train.max_iter
         self.eval_period = train.eval_period
         self.checkpoint_period = train.checkpointer.period
-        self.checkpoints_kept = train.checkpointer.get("max_to_keep")
+        self.checkpoints_kept = train.checkpointer.get("max_to_keep") or None
+        self.skip_nonfinite = get("skip_nonfinite", 0)
         self.log_period = train.log_period
         self.parameter_log_period = get("apa_log_period", 0)
         self.mixed_precision = train.amp.enabled
@@ -93,6 +101,7 @@ class LazyJob(Job):
         self.reinitialized = get("reinitialize", ())
         self.transfer_from = get("transfer_from", "")
         self.best_metric = get("best_metric", "")
+        self.patience = get("early_stopping_patience", 0)
         self.subset = get("eval_subset", 0)
         self.test_time_augmentation = self._enabled("test_augmentation")
         self.precise_bn_iters = train.precise_bn.num_iter if self._enabled("precise_bn") else 0
@@ -284,7 +293,11 @@ class LazyJob(Job):
         return keys
 
     def save_config(self) -> None:
-        LazyConfig.save(self.config, os.path.join(self.output_dir, "config.yaml"))
+        with TemporaryDirectory() as folder:
+            LazyConfig.save(self.config, os.path.join(folder, "config.yaml"))
+            for file in Path(folder).iterdir():  # a pickle too if yaml cannot represent a value
+                with open_atomic(os.path.join(self.output_dir, file.name), "wb") as copy:
+                    copy.write(file.read_bytes())
 
     def _has_long_tail_evaluator(self) -> bool:
         evaluator = self.config.dataloader.get("evaluator")

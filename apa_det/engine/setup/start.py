@@ -5,14 +5,17 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from ...utils.writable import require_writable_folder
 from ..job import Job
+from ..run_folder import claim_folder, release_folder
 from ..trainer import Trainer
 from .checks import check_job
 from .config_files import is_lazy_config, read_config, read_lazy_config
@@ -28,24 +31,58 @@ def setup_job(args: argparse.Namespace) -> Job:
     Args:
         args: ``config_file`` (a yaml config, a LazyConfig or ""), ``opts``, ``eval_only`` and
             ``resume``, as from detectron2's ``default_argument_parser``. Optional: ``imports``, the
-            modules that were imported to register components.
+            modules that were imported to register components; ``overwrite``.
 
     Returns:
         The job. Its device is cpu if the config asks for CUDA and there is none.
 
     Raises:
         UserError: the config is invalid, see :func:`check_job`. The output folder has only the log
-            then.
+            then. Or a training cannot use the output folder, see
+            :func:`apa_det.engine.run_folder.claim_folder`.
     """
     config = _read(os.fspath(args.config_file), args.opts, getattr(args, "imports", None) or ())
     is_yaml = isinstance(config, CfgNode)
     output_dir = config.OUTPUT_DIR if is_yaml else config.train.output_dir
-    require_writable_folder(output_dir, (YamlJob if is_yaml else LazyJob).KEYS["output_dir"])
-    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="apa_det")
-    job = _prepare(config)
-    check_job(job, eval_only=args.eval_only, resume=args.resume)
-    default_setup(job.config, args)
+    key = (YamlJob if is_yaml else LazyJob).KEYS["output_dir"]
+    require_writable_folder(output_dir, key)
+    if not args.eval_only:
+        overwrite = getattr(args, "overwrite", False)
+        claim_folder(output_dir, key=key, resume=args.resume, overwrite=overwrite)
+    try:
+        setup_logger(output_dir, distributed_rank=comm.get_rank(), name="apa_det")
+        job = _prepare(config)
+        check_job(job, eval_only=args.eval_only, resume=args.resume)
+        _start(job, args)
+    except Exception:
+        if not args.eval_only:
+            release_folder(output_dir)
+        raise
     return job
+
+
+def _start(job: Job, args: argparse.Namespace) -> None:
+    """Do what detectron2's ``default_setup`` does, with a config file that is never incomplete."""
+    rank = comm.get_rank()
+    setup_logger(job.output_dir, distributed_rank=rank, name="fvcore")
+    log = setup_logger(job.output_dir, distributed_rank=rank).info
+    log("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    log("Environment info:\n%s", collect_env_info())
+    log("Command line arguments: %s", args)
+    if args.config_file:
+        with open(args.config_file, encoding="utf-8", errors="replace") as file:
+            log("Contents of args.config_file=%s:\n%s", args.config_file, file.read())
+    if comm.is_main_process() and job.output_dir:
+        if isinstance(job.config, CfgNode):
+            log("Running with full config:\n%s", job.config.dump())
+        job.save_config()
+        log("Full config saved to %s", os.path.join(job.output_dir, "config.yaml"))
+    seed_all_rng(None if job.seed < 0 else job.seed + rank)
+    if not args.eval_only:
+        is_lazy = not isinstance(job.config, CfgNode)
+        settings = job.config.train if is_lazy else job.config
+        key = "cudnn_benchmark" if is_lazy else "CUDNN_BENCHMARK"
+        torch.backends.cudnn.benchmark = bool(settings.get(key, False))
 
 
 def read_job(

@@ -27,7 +27,6 @@ from detectron2.modeling import (
     GeneralizedRCNNWithTTA,
 )
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -41,6 +40,7 @@ from ...evaluation import LongTailEvaluator, require_extra_metrics
 from ...modeling import APAInjected, meta_architecture
 from ...modeling.calibration import CALIBRATION_REGISTRY
 from ...modeling.losses import BoxClassLoss
+from ...utils.atomic_files import open_atomic
 from ..job import Job
 from .checks import check_num_classes
 from .config_files import available_device, register_datasets
@@ -91,6 +91,10 @@ class YamlJob(Job):
         "decoupled_trained": "SOLVER.DECOUPLED.TRAINED",
         "transfer_from": "MODEL.TRANSFER_FROM",
         "best_metric": "TEST.BEST_METRIC",
+        "patience": "TEST.EARLY_STOPPING_PATIENCE",
+        "eval_period": "TEST.EVAL_PERIOD",
+        "checkpoints_kept": "SOLVER.CHECKPOINTS_KEPT",
+        "skip_nonfinite": "SOLVER.SKIP_NONFINITE",
         "subset": "TEST.SUBSET",
         "imports": "IMPORTS",
     }
@@ -118,7 +122,8 @@ class YamlJob(Job):
         self.max_iter = solver.MAX_ITER
         self.eval_period = test.EVAL_PERIOD
         self.checkpoint_period = solver.CHECKPOINT_PERIOD
-        self.checkpoints_kept = None
+        self.checkpoints_kept = solver.CHECKPOINTS_KEPT or None
+        self.skip_nonfinite = solver.SKIP_NONFINITE
         self.log_period = 20  # as DefaultTrainer's
         self.parameter_log_period = cfg.MODEL.APA.LOG_PERIOD
         self.mixed_precision = solver.AMP.ENABLED
@@ -132,6 +137,7 @@ class YamlJob(Job):
         self.reinitialized = cfg.MODEL.REINITIALIZE
         self.transfer_from = cfg.MODEL.TRANSFER_FROM
         self.best_metric = test.BEST_METRIC
+        self.patience = test.EARLY_STOPPING_PATIENCE
         self.subset = test.SUBSET
         self.test_time_augmentation = test.AUG.ENABLED
         self.precise_bn_iters = test.PRECISE_BN.NUM_ITER if test.PRECISE_BN.ENABLED else 0
@@ -245,8 +251,8 @@ class YamlJob(Job):
         return [f"{_CALIBRATION} {method} {_CALIBRATION}_STRENGTH {strength:g}"]
 
     def save_config(self) -> None:
-        with PathManager.open(os.path.join(self.output_dir, "config.yaml"), "w") as f:
-            f.write(self.config.dump())
+        with open_atomic(os.path.join(self.output_dir, "config.yaml")) as file:
+            file.write(self.config.dump())
 
     def is_long_tail(self, dataset_name: str) -> bool:
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")

@@ -8,7 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ...text import write_csv
-from ...utils.json_files import write_json, writing
+from ...utils.atomic_files import open_atomic, writing
+from ...utils.json_files import write_json
 from ...utils.plotting import DPI
 from ..side_by_side import Comparison
 from . import charts
@@ -94,7 +95,8 @@ def write_report(comparison: Comparison, folder: str | os.PathLike) -> Path:
         _write_categories(comparison, folder / "per_category.csv")
         write_json(comparison.summary(), folder / "summary.json")
         report = folder / "report.html"
-        report.write_text(render(comparison, sections, misses), encoding="utf-8")
+        with open_atomic(report) as file:
+            file.write(render(comparison, sections, misses))
         return report
 
 
@@ -122,5 +124,5 @@ def _write_categories(comparison: Comparison, path: Path) -> None:
         for i, row in enumerate(categories)
     )
     header = ["category", "id", "group", "image_count", "instances", *names]
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with open_atomic(path, newline="") as file:
         write_csv(file, header, rows)
