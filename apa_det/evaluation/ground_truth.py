@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 
 from ..data import complete_categories
-from ..data.coco_to_lvis import copy_counts, usable_annotations
+from ..data.coco_to_lvis import copy_counts, crowd_note, usable_annotations
 from ..data.frequency import COMMON_MAX, RARE_MAX, FrequencyGroups
 from ..data.validation import is_coco_format, read_coco_or_lvis_json
 
@@ -101,13 +101,7 @@ class GroundTruth:
 
     def crowd_note(self) -> str:
         """Return how crowd regions are evaluated, or "" without crowd regions."""
-        if not self.num_crowds:
-            return ""
-        regions = "crowd region" if self.num_crowds == 1 else "crowd regions"
-        return (
-            f"{self.num_crowds:,} {regions} of COCO: by LVIS's rules, unmatched detections of the "
-            "category are ignored in the whole image, so pycocotools gives another AP."
-        )
+        return crowd_note(self.num_crowds) if self.num_crowds else ""
 
     def _pairs(self, key: str) -> np.ndarray:
         """Return the keys of the pairs that images list under ``key``; unknown ids are skipped."""

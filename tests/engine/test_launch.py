@@ -76,7 +76,7 @@ def test_two_processes_report_a_user_error_once(arguments, forked, capfd):
     args.prog = "apa-det train"
     assert exit_status(setup_job, args) == 2
     out, err = capfd.readouterr()
-    assert err.count("apa-det train: The dataset tiny_val has 4 classes") == 1
+    assert err.count("apa-det train: The dataset tiny_train has 4 classes") == 1
     assert "Traceback" not in err + out
 
 
