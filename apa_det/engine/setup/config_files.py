@@ -182,7 +182,7 @@ def _require_key(cfg: DictConfig, option: str) -> None:
 
 def _require_file(path: str) -> None:
     if not os.path.isfile(path):
-        raise MissingFileError(f"There is no config file {path}.")
+        raise MissingFileError(f"There is no config file {printable(path, 500)}.")
 
 
 def call_target(node: DictConfig) -> Callable | None:

@@ -8,7 +8,7 @@ import pytest
 import apa_det_cli
 from apa_det.config import check_values
 from apa_det.engine import read_config
-from apa_det.errors import UserError
+from apa_det.errors import MissingFileError, UserError
 
 LAZY = str(Path(__file__).parents[3] / "configs/Quickstart/mask_rcnn_R_18_FPN_APA.py")
 
@@ -99,3 +99,8 @@ def test_commands(command, is_lazy, tiny_config, tiny_dataset, tmp_path, monkeyp
         sys.exit(apa_det_cli.main([command, *flags, "--config-file", config, "--opts", *bad]))
     assert f"{bad[0].partition('=')[0]} must be" in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
+
+
+def test_missing_file_of_an_odd_name():
+    with pytest.raises(MissingFileError, match=r"no config file a\\x1b\[31m\.yaml"):
+        read_config("a\x1b[31m.yaml")
