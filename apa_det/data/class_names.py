@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from ..errors import UserError
 from ..text import listed
+from .frequency import FrequencyGroups
 from .lvis_format import ensure_metadata, registered_metadata, set_class_order
 from .name_matching import match_names
 from .validation import read_categories
@@ -73,6 +74,14 @@ def dataset_categories(name: str) -> list[dict]:
         known = in_file.get(category["id"], {})
         category |= {key: known[key] for key in ("image_count", "frequency") if key in known}
     return categories
+
+
+def dataset_groups(name: str) -> FrequencyGroups:
+    """Return the groups r, c and f of a registered dataset, with its own thresholds, if any."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("rare_max") is None:
+        return FrequencyGroups.lvis()
+    return FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
 
 
 def map_classes(dataset_name: str, names: Sequence[str]) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ..data import ensure_metadata
-from ..data.class_names import dataset_categories
+from ..data.class_names import dataset_categories, dataset_groups
 from ..data.name_matching import match_names
 from ..errors import UserError
 from ..evaluation import FrequencyGroups
@@ -105,10 +105,7 @@ def _classes_of(
     count_from: str | None,
 ) -> ClassInfo:
     """Args: indices: those of the names in the dataset."""
-    metadata = MetadataCatalog.get(dataset_name)
-    if groups is None and "rare_max" in metadata.as_dict():
-        groups = FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
-    groups = groups or FrequencyGroups.lvis()
+    groups = groups or dataset_groups(dataset_name)
     categories = [dataset_categories(dataset_name)[i] for i in indices]
     ids = np.array([category["id"] for category in categories], np.int64)
     if count_from:

@@ -3,16 +3,16 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 
 from ..checkpoint import load_checkpoint, stored_class_names
 from ..checkpoint.download import download_checkpoint
 from ..data import ensure_metadata
 from ..data.class_names import align_training_sets, dataset_class_names, map_classes
 from ..errors import UserError
-from .decoupled import last_stage
+from .decoupled import last_checkpoint, last_stage
 from .job import Job
 
 logger = logging.getLogger(__name__)
@@ -129,16 +129,13 @@ def model_class_names(job: Job, stored: Sequence[str] | None, path: str) -> list
     else:
         names, source = None, "each test set"
     if path:
-        _warn_once(
+        log_first_n(
+            logging.WARNING,
             f"{path} has no class names: its classes are assumed to be those of {source}, in the "
-            "same order."
+            "same order.",
+            key="message",
         )
     return names
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning("%s", message)
 
 
 def _names_if_readable(dataset_name: str) -> list[str] | None:
@@ -151,11 +148,9 @@ def _names_if_readable(dataset_name: str) -> list[str] | None:
 def _checkpoint_path(job: Job, *, resume: bool) -> str:
     """Return the local path of the checkpoint that a job evaluates; "" if there is none."""
     if resume:
-        folder = last_stage(job).output_dir
-        last = os.path.join(folder, "last_checkpoint")
-        if PathManager.isfile(last):
-            with PathManager.open(last) as file:
-                return os.path.join(folder, file.read().strip())
+        last = last_checkpoint(last_stage(job))
+        if last is not None:
+            return last
     path = job.weights.partition("?")[0]
     try:
         return download_checkpoint(path) if "://" in path else path

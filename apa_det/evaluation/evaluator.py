@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..data import ensure_metadata
-from ..data.class_names import category_ids
+from ..data.class_names import category_ids, dataset_groups
 from ..data.frequency import FrequencyGroups
 from ..errors import UserError
 from ..text import write_csv
@@ -41,8 +41,7 @@ def read_ground_truth(
     """
     ensure_metadata(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
-    if groups is None and "rare_max" in metadata.as_dict():
-        groups = FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
+    groups = groups or dataset_groups(dataset_name)
     count_file = None
     if count_from:
         ensure_metadata(count_from)

@@ -4,10 +4,10 @@ import copy
 import logging
 import os
 from collections import defaultdict
-from functools import cache
 from itertools import chain
 
 import numpy as np
+from detectron2.utils.logger import log_first_n
 
 from ..data import complete_categories
 from ..data.coco_to_lvis import copy_counts, crowd_note, usable_annotations
@@ -156,7 +156,8 @@ class GroundTruth:
         truth = cls(dataset, groups, everything_verified=coco)
         truth.num_crowds = num_crowds
         if num_crowds:
-            _log_once(f"The ground truth has {truth.crowd_note()}")
+            note = f"The ground truth has {truth.crowd_note()}"
+            log_first_n(logging.WARNING, note, key="message")
         return truth
 
     @classmethod
@@ -205,11 +206,6 @@ class GroundTruth:
                 images = new_indices[images[inside]]
                 setattr(part, name, images * len(self.category_ids) + categories[inside])
         return part
-
-
-@cache
-def _log_once(message: str) -> None:
-    logger.warning("%s", message)
 
 
 def _is_uncounted(category: dict) -> bool:

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from detectron2.utils.logger import _LOG_COUNTER
 from lvis import LVIS, LVISEval, LVISResults
 
 from apa_det.data import coco_to_lvis
 from apa_det.errors import MissingFileError, UserError
 from apa_det.evaluation import FrequencyGroups, compare
-from apa_det.evaluation.ground_truth import _log_once
 from apa_det.evaluation.report.page import _scope
 from apa_det.evaluation.side_by_side import format_number, short_names
 from apa_det.utils.json_files import read_json, write_json
@@ -136,7 +136,7 @@ def test_crowds_are_noted(detections_on_synthetic, tmp_path, caplog):
         del image["neg_category_ids"], image["not_exhaustive_category_ids"]
     coco["annotations"][0]["iscrowd"] = 1
     write_json(coco, tmp_path / "coco.json")
-    _log_once.cache_clear()
+    _LOG_COUNTER.clear()
     with caplog.at_level("WARNING", "apa_det"):
         comparison = compare(tmp_path / "coco.json", paths.results[:1], ["bbox"])
     note = comparison.ground_truth.crowd_note()

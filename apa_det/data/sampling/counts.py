@@ -7,7 +7,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-from ..class_names import dataset_categories
+from ..class_names import dataset_categories, dataset_groups
 from ..frequency import FREQUENCY_LABELS, FrequencyGroups
 
 
@@ -81,8 +81,8 @@ def class_groups(counts: ClassCounts, dataset_names: Sequence[str] = ()) -> list
         if len(given) == 1:
             category["frequency"] = given.pop()
         groups.append(category)
-    thresholds = _thresholds(dataset_names[0]) if len(dataset_names) == 1 else ()
-    lvis = FrequencyGroups.lvis(*thresholds)
+    single = len(dataset_names) == 1
+    lvis = dataset_groups(dataset_names[0]) if single else FrequencyGroups.lvis()
     return [lvis.names[group] for group in lvis.assign(groups).tolist()]
 
 
@@ -91,11 +91,6 @@ def _known_categories(name: str) -> list[dict]:
         return dataset_categories(name)
     frequencies = MetadataCatalog.get(name).get("class_frequency", ())
     return [{"frequency": frequency} for frequency in frequencies]
-
-
-def _thresholds(name: str) -> tuple[int, ...]:
-    metadata = MetadataCatalog.get(name)
-    return (metadata.rare_max, metadata.common_max) if metadata.get("rare_max") is not None else ()
 
 
 def epoch_table(counts: ClassCounts, groups: Sequence[str], repeats: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from ...data.class_names import align_training_sets
 from ...errors import MissingFileError, UserError
 from ...evaluation import load_engine
 from ...text import printable
+from ..decoupled import last_checkpoint
 from ..job import Job
 from ..model_classes import check_classes, check_num_classes
 
@@ -65,14 +66,13 @@ def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
     If it is given by a URL, it is downloaded.
     """
     key = job.KEYS["weights"]
-    last = os.path.join(job.output_dir, "last_checkpoint")
-    if resume and PathManager.isfile(last):
-        with PathManager.open(last) as f:
-            path = os.path.join(job.output_dir, f.read().strip())
-        if not PathManager.isfile(path):
+    last = last_checkpoint(job) if resume else None
+    if last is not None:
+        if not PathManager.isfile(last):
             raise MissingFileError(
-                f"{last} names {path}, which does not exist: write the name of another checkpoint "
-                "of this folder into it, or delete it to start a new training."
+                f"{os.path.join(job.output_dir, 'last_checkpoint')} names {last}, which does not "
+                "exist: write the name of another checkpoint of this folder into it, or delete it "
+                "to start a new training."
             )
         return
     if eval_only and not job.weights:
