@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, islice
 
-import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
-from detectron2.utils.serialize import PicklableWrapper
 from torch.utils.data import DataLoader, Dataset
 
 from ..utils.seeding import seeded
+from .sampling.bad_images import BadImageReplacer
 
 
 class TrainLoader:
@@ -32,6 +31,7 @@ class TrainLoader:
         *,
         batch_size: int,
         seed: int,
+        max_bad_images: int = 0,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
         collate_fn: Callable[[list], object] | None = None,
@@ -41,17 +41,19 @@ class TrainLoader:
         Args:
             dataset: detectron2 dataset dicts.
             mapper: maps a dataset dict to an input of the model, or to None to replace the image
-                by another one.
+                by another one, as :class:`BadImageReplacer` does.
             sampler: yields the indices of this process, without end; the same at each iteration.
             batch_size: see above.
             seed: seed >= 0 of the random numbers of the mapper.
+            max_bad_images: see :class:`BadImageReplacer`.
             aspect_ratio_grouping: batch images in landscape format and others separately.
             num_workers: processes that load images.
             collate_fn: maps a list of inputs to a batch. None: the list.
             kwargs: further arguments of PyTorch's DataLoader.
         """
         self.start = 0
-        self._images = _Images(dataset, mapper, seed)
+        records = DatasetFromList(dataset, copy=False)
+        self._images = _Images(BadImageReplacer(records, mapper, max_bad_images, seed), seed)
         self._sampler = sampler
         self.batch_size = batch_size
         self._wide = None
@@ -88,19 +90,16 @@ class TrainLoader:
 
 
 class _Images(Dataset):
-    """Mapped images of a dataset, by (index in the stream, index in the dataset)."""
+    """Images of a dataset, by (index in the stream, index in the dataset)."""
 
-    def __init__(self, dataset: Sequence[dict], mapper: Callable, seed: int):
-        self._records = DatasetFromList(dataset, copy=False)
-        self._mapper = PicklableWrapper(mapper)
+    def __init__(self, images: BadImageReplacer, seed: int):
+        self._images = images
         self._seed = seed
 
     def __getitem__(self, item: tuple[int, int]):
         i, index = item
         with seeded(self._seed, 0, i):
-            while (image := self._mapper(self._records[index])) is None:
-                index = np.random.randint(len(self._records))
-        return image
+            return self._images[index]
 
 
 def _unchanged(image):

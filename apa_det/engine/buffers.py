@@ -1,16 +1,23 @@
-"""Keep the buffers of a model, e.g. statistics of batch norm, to undo a step."""
+"""The state of a model that a step changes beside its weights, e.g. statistics of batch norm."""
+
+from collections.abc import Mapping
 
 import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
 
 
 class BufferSnapshot:
-    """A copy of all buffers of a model. Taking it does not wait for the GPU."""
+    """A copy of all buffers and loss normalizers of a model.
+
+    Taking it does not wait for the GPU.
+    """
 
     def __init__(self, model: nn.Module):
         self._model = model
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
         self._copies: list[Tensor] = []
+        self._normalizers: dict[str, float] = {}
 
     @torch.no_grad()
     def take(self) -> None:
@@ -23,10 +30,12 @@ class BufferSnapshot:
         if tensors:
             torch._foreach_copy_(self._copies, tensors)
         self._buffers = buffers
+        self._normalizers = loss_normalizers(self._model)
 
     def forget(self) -> None:
         """Let :meth:`restore` do nothing until the next copy."""
         self._buffers = []
+        self._normalizers = {}
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -34,6 +43,20 @@ class BufferSnapshot:
         for (module, name, buffer), copy in zip(self._buffers, self._copies, strict=False):
             buffer.copy_(copy)
             module._buffers[name] = buffer
+        set_loss_normalizers(self._model, self._normalizers)
+
+
+def loss_normalizers(model: nn.Module) -> dict[str, float]:
+    """Return the running mean of the foreground anchors of RetinaNet and FCOS, by module."""
+    modules = getattr(model, "module", model).named_modules()
+    detectors = ((n, m) for n, m in modules if isinstance(m, DenseDetector))
+    return {n: m.loss_normalizer for n, m in detectors if hasattr(m, "loss_normalizer")}
+
+
+def set_loss_normalizers(model: nn.Module, values: Mapping[str, float]) -> None:
+    """Set what :func:`loss_normalizers` returns."""
+    for name, value in values.items():
+        getattr(model, "module", model).get_submodule(name).loss_normalizer = value
 
 
 def _layout(tensor: Tensor) -> tuple:

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
+from ..utils.seeding import seed_all
 from .freezing import require_matches
 from .job import Job
 from .run_folder import (
@@ -60,6 +61,7 @@ def train(job: Job, *, resume: bool = False, overwrite: bool = False) -> Ordered
 
 def _train_stages(stages: Sequence[Job], *, resume: bool) -> OrderedDict:
     first = _resumed_stage(stages) if resume else 0
+    seed = stages[0].seed
     results = OrderedDict()
     for i, stage in enumerate(stages):
         if len(stages) > 1:
@@ -71,7 +73,12 @@ def _train_stages(stages: Sequence[Job], *, resume: bool) -> OrderedDict:
         if i >= first:
             comm.synchronize()  # wait for the files that the main process writes and removes
             PathManager.mkdirs(stage.output_dir)
-            results = _train_stage(stage, stages[i + 1 :], resume=resume, is_second=i > 0)
+            if i > 0 and seed >= 0:
+                stage = stage.changed({"seed": seed})
+                seed_all(seed, 2, comm.get_rank())  # as after a resume
+            trainer = _build_trainer(stage, stages[i + 1 :], resume=resume, is_second=i > 0)
+            results, seed = trainer.train(), trainer.job.seed
+            del trainer
             gc.collect()  # free the model before the next one is built
     return results
 
@@ -82,7 +89,8 @@ def last_stage(job: Job) -> Job:
     return stages[_resumed_stage(stages)]
 
 
-def _train_stage(stage: Job, later: Sequence[Job], *, resume: bool, is_second: bool) -> OrderedDict:
+def _build_trainer(stage: Job, later: Sequence[Job], *, resume: bool, is_second: bool):
+    """Return the trainer of a stage, with its weights loaded."""
     trainer = stage.build_trainer()
     checkpointer = trainer.checkpointer
     for job in later:
@@ -97,7 +105,7 @@ def _train_stage(stage: Job, later: Sequence[Job], *, resume: bool, is_second: b
     if not (resume or is_second) and comm.is_main_process():
         for job in (stage, *later):
             remove_run(job.output_dir)
-    return trainer.train()
+    return trainer
 
 
 def _resumed_stage(stages: Sequence[Job]) -> int:

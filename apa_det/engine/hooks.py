@@ -1,23 +1,89 @@
 """Training hooks: history of λ and κ, and the best checkpoint."""
 
 import logging
+import math
 import os
+import time
 from collections.abc import Sequence
 
 import torch
 from detectron2.engine import HookBase, hooks
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.file_io import PathManager
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..activation import APA
 from ..analysis import layer_kinds, plot_parameter_history, read_parameter_history
 from ..checkpoint import load_checkpoint
+from ..data.stream import TrainLoader
 from ..errors import UserError
+from ..text import printable
+from ..utils.seeding import seed_all
+from .buffers import BufferSnapshot
+from .run_folder import EVALUATION_TIME
 from .saving import AtomicCheckpointer
 
 logger = logging.getLogger(__name__)
+
+
+class PreciseBN(hooks.PreciseBN):
+    """detectron2's hook with images and random numbers that depend on the iteration only.
+
+    So a resumed training can repeat it. Only the statistics of batch norm change: other buffers,
+    e.g. of losses, do not count its images. The images are those of ``trainer.job``.
+    """
+
+    def __init__(self, period: int, model: nn.Module, num_iter: int):
+        """
+        Args:
+            period: iterations between updates; there is one in the last iteration too.
+            model: a model with batch norm in training mode.
+            num_iter: number of batches.
+        """
+        super().__init__(period, model, None, num_iter)
+
+    def update_stats(self) -> None:
+        job, iteration = self.trainer.job, self.trainer.iter
+        if self._data_loader is None:
+            self._data_loader = job.build_train_loader(num_workers=0)
+        if isinstance(self._data_loader, TrainLoader):
+            self._data_loader.start = iteration + 1
+            self._data_iter = None
+        seed_all(job.seed, 3, comm.get_rank(), iteration)
+        buffers = BufferSnapshot(self._model)
+        buffers.take()
+        super().update_stats()
+        layers = get_bn_modules(self._model)
+        statistics = [(bn.running_mean.clone(), bn.running_var.clone()) for bn in layers]
+        buffers.restore()
+        with torch.no_grad():
+            for bn, (mean, variance) in zip(layers, statistics, strict=True):
+                bn.running_mean.copy_(mean)
+                bn.running_var.copy_(variance)
+
+
+class EvalHook(hooks.EvalHook):
+    """detectron2's hook, which also writes ``evaluation_time``, in seconds."""
+
+    def _do_eval(self) -> None:
+        start = time.perf_counter()
+        super()._do_eval()
+        seconds = time.perf_counter() - start
+        self.trainer.storage.put_scalar(EVALUATION_TIME, seconds, smoothing_hint=False)
+
+
+class PeriodicWriter(hooks.PeriodicWriter):
+    """detectron2's hook, which also writes the results of an evaluation at once."""
+
+    def after_step(self) -> None:
+        _, evaluated = self.trainer.storage.latest().get(EVALUATION_TIME, (None, None))
+        if evaluated == self.trainer.iter and (evaluated + 1) % self._period:
+            for writer in self._writers:
+                writer.write()
+        super().after_step()
 
 
 class LambdaKappaWriter(HookBase):
@@ -133,12 +199,20 @@ class BestCheckpointer(hooks.BestCheckpointer):
             return
         try:
             best = load_checkpoint(PathManager.get_local_path(self._path))
+            if best.get("metric") != self.metric:
+                return
+            value, iteration = best.get("value"), best.get("iteration")
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise UserError(f"{self._path}: value must be a number, got {printable(value)}.")
+            if type(iteration) is not int or iteration < 0:
+                raise UserError(
+                    f"{self._path}: iteration must be an integer, got {printable(iteration)}."
+                )
         except UserError as error:
             logger.warning("%s The next evaluation replaces this file.", error)
             return
-        if best.get("metric") == self.metric:
-            self.best_metric, self.best_iter = best["value"], best["iteration"]
-            logger.info("Best %s so far: %.4f", self.metric, self.best_metric)
+        self.best_metric, self.best_iter = value, iteration
+        logger.info("Best %s so far: %.4f", self.metric, self.best_metric)
 
 
 class _BestModelCheckpointer(AtomicCheckpointer):

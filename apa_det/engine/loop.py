@@ -4,10 +4,12 @@ import errno
 import logging
 
 from detectron2.engine import TrainerBase
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from ..errors import UserError
 from .checkpointer import ShardedCheckpointer
+from .loading import LoadingError
 from .saving import AtomicCheckpointer
 from .step import StepTrainer
 
@@ -44,6 +46,7 @@ class TrainingLoop(TrainerBase):
         with EventStorage(start_iter) as self.storage:
             try:
                 self.before_train()
+                self.make_up()
                 while self.iter < self.max_iter:
                     self._trainer.forget_last_step()
                     self.before_step()
@@ -52,7 +55,7 @@ class TrainingLoop(TrainerBase):
                     self.iter += 1
             except BaseException as error:
                 if isinstance(error, Exception) and not isinstance(error, FloatingPointError):
-                    self._save_finished()
+                    self._save_finished(together=isinstance(error, LoadingError))
                 self._end_hooks()
                 if isinstance(error, OSError) and error.errno in _NO_SPACE:
                     raise UserError(
@@ -61,6 +64,9 @@ class TrainingLoop(TrainerBase):
                     ) from error
                 raise
             self.after_train()
+
+    def make_up(self) -> None:
+        """Do what a stop has cut off after the last iteration before a resume."""
 
     def undo_step(self) -> None:
         """Restore what a step has changed that failed before it updated the weights."""
@@ -74,11 +80,16 @@ class TrainingLoop(TrainerBase):
         except Exception as error:  # e.g. the disk is full: not the error to report
             logger.warning("%s", error)
 
-    def _save_finished(self) -> None:
-        """Save the last finished iteration, if this process can do so alone and it is not saved."""
+    def _save_finished(self, *, together: bool) -> None:
+        """Save the last finished iteration, if it is not saved and this process can do so.
+
+        Args:
+            together: all processes call this, and wait for the main one.
+        """
         done, failed = self.finished_iter, self.iter
         step = self._trainer
-        if isinstance(self.checkpointer, ShardedCheckpointer) or not self.checkpointer.save_to_disk:
+        sharded = isinstance(self.checkpointer, ShardedCheckpointer)
+        if not together and (sharded or not self.checkpointer.save_to_disk):
             return
         if done < self.start_iter or self.checkpointer.saved_iteration == done:
             return
@@ -98,3 +109,5 @@ class TrainingLoop(TrainerBase):
             logger.warning("%s", error)
         finally:
             self.iter = failed
+            if together:
+                comm.synchronize()

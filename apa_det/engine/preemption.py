@@ -14,6 +14,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from .checkpointer import ShardedCheckpointer
+from .parallel import largest
 from .saving import AtomicCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class PreemptionHook(HookBase):
         self.trainer.finished_iter = self.trainer.iter
         if _parent not in (None, os.getppid()):
             self._signal = self._signal or signal.SIGTERM
-        self._signal = self._agreed_signal()
+        self._signal = int(largest(self._signal, self._device))  # in any process
         if self._signal and not self._is_last_iteration():
             self._save()
             comm.synchronize()
@@ -103,14 +104,6 @@ class PreemptionHook(HookBase):
 
     def _is_last_iteration(self) -> bool:
         return self.trainer.iter + 1 >= self.trainer.max_iter
-
-    def _agreed_signal(self) -> int:
-        """Return the signal with the highest number in any process, 0 if there is none."""
-        if comm.get_world_size() == 1:
-            return self._signal
-        number = torch.tensor(float(self._signal), device=self._device)
-        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-        return int(number)
 
     def after_train(self) -> None:
         _restore_handlers(self._previous)

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 LAST = "last_checkpoint"  # the file that names the newest checkpoint
 FINAL = "model_final.pth"
 _BEST = "model_best.pth"
+EVALUATION_TIME = "evaluation_time"  # a scalar that each evaluation writes
 _METRICS = "metrics.json"
 _PERIODIC = re.compile(r"model_(\d{7,})\.pth")
 
@@ -151,12 +152,8 @@ def recorded_results(folder: str, iteration: int) -> dict[str, dict]:
         folder: the output folder.
         iteration: the number of iterations of the training.
     """
-    path = os.path.join(folder, _METRICS)
     results: dict[str, dict] = {}
-    if not PathManager.isfile(path):
-        return results
-    with PathManager.open(path, "rb") as file:
-        lines = [line for line in map(_parse, file) if line.get("iteration") == iteration]
+    lines = _lines_of(folder, iteration)
     for name, value in (lines[-1] if lines and "total_loss" not in lines[-1] else {}).items():
         *groups, metric = name.split("/")
         if groups:
@@ -165,6 +162,19 @@ def recorded_results(folder: str, iteration: int) -> dict[str, dict]:
                 node = node.setdefault(group, {})
             node[metric] = value
     return results
+
+
+def was_evaluated(folder: str, iteration: int) -> bool:
+    """Return whether ``metrics.json`` has the results of the evaluation after an iteration."""
+    return any(EVALUATION_TIME in line for line in _lines_of(folder, iteration))
+
+
+def _lines_of(folder: str, iteration: int) -> list[dict]:
+    path = os.path.join(folder, _METRICS)
+    if not PathManager.isfile(path):
+        return []
+    with PathManager.open(path, "rb") as file:
+        return [line for line in map(_parse, file) if line.get("iteration") == iteration]
 
 
 def _parse(line: bytes) -> dict:

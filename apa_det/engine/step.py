@@ -14,7 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
-from .buffers import BufferSnapshot
+from .buffers import BufferSnapshot, loss_normalizers, set_loss_normalizers
+from .loading import raise_in_all_processes
+from .parallel import largest
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class StepTrainer(SimpleTrainer):
         self._skip_key = skip_key
         self._num_skipped = 0  # in a row
         self._num_overflows = 0  # in a row
+        self._normalizers: list[dict[str, float]] = []  # loss normalizers of each process
         self.has_updated = False
         self.buffers = BufferSnapshot(model)
         self._device_type = next(model.parameters()).device.type
@@ -83,7 +86,7 @@ class StepTrainer(SimpleTrainer):
         self.has_updated = False
         self.buffers.take()
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        data = self._next_batch()
         data_time = time.perf_counter() - start
         *first, last = _split(data, self.num_parts)
         losses: dict[str, Tensor] = {}
@@ -99,6 +102,21 @@ class StepTrainer(SimpleTrainer):
         self.has_updated = True
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _next_batch(self) -> list[dict]:
+        """Return the next batch.
+
+        Raises:
+            LoadingError: the loader of a process raises a UserError. The model is unchanged.
+        """
+        batch = error = None
+        try:
+            batch = next(self._data_loader_iter)
+        except UserError as caught:
+            error = caught
+        if largest(error is not None, self._device_type):  # faster than gathering errors
+            raise_in_all_processes(error)
+        return batch
 
     def forget_last_step(self) -> None:
         """Forget the state before the last step, as an iteration begins."""
@@ -149,12 +167,14 @@ class StepTrainer(SimpleTrainer):
         metrics = {name: loss.detach().cpu().item() for name, loss in losses.items()}
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time, cur_iter=self.iter)
-        gathered = comm.all_gather((metrics, data_time, bool(finite)))
-        metrics = {name: np.mean([x[name] for x, _, _ in gathered]) for name in metrics}
+        normalizers = loss_normalizers(self.model)
+        gathered = comm.all_gather((metrics, data_time, bool(finite), normalizers))
+        metrics = {name: np.mean([x[name] for x, *_ in gathered]) for name in metrics}
+        self._normalizers = [x for *_, x in gathered]
         total = sum(metrics.values())
         is_main, has_losses = comm.is_main_process(), np.isfinite(total)
         if is_main:
-            data_time = np.max([time for _, time, _ in gathered])
+            data_time = np.max([time for _, time, *_ in gathered])
             storage.put_scalar("data_time", data_time, cur_iter=self.iter)
         if is_main and has_losses:
             storage.put_scalar("total_loss", total, cur_iter=self.iter)
@@ -162,7 +182,7 @@ class StepTrainer(SimpleTrainer):
                 storage.put_scalars(cur_iter=self.iter, **metrics)
         if not has_losses:
             return "Loss", metrics
-        return "" if all(finite for _, _, finite in gathered) else "Gradients", metrics
+        return "" if all(finite for _, _, finite, _ in gathered) else "Gradients", metrics
 
     def _example(self) -> str:
         for name, parameter in self.model.named_parameters():
@@ -191,13 +211,21 @@ class StepTrainer(SimpleTrainer):
             losses[name] = losses.get(name, 0) + loss.detach() / self.num_parts
 
     def state_dict(self) -> dict:
-        counts = {"num_skipped": self._num_skipped, "num_overflows": self._num_overflows}
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict(), **counts}
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "num_skipped": self._num_skipped,
+            "num_overflows": self._num_overflows,
+            "loss_normalizers": self._normalizers,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self._num_skipped = state_dict.get("num_skipped", 0)
         self._num_overflows = state_dict.get("num_overflows", 0)
+        self._normalizers = state_dict.get("loss_normalizers", [])
+        if len(self._normalizers) == comm.get_world_size():
+            set_loss_normalizers(self.model, self._normalizers[comm.get_rank()])
         if state_dict.get("grad_scaler"):  # empty or missing after training in full precision
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 

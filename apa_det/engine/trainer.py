@@ -5,19 +5,18 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, default_writers, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     COCOEvaluator,
     DatasetEvaluator,
     PascalVOCDetectionEvaluator,
-    print_csv_format,
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -26,23 +25,33 @@ from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from ..data import build_train_loader
+from ..data import APADatasetMapper, build_train_loader
+from ..data.class_names import align_training_sets
 from ..data.stream import TrainLoader
 from ..evaluation import V3DetEvaluator
+from ..evaluation.by_name import by_name, set_model_classes
 from ..modeling.losses import look_up_frequencies
 from ..utils.seeding import seed_all
 from .checkpointer import ShardedCheckpointer, StrictCheckpointer, class_arguments
 from .early_stopping import EarlyStopping
 from .ema import build_ema
 from .freezing import train_only
-from .hooks import BestCheckpointer, LambdaKappaPlotter, LambdaKappaWriter
+from .hooks import (
+    BestCheckpointer,
+    EvalHook,
+    LambdaKappaPlotter,
+    LambdaKappaWriter,
+    PeriodicWriter,
+    PreciseBN,
+)
 from .job import Job
+from .loading import CheckedLoader
 from .loop import TrainingLoop
 from .optimizer import build_optimizer
 from .parallel import broadcast, full_state, load_full_states, replicate, shard
 from .preemption import PreemptionHook
 from .resuming import load_last
-from .run_folder import FINAL, recorded_results, truncate_metrics
+from .run_folder import FINAL, recorded_results, truncate_metrics, was_evaluated
 from .saving import PeriodicCheckpointer
 from .setup.checks import check_training_sets
 from .setup.yaml import YamlJob
@@ -81,11 +90,14 @@ class JobTrainer(TrainingLoop):
         for name in ("detectron2", "apa_det"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
-        if job.seed < 0:
+        self._draws_seed = job.seed < 0
+        if self._draws_seed:
             job = job.changed({"seed": comm.shared_random_seed()})
+            logger.info("%s is negative: using %d.", job.KEYS["seed"], job.seed)
         self.job = job = job.scaled(comm.get_world_size())
         model = job.build_model()
         job.check_model(model)
+        set_model_classes(model, align_training_sets(job.train_datasets))
         if job.trained:
             train_only(model, job.trained, job.KEYS["trained"])
         self._device = next(model.parameters()).device
@@ -131,6 +143,7 @@ class JobTrainer(TrainingLoop):
         self._last_eval_results = OrderedDict()
         self._evaluated_after = -1  # number of iterations before the last whole evaluation
         self._resumed_from = ""  # name of the checkpoint
+        self._stored_seed: int | None = None  # in it
         self.register_hooks(self.build_hooks())
 
     model, optimizer, data_loader = map(_of_step, ("model", "optimizer", "data_loader"))
@@ -155,11 +168,26 @@ class JobTrainer(TrainingLoop):
             self.checkpointer.resume_or_load(self.job.weights, resume=False)
             return
         self.start_iter = self.iter + 1
+        self.checkpointer.saved_iteration = self.iter
+        if self._stored_seed not in (None, self.job.seed):
+            self._continue_seed()
         if 0 < self.job.patience <= extra.get("stopped_early", 0):
             self.max_iter = self.start_iter
         self._fast_forward()
         if self.ema is not None and self.ema.n_averaged == 0:
             logger.info("%s has no averaged weights: the average starts now.", name)
+
+    def _continue_seed(self) -> None:
+        key, seed = self.job.KEYS["seed"], self._stored_seed
+        if not self._draws_seed:
+            logger.warning(
+                "%s is %d, but %s was trained with %d: the images come in another order now.",
+                *(key, self.job.seed, self._resumed_from, seed),
+            )
+            return
+        logger.info("%s is negative: using %d, as before the stop.", key, seed)
+        self.job = self.job.changed({"seed": seed})
+        self.data_loader = self.build_job_loader()
 
     def _fast_forward(self) -> None:
         if isinstance(self.data_loader, TrainLoader):
@@ -199,19 +227,40 @@ class JobTrainer(TrainingLoop):
             truncate_metrics(folder, done, keep_results=False)
         self.run_loop(done, done)
 
+    def make_up(self) -> None:
+        """Repeat the evaluation after the last iteration before a resume, if it was cut off."""
+        done, period = self.start_iter, self.job.eval_period
+        if not (self._resumed_from and period > 0 and done % period == 0 and done < self.max_iter):
+            return
+        folder = self.job.output_dir
+        finished = comm.all_gather(comm.is_main_process() and was_evaluated(folder, done - 1))[0]
+        kinds = (PreciseBN,)  # a checkpoint of a signal is older than its statistics
+        if not finished:
+            logger.info("The evaluation after %d iterations was not finished: repeating it.", done)
+            kinds = (PreciseBN, EvalHook, BestCheckpointer, EarlyStopping, PeriodicWriter)
+        self.iter = self.storage.iter = done - 1
+        for hook in self._hooks:
+            if isinstance(hook, kinds):
+                hook.after_step()
+        self.iter = self.storage.iter = done
+
     def run_step(self) -> None:
         seed_all(self.job.seed, 1, comm.get_rank(), self.iter)  # as after a resume
         self._trainer.iter = self.iter
-        self._trainer.run_step()
+        # Functions of TorchScript round differently once they are optimized, after some calls.
+        with torch.jit.optimized_execution(self._device.type != "cpu"):
+            self._trainer.run_step()
         if self.ema is not None and self._trainer.has_updated:
             self.ema.update_parameters(self.model)
 
     def state_dict(self) -> dict:
-        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+        state = {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+        return {**state, "seed": self.job.seed}
 
     def load_state_dict(self, state_dict: dict) -> None:
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        self._stored_seed = state_dict.get("seed")
 
     def build_writers(self) -> list[EventWriter]:
         """Build the writers of training scalars."""
@@ -223,13 +272,11 @@ class JobTrainer(TrainingLoop):
         self._preemption = PreemptionHook(self.checkpointer, self._device)
         built = [hooks.IterationTimer(), hooks.LRScheduler(), self._preemption]
         if job.precise_bn_iters and get_bn_modules(self.model):
-            loader = job.build_train_loader(num_workers=0)
-            precise = (job.eval_period, self.model, loader, job.precise_bn_iters)
-            built.append(hooks.PreciseBN(*precise))
+            built.append(PreciseBN(job.eval_period, self.model, job.precise_bn_iters))
         if is_main or self._sharded:  # saving a sharded model takes all processes
             period, kept = job.checkpoint_period, job.checkpoints_kept
             built.append(PeriodicCheckpointer(self.checkpointer, period, kept))
-        built.append(hooks.EvalHook(job.eval_period, self._evaluate))
+        built.append(EvalHook(job.eval_period, self._evaluate))
         if job.test_time_augmentation:
             built.append(hooks.EvalHook(0, self._evaluate_with_augmentation))
         best = None
@@ -243,7 +290,7 @@ class JobTrainer(TrainingLoop):
         if job.parameter_log_period > 0 and (is_main or self._sharded):
             built.append(LambdaKappaWriter(self.model, job.parameter_log_period))
         if is_main:
-            built.append(hooks.PeriodicWriter(self.build_writers(), period=job.log_period))
+            built.append(PeriodicWriter(self.build_writers(), period=job.log_period))
         if job.parameter_log_period > 0 and is_main:
             period = job.eval_period or job.checkpoint_period
             built.append(LambdaKappaPlotter(self.model, job.output_dir, period))
@@ -283,10 +330,7 @@ class JobTrainer(TrainingLoop):
     def _evaluate_subset(self, model: nn.Module) -> dict[str, float]:
         if self._subset_test is None:
             self._subset_test = SubsetTest(self.job)
-        results = self._subset_test(model)
-        if comm.is_main_process():
-            print_csv_format(results)
-        return without_nan(results)
+        return without_nan(self._subset_test(model))
 
 
 class Trainer(JobTrainer, DefaultTrainer):
@@ -333,6 +377,12 @@ class Trainer(JobTrainer, DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> CheckedLoader:
+        """See :func:`detectron2.data.build_detection_test_loader`."""
+        mapper = APADatasetMapper(cfg, is_train=False)
+        return CheckedLoader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+
+    @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
@@ -357,6 +407,26 @@ class Trainer(JobTrainer, DefaultTrainer):
         raise NotImplementedError(
             f"There is no evaluator for the dataset {dataset_name} of evaluator_type {kind!r}."
         )
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
+        """Evaluate on the test sets, as DefaultTrainer does; classes go by name."""
+
+        class ByName(cls):
+            @classmethod
+            def build_evaluator(_, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+                return by_name(cls.build_evaluator(cfg, dataset_name), dataset_name, model)
+
+        if evaluators is not None:
+            evaluators = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+            pairs = zip(evaluators, cfg.DATASETS.TEST, strict=True)
+            evaluators = [by_name(evaluator, name, model) for evaluator, name in pairs]
+        return super(Trainer, ByName).test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:

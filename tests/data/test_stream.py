@@ -58,7 +58,9 @@ def test_order_is_that_of_detectron2(grouping):
         total_batch_size=3,
         aspect_ratio_grouping=grouping,
     )
-    for batch, expected in islice(zip(loader(aspect_ratio_grouping=grouping), theirs), 20):
+    for batch, expected in islice(
+        zip(loader(aspect_ratio_grouping=grouping), theirs, strict=False), 20
+    ):
         assert [r["image_id"] for r in batch] == [r["image_id"] for r in expected]
 
 

@@ -10,7 +10,9 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ...errors import UserError
+from ..mapper import APADatasetMapper, has_rle, instances
 from ..stream import TrainLoader
+from .bad_images import KEY, BadImageReplacer
 from .counts import class_groups, count_classes, epoch_table
 from .registry import TRAIN_SAMPLER_REGISTRY
 
@@ -48,16 +50,20 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
     if isinstance(dataset, list) and name in TRAIN_SAMPLER_REGISTRY:
         logger.info("Using training sampler %s", name)
         sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
-    args = build_detection_train_loader.from_config(cfg, mapper, dataset=dataset, sampler=sampler)
-    seed = cfg.SEED if cfg.SEED >= 0 else None
-    return {**args, "dataset_names": datasets.TRAIN, "seed": seed}
+    mapper = mapper or APADatasetMapper(cfg, is_train=True)
+    return {
+        **build_detection_train_loader.from_config(cfg, mapper, dataset=dataset, sampler=sampler),
+        "dataset_names": datasets.TRAIN,
+        "seed": cfg.SEED if cfg.SEED >= 0 else None,
+        "max_bad_images": cfg.INPUT.MAX_BAD_IMAGES,
+    }
 
 
 @configurable(from_config=_from_config)
 def build_train_loader(
     dataset: list[dict],
     *,
-    mapper: Callable[[dict], object] | None,
+    mapper: Callable[[dict], dict] | None,
     total_batch_size: int,
     sampler: str | Sampler | None = "TrainingSampler",
     repeat_thresh: float = 0.0,
@@ -66,6 +72,7 @@ def build_train_loader(
     frequent_share: float = 0.5,
     dataset_names: str | Sequence[str] = (),
     seed: int | None = None,
+    max_bad_images: int = 0,
     **kwargs,
 ) -> Iterable[list[dict]]:
     """Build a :class:`TrainLoader` with a sampler of ``TRAIN_SAMPLER_REGISTRY``.
@@ -76,7 +83,7 @@ def build_train_loader(
     Args:
         dataset: detectron2 dataset dicts, or a PyTorch dataset (then ``sampler`` must be its
             sampler, or None, and the loader is detectron2's, which cannot be resumed exactly).
-        mapper: maps a dataset dict to an input of the model.
+        mapper: from dataset dicts to samples, e.g. :class:`apa_det.data.APADatasetMapper`.
         total_batch_size: images per batch, over all processes.
         sampler: a registered name, or a sampler of this dataset. The following arguments are
             passed to registered samplers that accept them.
@@ -86,12 +93,19 @@ def build_train_loader(
         dataset_names: registered datasets in ``dataset``, for the frequency groups; see
             :func:`class_groups`.
         seed: seed of the sampler and the mapper. None: random ones, shared by all processes.
+        max_bad_images: number of images per process to replace if the mapper raises a UserError;
+            see :class:`apa_det.data.sampling.bad_images.BadImageReplacer`.
         kwargs: further arguments of :class:`TrainLoader`.
 
     Raises:
-        UserError: an unknown sampler, or arguments that it rejects.
+        UserError: an unknown sampler, or arguments that it rejects; ``max_bad_images`` < 0; or the
+            mapper uses masks, and an instance of ``dataset`` has none.
     """
     names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
+    if max_bad_images < 0:
+        raise UserError(f"{KEY} must be >= 0, got {max_bad_images}.")
+    if isinstance(dataset, list) and getattr(mapper, "use_instance_mask", False):
+        _require_masks(dataset, mapper)
     if isinstance(sampler, str):
         _require_known(sampler, "sampler")
         settings = {
@@ -107,6 +121,8 @@ def build_train_loader(
         sampler = sampler_class(dataset, **{k: v for k, v in settings.items() if k in accepted})
     _log_epoch(dataset, sampler, names)
     if not isinstance(dataset, list):
+        if max_bad_images:
+            dataset, mapper = BadImageReplacer(dataset, mapper, max_bad_images, seed), None
         arguments = {"mapper": mapper, "sampler": sampler, "total_batch_size": total_batch_size}
         return build_detection_train_loader(dataset, **arguments, **kwargs)
     batch_size, rest = divmod(total_batch_size, comm.get_world_size())
@@ -115,11 +131,25 @@ def build_train_loader(
             f"The batch size must be a multiple of the {comm.get_world_size()} processes, got "
             f"{total_batch_size}: set SOLVER.IMS_PER_BATCH (dataloader.train.total_batch_size)."
         )
-    if sampler is None:
-        sampler = samplers.TrainingSampler(len(dataset), seed=seed)
     if seed is None:
         seed = comm.shared_random_seed()
-    return TrainLoader(dataset, mapper, sampler, batch_size=batch_size, seed=seed, **kwargs)
+    if sampler is None:
+        sampler = samplers.TrainingSampler(len(dataset), seed=seed)
+    arguments = {"batch_size": batch_size, "seed": seed, "max_bad_images": max_bad_images}
+    return TrainLoader(dataset, mapper, sampler, **arguments, **kwargs)
+
+
+def _require_masks(dataset: list[dict], mapper: Callable[[dict], dict]) -> None:
+    for record in dataset:
+        if any(instance.get("segmentation") is None for instance in instances(record)):
+            raise UserError(
+                f"An annotation of the image {record.get('file_name')} has no segmentation, but "
+                "the model trains masks: add it, or set MODEL.MASK_ON to False (in a LazyConfig, "
+                "dataloader.train.mapper.use_instance_mask, and remove the mask head)."
+            )
+    images = sum(map(has_rle, dataset))
+    if images and isinstance(mapper, APADatasetMapper) and mapper.instance_mask_format == "polygon":
+        logger.info("%d images have RLE masks: all their masks are used as bitmaps.", images)
 
 
 def _log_epoch(dataset: list[dict], sampler: Sampler | None, names: Sequence[str]) -> None:
