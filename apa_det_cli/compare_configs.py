@@ -48,6 +48,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     from apa_det.experiments import (
+        discard_damaged,
         gather,
         list_runs,
         read_plan,
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
         opts=args.opts,
         imports=args.imports,
     )
+    if not (args.dry_run or args.report_only):
+        discard_damaged(plan)
     plan.check()
     if args.dry_run:
         print(list_runs(plan))

@@ -13,4 +13,5 @@ from .setup.lazy import LazyJob
 from .setup.start import overrides, read_job, setup_job
 from .setup.yaml import YamlJob
 from .testing import evaluate, load_model
-from .trainer import JobTrainer, Trainer
+from .trainer import JobTrainer
+from .yaml_trainer import Trainer

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import time
 from collections.abc import Sequence
 
 import torch
@@ -65,25 +64,16 @@ class PreciseBN(hooks.PreciseBN):
                 bn.running_var.copy_(variance)
 
 
-class EvalHook(hooks.EvalHook):
-    """detectron2's hook, which also writes ``evaluation_time``, in seconds."""
-
-    def _do_eval(self) -> None:
-        start = time.perf_counter()
-        super()._do_eval()
-        seconds = time.perf_counter() - start
-        self.trainer.storage.put_scalar(EVALUATION_TIME, seconds, smoothing_hint=False)
-
-
 class PeriodicWriter(hooks.PeriodicWriter):
     """detectron2's hook, which also writes the results of an evaluation at once."""
 
     def after_step(self) -> None:
+        done = self.trainer.iter + 1
         _, evaluated = self.trainer.storage.latest().get(EVALUATION_TIME, (None, None))
-        if evaluated == self.trainer.iter and (evaluated + 1) % self._period:
+        due = done % self._period == 0 or done == self.trainer.max_iter
+        if due or evaluated == self.trainer.iter:
             for writer in self._writers:
                 writer.write()
-        super().after_step()
 
 
 class LambdaKappaWriter(HookBase):

@@ -14,6 +14,10 @@ from .run_folder import LAST, resume_candidates
 logger = logging.getLogger(__name__)
 
 
+class NoWholeCheckpointError(UserError):
+    """All checkpoints of a training are damaged."""
+
+
 def load_last(checkpointer: StrictCheckpointer, key: str) -> tuple[str, dict]:
     """Load the newest whole checkpoint of a training, see :func:`resume_candidates`.
 
@@ -28,7 +32,8 @@ def load_last(checkpointer: StrictCheckpointer, key: str) -> tuple[str, dict]:
         use of its contents.
 
     Raises:
-        UserError: no checkpoint is whole, the one to load does not fit the model, or the processes
+        NoWholeCheckpointError: no checkpoint is whole.
+        UserError: the one to load does not fit the model, or the processes
             see different ones.
     """
     folder = checkpointer.save_dir
@@ -54,7 +59,7 @@ def load_last(checkpointer: StrictCheckpointer, key: str) -> tuple[str, dict]:
         checkpointer.preloaded = None
         faults.append(fault)
     if faults:
-        raise UserError(
+        raise NoWholeCheckpointError(
             f"{' '.join(faults)} {folder} has no older checkpoint to continue from: give "
             f"--overwrite instead of --resume to start over."
         )

@@ -1,35 +1,24 @@
-"""Trainers: detectron2's training loop and hooks, for any job."""
+"""detectron2's training loop and hooks, for any job."""
 
 import copy
 import logging
-import os
+import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, TrainerBase, default_writers, hooks
-from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    COCOEvaluator,
-    DatasetEvaluator,
-    PascalVOCDetectionEvaluator,
-)
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.engine import TrainerBase, default_writers, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from ..data import APADatasetMapper, build_train_loader
 from ..data.class_names import align_training_sets
 from ..data.stream import TrainLoader
-from ..evaluation import V3DetEvaluator
-from ..evaluation.by_name import by_name, set_model_classes
+from ..evaluation.by_name import set_model_classes
 from ..modeling.losses import look_up_frequencies
 from ..utils.seeding import seed_all
 from .checkpointer import ShardedCheckpointer, StrictCheckpointer, class_arguments
@@ -38,23 +27,25 @@ from .ema import build_ema
 from .freezing import train_only
 from .hooks import (
     BestCheckpointer,
-    EvalHook,
     LambdaKappaPlotter,
     LambdaKappaWriter,
     PeriodicWriter,
     PreciseBN,
 )
 from .job import Job
-from .loading import CheckedLoader
 from .loop import TrainingLoop
-from .optimizer import build_optimizer
 from .parallel import broadcast, full_state, load_full_states, replicate, shard
 from .preemption import PreemptionHook
 from .resuming import load_last
-from .run_folder import FINAL, recorded_results, truncate_metrics, was_evaluated
+from .run_folder import (
+    EVALUATION_TIME,
+    FINAL,
+    recorded_results,
+    truncate_metrics,
+    was_evaluated,
+)
 from .saving import PeriodicCheckpointer
 from .setup.checks import check_training_sets
-from .setup.yaml import YamlJob
 from .step import StepTrainer
 from .testing import SubsetTest, without_nan
 
@@ -237,7 +228,7 @@ class JobTrainer(TrainingLoop):
         kinds = (PreciseBN,)  # a checkpoint of a signal is older than its statistics
         if not finished:
             logger.info("The evaluation after %d iterations was not finished: repeating it.", done)
-            kinds = (PreciseBN, EvalHook, BestCheckpointer, EarlyStopping, PeriodicWriter)
+            kinds = (PreciseBN, hooks.EvalHook, BestCheckpointer, EarlyStopping, PeriodicWriter)
         self.iter = self.storage.iter = done - 1
         for hook in self._hooks:
             if isinstance(hook, kinds):
@@ -276,7 +267,7 @@ class JobTrainer(TrainingLoop):
         if is_main or self._sharded:  # saving a sharded model takes all processes
             period, kept = job.checkpoint_period, job.checkpoints_kept
             built.append(PeriodicCheckpointer(self.checkpointer, period, kept))
-        built.append(EvalHook(job.eval_period, self._evaluate))
+        built.append(hooks.EvalHook(job.eval_period, self._evaluate))
         if job.test_time_augmentation:
             built.append(hooks.EvalHook(0, self._evaluate_with_augmentation))
         best = None
@@ -314,125 +305,23 @@ class JobTrainer(TrainingLoop):
             self._tested.cpu()
 
     def _evaluate(self) -> dict[str, float]:
+        """Return the results and the time of the evaluation in seconds; {} if there is none."""
+        start = time.perf_counter()
         with self._model_to_test() as model:
-            if self.job.subset and self.iter + 1 < self.max_iter:
-                return self._evaluate_subset(model)
-            done = min(self.iter + 1, self.max_iter)
-            if self._evaluated_after != done:  # early stopping evaluates the last model before
-                self._last_eval_results = self.job.test(model)
-                self._evaluated_after = done
-            return without_nan(self._last_eval_results)
+            results = without_nan(self._results(model))
+        return {**results, EVALUATION_TIME: time.perf_counter() - start} if results else {}
+
+    def _results(self, model: nn.Module) -> dict[str, dict]:
+        if self.job.subset and self.iter + 1 < self.max_iter:
+            if self._subset_test is None:
+                self._subset_test = SubsetTest(self.job)
+            return self._subset_test(model)
+        done = min(self.iter + 1, self.max_iter)
+        if self._evaluated_after != done:  # early stopping evaluates the last model before
+            self._last_eval_results = self.job.test(model)
+            self._evaluated_after = done
+        return self._last_eval_results
 
     def _evaluate_with_augmentation(self) -> dict[str, float]:
         with self._model_to_test() as model:
             return without_nan(self.job.test_with_augmentation(model))
-
-    def _evaluate_subset(self, model: nn.Module) -> dict[str, float]:
-        if self._subset_test is None:
-            self._subset_test = SubsetTest(self.job)
-        return without_nan(self._subset_test(model))
-
-
-class Trainer(JobTrainer, DefaultTrainer):
-    """detectron2's DefaultTrainer for long-tailed detection, on a yaml config.
-
-    Subclasses may override its class methods, as those of DefaultTrainer.
-
-    Attributes:
-        cfg: the config, scaled to the number of processes.
-    """
-
-    def __init__(self, cfg: CfgNode):
-        self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        super().__init__(YamlJob(self.cfg, type(self)))
-
-    @staticmethod
-    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Scale a config as DefaultTrainer does, and ``MODEL.APA.LOG_PERIOD`` and the EMA decay.
-
-        If the batch grows by a factor k, the decay is raised to the power k ("How to Scale Your
-        EMA", Busbridge et al., 2023).
-        """
-        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
-        if scaled is cfg:
-            return cfg
-        growth = num_workers / cfg.SOLVER.REFERENCE_WORLD_SIZE
-        frozen = scaled.is_frozen()
-        scaled.defrost()
-        if cfg.MODEL.APA.LOG_PERIOD > 0:
-            scaled.MODEL.APA.LOG_PERIOD = max(1, round(cfg.MODEL.APA.LOG_PERIOD / growth))
-        scaled.SOLVER.EMA.DECAY = cfg.SOLVER.EMA.DECAY**growth
-        if frozen:
-            scaled.freeze()
-        return scaled
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`apa_det.engine.build_optimizer`."""
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
-        """See :func:`apa_det.data.build_train_loader`."""
-        return build_train_loader(cfg)
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> CheckedLoader:
-        """See :func:`detectron2.data.build_detection_test_loader`."""
-        mapper = APADatasetMapper(cfg, is_train=False)
-        return CheckedLoader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
-
-    @classmethod
-    def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> DatasetEvaluator:
-        """Build the evaluator of a dataset, by its metadata's ``evaluator_type``.
-
-        Raises:
-            NotImplementedError: there is no evaluator for this type.
-        """
-        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        job = YamlJob(cfg, cls)
-        if job.is_long_tail(dataset_name):
-            return job.build_long_tail_evaluator(dataset_name, output_dir=output_folder)
-        if kind == "coco":
-            return COCOEvaluator(dataset_name, output_dir=output_folder)
-        if kind == "v3det":
-            return V3DetEvaluator(dataset_name, output_dir=output_folder)
-        if kind == "pascal_voc":
-            return PascalVOCDetectionEvaluator(dataset_name)
-        if kind == "cityscapes_instance":
-            return CityscapesInstanceEvaluator(dataset_name)
-        raise NotImplementedError(
-            f"There is no evaluator for the dataset {dataset_name} of evaluator_type {kind!r}."
-        )
-
-    @classmethod
-    def test(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
-        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
-    ) -> OrderedDict:
-        """Evaluate on the test sets, as DefaultTrainer does; classes go by name."""
-
-        class ByName(cls):
-            @classmethod
-            def build_evaluator(_, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-                return by_name(cls.build_evaluator(cfg, dataset_name), dataset_name, model)
-
-        if evaluators is not None:
-            evaluators = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
-            pairs = zip(evaluators, cfg.DATASETS.TEST, strict=True)
-            evaluators = [by_name(evaluator, name, model) for evaluator, name in pairs]
-        return super(Trainer, ByName).test(cfg, model, evaluators)
-
-    @classmethod
-    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
-        """Evaluate with test-time augmentation; the keys of the results end in ``_TTA``."""
-        logger.info("Running inference with test-time augmentation ...")
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
-        return OrderedDict((f"{key}_TTA", value) for key, value in results.items())

@@ -1,5 +1,6 @@
 """Train and evaluate several configs with several seeds each, and compare them in one table."""
 
+from .damage import discard_damaged
 from .difference_figure import write_figure
 from .plan import Plan, Row, Run, read_plan
 from .replay import ReproducibleLoader

@@ -10,14 +10,16 @@ import torch
 from detectron2.utils.env import seed_all_rng
 from tqdm import trange
 
+from ..data.stream import TrainLoader
+
 
 class ReproducibleLoader:
     """A training loader with its own random number generators.
 
-    The order of the images is drawn when the loader is built, after the model, and augmentations
-    are drawn between training steps. So with one seed, models that draw different amounts of random
-    numbers would see different images. Here the sampler, the augmentations and the worker processes
-    use a separate random state.
+    For loaders other than :class:`apa_det.data.stream.TrainLoader`: they draw the order of the
+    images when they are built, after the model, and augmentations between training steps. So with
+    one seed, models that draw different amounts of random numbers would see different images. Here
+    the sampler, the augmentations and the worker processes use a separate random state.
 
     Attributes:
         skip: number of batches to skip at the start, those that a resumed training has seen.
@@ -41,9 +43,12 @@ class ReproducibleLoader:
             self._loader = build()
 
     def __iter__(self) -> Iterator[list[dict]]:
+        skip = self.skip
+        if isinstance(self._loader, TrainLoader):
+            self._loader.start, skip = skip, 0
         with self._own_random_state():
             batches = iter(self._loader)
-        for _ in trange(self.skip, desc="Batches already seen", disable=not self.skip):
+        for _ in trange(skip, desc="Batches already seen", disable=not skip):
             self._next(batches)
         while True:
             batch = self._next(batches)

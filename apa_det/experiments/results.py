@@ -13,6 +13,7 @@ from ..evaluation import evaluate, read_results
 from ..evaluation.evaluator import read_ground_truth
 from ..evaluation.resampling import draw_image_weights, resampled_ap
 from ..utils.json_files import read_json
+from .damage import find_damage
 from .plan import Plan, Run
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,12 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
         UserError: no run is done yet, or a result does not match its predictions.
     """
     results: dict[str, dict[int, dict]] = {row.name: {} for row in plan.rows}
-    done = [run for run in plan.runs if run.is_done]
+    done = []
+    for run in filter(lambda run: run.is_done, plan.runs):
+        if damage := find_damage(run):
+            logger.warning("%s The run is left out.", damage)
+        else:
+            done.append(run)
     if not done:
         raise UserError(f"No run of the comparison in {plan.output_dir} is finished yet.")
     for run in done:

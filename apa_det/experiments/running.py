@@ -11,6 +11,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from ..utils.folder_lock import is_locked
 from .plan import Plan, Run
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ _PERIOD = 0.5  # seconds between two polls of the processes
 def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
     """Train the runs that are not done yet; a failed run does not stop the others.
 
+    A run that another process still trains, e.g. one of a killed comparison, waits for its end.
+
     On SIGINT and SIGTERM each running process saves a checkpoint, from which the next call resumes.
 
     Args:
@@ -32,6 +35,7 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
         The runs that failed.
     """
     waiting = [run for run in plan.runs if not run.is_done]
+    waited_for: set[str] = set()
     running: list[_Process] = []
     failed: list[Run] = []
     previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -41,8 +45,16 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
         with tqdm(total=iterations, mininterval=period, miniters=0, disable=not waiting) as bar:
             while waiting or running:
                 free = [slot for slot in range(jobs) if slot not in {p.slot for p in running}]
-                while waiting and free:
-                    running.append(_Process(waiting.pop(0), free.pop(0), jobs))
+                for run in list(waiting):
+                    if run.is_done:  # by the process that it waited for
+                        waiting.remove(run)
+                    elif is_locked(run.folder):
+                        if run.folder not in waited_for:
+                            logger.info("Waiting for another process in %s.", run.folder)
+                            waited_for.add(run.folder)
+                    elif free:
+                        waiting.remove(run)
+                        running.append(_Process(run, free.pop(0), jobs))
                 for process in list(running):
                     ended = process.popen.poll() is not None
                     process.advance(bar, ended)

@@ -24,6 +24,8 @@ from detectron2.utils.events import get_event_storage
 import apa_det
 
 from ..engine import JobTrainer, overrides, setup_job
+from ..engine.resuming import NoWholeCheckpointError
+from ..engine.run_folder import remove_run
 from ..errors import UserError
 from ..utils.atomic_files import open_atomic
 from ..utils.json_files import write_json
@@ -133,7 +135,14 @@ class ReproducibleTrainer(JobTrainer):
         return [self.costs, *super().build_hooks()]  # first: directly around the step
 
     def resume_or_load(self, resume: bool = True) -> None:
-        super().resume_or_load(resume)
+        try:
+            super().resume_or_load(resume)
+        except NoWholeCheckpointError as error:
+            logger.warning("%s The run starts anew.", error)
+            remove_run(self.job.output_dir)
+            super().resume_or_load(resume=False)
+
+    def _fast_forward(self) -> None:
         self.job_loader.skip = self.start_iter
 
     @property

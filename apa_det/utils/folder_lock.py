@@ -66,6 +66,21 @@ def unlock_folder(folder: str) -> None:
         os.close(_held.pop(path))
 
 
+def is_locked(folder: str) -> bool:
+    """Return whether another process has locked a folder; False where locks do not work."""
+    path = os.path.realpath(os.path.join(folder, _FILE))
+    if path in _held or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
 def _is_open_file(descriptor: int, path: str) -> bool:
     """Return whether a descriptor is of the file that now has this path."""
     try:

@@ -239,7 +239,9 @@ def test_training_sets(register, make_args, val, names, tiny_dataset):
     def job(*train_sets):
         opts = ("DATASETS.TRAIN", f"{train_sets!r}", "MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
         opts += ("MODEL.WEIGHTS", "")
-        return setup_job(make_args("tiny_val", opts=opts, eval_only=False))
+        args = make_args("tiny_val", opts=opts, eval_only=False)
+        args.overwrite = True
+        return setup_job(args)
 
     first, second = DatasetCatalog.get("names_first"), None
     job("names_first", "names_second")

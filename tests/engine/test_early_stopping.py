@@ -138,6 +138,6 @@ def test_settings_of_both_formats(arguments, lazy_arguments):
     opts = ("train.early_stopping_patience=1", "train.eval_period=0")
     with pytest.raises(UserError, match="train.early_stopping_patience is 1, which needs eval"):
         setup_job(lazy_arguments(*opts))
-    trainer = setup_job(lazy_arguments("train.checkpointer.max_to_keep=0")).build_trainer()
+    trainer = setup_job(lazy_arguments("train.checkpointer.max_to_keep=null")).build_trainer()
     (hook,) = (h for h in trainer._hooks if type(h).__name__ == "PeriodicCheckpointer")
     assert hook._kept is None

@@ -14,7 +14,7 @@ from detectron2.data import DatasetMapper, get_detection_dataset_dicts
 from detectron2.utils import comm
 
 from apa_det.data import APADatasetMapper
-from apa_det.engine import Trainer, evaluate, setup_job, train
+from apa_det.engine import Trainer, evaluate, read_job, setup_job, train
 from apa_det.engine.loading import CheckedLoader, LoadingError, raise_in_all_processes
 from apa_det.errors import UserError
 
@@ -85,7 +85,7 @@ def test_truncated_image_in_training(damaged, arguments, output):
     assert ours["iteration"] == ours["trainer"]["iteration"] == 1
     for name, tensor in expected["model"].items():
         assert torch.equal(ours["model"][name], tensor), name
-    assert "Fix the data and continue with --resume." in (output / "log.txt").read_text()
+    assert "Iteration 1 is saved: continue with --resume." in (output / "log.txt").read_text()
 
     image.write_bytes(content)
     trainer = Trainer(setup_job(arguments(*options, resume=True)).config)
@@ -102,7 +102,7 @@ def test_first_iteration(resume, damaged, arguments, output):
     if resume:
         train(setup_job(arguments(*damaged.yaml, "SOLVER.MAX_ITER", done)))
     before = saved(output)
-    setup_job(arguments(*damaged.yaml))
+    read_job(arguments().config_file, damaged.yaml)
     for image in sorted(damaged.in_order())[1:]:  # without the first one, loading fails
         image.unlink()
     options = (*damaged.yaml, "SOLVER.MAX_ITER", done + 1)
@@ -161,7 +161,7 @@ def test_evaluation_of_a_lazy_config(damaged, lazy_arguments):
 
 def test_one_line_in_two_processes(damaged, arguments, output):
     """From the command line, with data workers; the other process does not wait."""
-    setup_job(arguments(*damaged.yaml))
+    read_job(arguments().config_file, damaged.yaml)
     image = damaged.in_order()[5]  # of the other process's third batch
     truncate(image)
     flags = [*damaged.yaml, "SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 1]

@@ -247,7 +247,7 @@ sys.stdin.read()
 """
 
 
-def test_folder_in_use(arguments, output):
+def test_folder_in_use(arguments, output, tmp_path):
     """A second training is refused before it writes anything, also with --resume."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -259,7 +259,9 @@ def test_folder_in_use(arguments, output):
             with pytest.raises(UserError, match=f"in which another training runs .*{other.pid}"):
                 setup_job(arguments(*NO_TEST, **flags))
         assert os.listdir(output) == [".lock"]
-        setup_job(arguments("MODEL.WEIGHTS", __file__, eval_only=True))
+        model = torch.nn.Linear(2, 2)
+        torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+        setup_job(arguments("MODEL.WEIGHTS", tmp_path / "model.pth", eval_only=True))
     finally:
         other.kill()
         other.communicate()
@@ -279,7 +281,7 @@ def test_folder_is_free_after_an_error(arguments, output, monkeypatch):
     released = []
     monkeypatch.setattr(run_folder, "unlock_folder", released.append)
     with pytest.raises(UserError):
-        setup_job(arguments("SOLVER.ACCUMULATE", 0))
+        setup_job(arguments("MODEL.WEIGHTS", "missing.pth"))
     job = setup_job(arguments(*NO_TEST, "SOLVER.TRAINED", ["*typo*"]))
     assert released == [str(output)]
     with pytest.raises(UserError, match="typo"):

@@ -5,8 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts
 from detectron2.utils.env import seed_all_rng
 
+from apa_det.data import APADatasetMapper
 from apa_det.experiments import ReproducibleLoader, read_plan
 
 
@@ -15,8 +17,20 @@ def job(config_file, tmp_path):
     return read_plan(tmp_path, configs=[config_file], seeds=[3]).runs[0].job
 
 
-def reproducible(job, num_workers=0):
-    return ReproducibleLoader(lambda: job.build_train_loader(num_workers), job.seed)
+def others_loader(job, num_workers=0):
+    """Return detectron2's own loader."""
+    records = get_detection_dataset_dicts(job.train_datasets)
+    mapper = APADatasetMapper(job.config, is_train=True)
+    options = {"total_batch_size": job.batch_size, "num_workers": num_workers}
+    return build_detection_train_loader(records, mapper=mapper, **options)
+
+
+def own_loader(job, num_workers=0):
+    return job.build_train_loader(num_workers)
+
+
+def reproducible(job, num_workers=0, build=own_loader):
+    return ReproducibleLoader(lambda: build(job, num_workers), job.seed)
 
 
 def draw(amount):
@@ -37,13 +51,14 @@ def seen(loader, steps, amount):
     return result
 
 
+@pytest.mark.parametrize("build", [own_loader, others_loader])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_images_and_flips_do_not_depend_on_the_model(job, num_workers):
+def test_images_and_flips_do_not_depend_on_the_model(job, num_workers, build):
     runs = []
     for amount in (0, 5):
         seed_all_rng(job.seed)
         draw(amount)
-        runs.append(seen(reproducible(job, num_workers), 12, amount))
+        runs.append(seen(reproducible(job, num_workers, build), 12, amount))
     assert runs[0] == runs[1]
     by_image = {}
     for image_id, columns in runs[0]:
@@ -51,18 +66,19 @@ def test_images_and_flips_do_not_depend_on_the_model(job, num_workers):
     assert max(map(len, by_image.values())) == 2  # some images appear flipped and not flipped
 
 
-def test_plain_loader_depends_on_the_model(job):
+def test_other_loaders_depend_on_the_model(job):
     runs = []
     for amount in (0, 5):
         seed_all_rng(job.seed)
         draw(amount)
-        runs.append(seen(job.build_train_loader(), 4, amount))
+        runs.append(seen(others_loader(job), 4, amount))
     assert runs[0] != runs[1]
 
 
-def test_resumed_run_skips_the_images_that_it_has_seen(job):
-    all_images = seen(reproducible(job), 10, 1)
-    loader = reproducible(job)
+@pytest.mark.parametrize("build", [own_loader, others_loader])
+def test_resumed_run_skips_the_images_that_it_has_seen(job, build):
+    all_images = seen(reproducible(job, build=build), 10, 1)
+    loader = reproducible(job, build=build)
     loader.skip = 6
     assert seen(loader, 4, 1) == all_images[6 * job.batch_size :]
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
@@ -17,6 +19,7 @@ from ...config import add_apa_config, must_be, yaml_kinds
 from ...data import register_lvis_format
 from ...errors import MissingFileError, UserError
 from ...text import printable, shown
+from ...utils.atomic_files import open_atomic
 from ...utils.yaml_files import has_lazy_calls, merge_overrides, merge_yaml_config
 
 logger = logging.getLogger(__name__)
@@ -160,6 +163,15 @@ def read_lazy_config(config_file: str, opts: Sequence[str] = ()) -> DictConfig:
     except Exception as error:  # of Hydra, OmegaConf or detectron2
         message = " ".join(str(error).partition("\nSee ")[0].split())
         raise UserError(f"{_OVERRIDES}: {message}") from error
+
+
+def save_lazy_config(cfg: DictConfig, folder: str) -> None:
+    """Write ``config.yaml`` into a folder, and a pickle if yaml cannot represent a value."""
+    with TemporaryDirectory() as temporary:
+        LazyConfig.save(cfg, os.path.join(temporary, "config.yaml"))
+        for file in Path(temporary).iterdir():
+            with open_atomic(os.path.join(folder, file.name), "wb") as copy:
+                copy.write(file.read_bytes())
 
 
 def _require_key(cfg: DictConfig, option: str) -> None:

@@ -5,11 +5,9 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import get_cfg, instantiate
 from detectron2.data import DatasetMapper
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
@@ -26,12 +24,11 @@ from ...errors import UserError
 from ...evaluation import LongTailEvaluator
 from ...evaluation.by_name import by_name
 from ...modeling import APAFastRCNNOutputLayers
-from ...utils.atomic_files import open_atomic
 from ..job import Job
 from ..loading import CheckedLoader
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
-from .config_files import available_device, call_target, register_datasets
+from .config_files import available_device, call_target, register_datasets, save_lazy_config
 from .second_stage import lazy_second_stage
 
 logger = logging.getLogger(__name__)
@@ -308,11 +305,7 @@ class LazyJob(Job):
         return keys
 
     def save_config(self) -> None:
-        with TemporaryDirectory() as folder:
-            LazyConfig.save(self.config, os.path.join(folder, "config.yaml"))
-            for file in Path(folder).iterdir():  # a pickle too if yaml cannot represent a value
-                with open_atomic(os.path.join(self.output_dir, file.name), "wb") as copy:
-                    copy.write(file.read_bytes())
+        save_lazy_config(self.config, self.output_dir)
 
     def _has_long_tail_evaluator(self) -> bool:
         evaluator = self.config.dataloader.get("evaluator")

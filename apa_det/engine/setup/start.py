@@ -18,7 +18,7 @@ from ...utils.writable import require_writable_folder
 from ..job import Job
 from ..model_classes import choose_num_classes
 from ..run_folder import claim_folder, release_folder
-from ..trainer import Trainer
+from ..yaml_trainer import Trainer
 from .checks import check_job
 from .config_files import is_lazy_config, read_config_and_unset, read_lazy_config
 from .lazy import LazyJob

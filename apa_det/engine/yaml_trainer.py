@@ -1,0 +1,135 @@
+"""detectron2's DefaultTrainer for long-tailed detection."""
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+    PascalVOCDetectionEvaluator,
+)
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from torch import nn
+
+from ..data import APADatasetMapper, build_train_loader
+from ..evaluation import V3DetEvaluator
+from ..evaluation.by_name import by_name
+from .loading import CheckedLoader
+from .optimizer import build_optimizer
+from .setup.yaml import YamlJob
+from .trainer import JobTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(JobTrainer, DefaultTrainer):
+    """detectron2's DefaultTrainer for long-tailed detection, on a yaml config.
+
+    Subclasses may override its class methods, as those of DefaultTrainer.
+
+    Attributes:
+        cfg: the config, scaled to the number of processes.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        super().__init__(YamlJob(self.cfg, type(self)))
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Scale a config as DefaultTrainer does, and ``MODEL.APA.LOG_PERIOD`` and the EMA decay.
+
+        If the batch grows by a factor k, the decay is raised to the power k ("How to Scale Your
+        EMA", Busbridge et al., 2023).
+        """
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is cfg:
+            return cfg
+        growth = num_workers / cfg.SOLVER.REFERENCE_WORLD_SIZE
+        frozen = scaled.is_frozen()
+        scaled.defrost()
+        if cfg.MODEL.APA.LOG_PERIOD > 0:
+            scaled.MODEL.APA.LOG_PERIOD = max(1, round(cfg.MODEL.APA.LOG_PERIOD / growth))
+        scaled.SOLVER.EMA.DECAY = cfg.SOLVER.EMA.DECAY**growth
+        if frozen:
+            scaled.freeze()
+        return scaled
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`apa_det.engine.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict]]:
+        """See :func:`apa_det.data.build_train_loader`."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> CheckedLoader:
+        """See :func:`detectron2.data.build_detection_test_loader`."""
+        mapper = APADatasetMapper(cfg, is_train=False)
+        return CheckedLoader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """Build the evaluator of a dataset, by its metadata's ``evaluator_type``.
+
+        Raises:
+            NotImplementedError: there is no evaluator for this type.
+        """
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+        job = YamlJob(cfg, cls)
+        if job.is_long_tail(dataset_name):
+            return job.build_long_tail_evaluator(dataset_name, output_dir=output_folder)
+        if kind == "coco":
+            return COCOEvaluator(dataset_name, output_dir=output_folder)
+        if kind == "v3det":
+            return V3DetEvaluator(dataset_name, output_dir=output_folder)
+        if kind == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        if kind == "cityscapes_instance":
+            return CityscapesInstanceEvaluator(dataset_name)
+        raise NotImplementedError(
+            f"There is no evaluator for the dataset {dataset_name} of evaluator_type {kind!r}."
+        )
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
+        """Evaluate on the test sets, as DefaultTrainer does; classes go by name."""
+
+        class ByName(cls):
+            @classmethod
+            def build_evaluator(_, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+                return by_name(cls.build_evaluator(cfg, dataset_name), dataset_name, model)
+
+        if evaluators is not None:
+            evaluators = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+            pairs = zip(evaluators, cfg.DATASETS.TEST, strict=True)
+            evaluators = [by_name(evaluator, name, model) for evaluator, name in pairs]
+        return super(Trainer, ByName).test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Evaluate with test-time augmentation; the keys of the results end in ``_TTA``."""
+        logger.info("Running inference with test-time augmentation ...")
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{key}_TTA", value) for key, value in results.items())
