@@ -28,7 +28,9 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.APA.KAPPA_RANGE = [1.0, 1.3]
     # Lower bound that λ is clamped to, in activations, gates and class scores
     cfg.MODEL.APA.LAMBDA_MIN = 1e-4
-    # Attention gate at the end of the residual branch of each block: none, se or cbam
+    # Attention gate at the end of the residual branch of each block: none, se (channels), plain_se
+    # (the original SE: no LayerNorm, no dropout, sigmoid), cbam (channels, then positions) or
+    # spatial (positions)
     cfg.MODEL.APA.GATE = "none"
     # A list of 4 gates, for res2, res3, res4 and res5. Empty: GATE everywhere
     cfg.MODEL.APA.GATE_PER_STAGE = []
@@ -41,6 +43,8 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.APA.GATE_REDUCTION = 16
     # Dropout probability before the activation of a gate
     cfg.MODEL.APA.GATE_DROPOUT = 0.1
+    # Activation of the spatial gates of cbam and spatial. Empty: GATE_ACTIVATION
+    cfg.MODEL.APA.GATE_SPATIAL_ACTIVATION = ""
     # Fraction of the channels of each image that pass a gate: those with the largest gate values.
     # The others are set to 0. 1: all channels pass
     cfg.MODEL.APA.GATE_TOP_SHARE = 1.0
@@ -84,12 +88,18 @@ def add_apa_config(cfg: CN) -> None:
     # ---------------------------------------------------------------------------- #
     # Activation of the layers of the box head: see MODEL.APA.ACTIVATION
     cfg.MODEL.ROI_BOX_HEAD.ACTIVATION = "relu"
+    # Initialization: detectron2; xavier (uniform, for the FCs, as mmdetection's default) or torch
+    # (the default of nn.Linear, for the FCs and the box regression, as published for LVIS)
+    cfg.MODEL.ROI_BOX_HEAD.INIT = "detectron2"
     # SE gates of the box head: none, roi (on the RoI features, before the FCs), fc (on the output
     # of the last FC) or roi_fc (both)
     cfg.MODEL.ROI_BOX_HEAD.GATE = "none"
     # Class score: softmax, sigmoid, gumbel (APA with λ → 0, κ = 1) or apa (learned λ and κ).
     # Empty: as in detectron2, sigmoid if USE_SIGMOID_CE, else softmax
     cfg.MODEL.ROI_BOX_HEAD.CLASS_SCORE = ""
+    # For sigmoid. True: K + 1 outputs, as in detectron2, which does not use that of the background.
+    # False: K outputs, as in mmdetection
+    cfg.MODEL.ROI_BOX_HEAD.BACKGROUND_OUTPUT = True
     # For apa. True: one λ and κ per class. False: one pair for all classes
     cfg.MODEL.ROI_BOX_HEAD.SCORE_PER_CLASS = False
     # For apa: [low, high] of the uniform distributions that initialize λ and κ. λ = κ = 1 is the
@@ -149,11 +159,36 @@ def add_apa_config(cfg: CN) -> None:
     cfg.MODEL.ROI_BOX_HEAD.GROUP_SOFTMAX_BOUNDARIES = [10, 100, 1000]
     cfg.MODEL.ROI_BOX_HEAD.GROUP_SOFTMAX_OTHERS_RATIO = 8.0
     # Post-hoc calibration of the class scores, in inference only: NorCal or LogitAdjustment (by the
-    # image counts of DATASETS.TRAIN) or TauNorm (for the linear PREDICTOR). Empty: none
+    # image counts of DATASETS.TRAIN), FRACAL (by the image counts, and by how evenly the boxes of a
+    # class spread over the images) or TauNorm (for the linear PREDICTOR). Empty: none
     cfg.MODEL.ROI_BOX_HEAD.CALIBRATION = ""
-    # γ of NorCal, or τ of LogitAdjustment and TauNorm. 0: no effect. tools/calibrate.py fits it on
-    # part of the training set
+    # γ of NorCal, τ of LogitAdjustment and TauNorm, or strength of FRACAL (1: as published). 0: no
+    # effect. tools/calibrate.py fits it on part of the training set
     cfg.MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH = 0.0
+
+    # ---------------------------------------------------------------------------- #
+    # Matching of boxes to ground truth in training
+    # ---------------------------------------------------------------------------- #
+    # Low-quality matches as in mmdetection: each ground truth box also gets the boxes that overlap
+    # most with it, if their IoU is at least this value, even if another ground truth box overlaps
+    # more. None: detectron2's rule. For the RPN, set MODEL.PROPOSAL_GENERATOR.NAME to "APARPN"
+    cfg.MODEL.RPN.LOW_QUALITY_IOU = None
+    cfg.MODEL.ROI_HEADS.LOW_QUALITY_IOU = None
+    # APAROIHeads and APACascadeROIHeads: match proposals to jittered copies of ground truth boxes
+    # that occur several times in an image. Their coordinates are multiplied by factors in
+    # 1 ± JITTER_REPEATED_BOXES. 0: no jitter
+    cfg.MODEL.ROI_HEADS.JITTER_REPEATED_BOXES = 0.0
+
+    # ---------------------------------------------------------------------------- #
+    # Cascade R-CNN: APACascadeROIHeads
+    # ---------------------------------------------------------------------------- #
+    # What is averaged over the stages in inference: probabilities, or logits, as in mmdetection
+    cfg.MODEL.ROI_BOX_CASCADE_HEAD.SCORE_AVERAGE = "probabilities"
+    # Loss weight of each stage; the features then get the whole gradient. Empty: all weights are 1,
+    # and the features get 1 / number of stages of the gradient, as in detectron2
+    cfg.MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS = []
+    # A mask head for each stage, as in mmdetection. False: one for the proposals of the RPN
+    cfg.MODEL.ROI_BOX_CASCADE_HEAD.MASK_HEAD_PER_STAGE = False
 
     # ---------------------------------------------------------------------------- #
     # Mask head: APAMaskRCNNConvUpsampleHead
@@ -230,6 +265,14 @@ def add_apa_config(cfg: CN) -> None:
     # Their file names may leave their image_root: by "..", or as absolute paths. Set it only for
     # datasets that you trust
     cfg.DATASETS.ALLOW_OUTSIDE_ROOT = False
+    # Leave out training images with a side below this many pixels. 0: keep all
+    cfg.DATALOADER.MIN_IMAGE_SIDE = 0
+    # Leave out training boxes with a side below this many pixels, or outside of their image. An
+    # image that loses all its boxes stays. 0: keep all
+    cfg.DATALOADER.MIN_BOX_SIDE = 0.0
+    # Rounding of the repeat factors of RepeatFactorTrainingSampler and
+    # InstanceAwareRepeatFactorTrainingSampler: stochastic in each epoch, or up
+    cfg.DATALOADER.REPEAT_ROUNDING = "stochastic"
     # DATALOADER.SAMPLER_TRAIN also takes InstanceAwareRepeatFactorTrainingSampler (which uses
     # REPEAT_THRESHOLD), ClassAwareTrainingSampler (which draws all classes equally often) and
     # UndersamplingTrainingSampler.

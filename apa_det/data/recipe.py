@@ -14,6 +14,7 @@ from .frequency import complete_categories
 _PACKAGE = Path(__file__).parents[1]
 _LVIS_IMAGES = 100_000  # for the epochs of its published recipe
 _LVIS_EPOCHS, _MOST_EPOCHS = 24, 100
+_MIN_PUBLISHED_SIDE = 32  # DATALOADER.MIN_IMAGE_SIDE of the published recipes
 _MANY_CLASSES = 300
 _SIZES = [640, 672, 704, 736, 768, 800]
 
@@ -111,10 +112,23 @@ def choose_settings(
         Setting("MODEL.MASK_ON", masks, "the annotations have masks" if masks else "no masks"),
         Setting("MODEL.ROI_HEADS.NUM_CLASSES", len(names), "of the training set"),
         Setting("INPUT.MIN_SIZE_TRAIN", _SIZES, "a random scale, as for LVIS"),
+        *_small_images(train),
         *_long_tail(train, num_images, start),
         *_schedule(num_images, start, num_gpus, tested=val is not None),
         *_evaluation(val),
     ]
+
+
+def _small_images(train: dict) -> list[Setting]:
+    """Keep small images, which the published recipes leave out."""
+    sides = [
+        image[side] for image in train["images"] for side in ("width", "height") if side in image
+    ]
+    smallest = min(sides, default=_MIN_PUBLISHED_SIDE)
+    if smallest >= _MIN_PUBLISHED_SIDE:
+        return []
+    why = f"keep all images: the smallest has a side of {smallest}"
+    return [Setting("DATALOADER.MIN_IMAGE_SIDE", 0, why)]
 
 
 def _long_tail(train: dict, num_images: int, start: StartingWeights) -> list[Setting]:

@@ -10,8 +10,9 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from ..checkpoint import ClassTransfer, adapt, load_checkpoint, stored_class_names
-from ..checkpoint.conversion import OPTIONAL_BUFFERS, require_finite_floats
+from ..checkpoint.conversion import OPTIONAL_BUFFERS, describe_config, require_finite_floats
 from ..checkpoint.download import download_checkpoint
+from ..checkpoint.published import require_whole_gates
 from ..errors import UserError
 from .ema import averaged_state
 from .freezing import matches, require_matches
@@ -91,6 +92,7 @@ class StrictCheckpointer(DetectionCheckpointer):
             logger.info("%s: loading its %s (%s).", self._path, which, self._key("ema"))
         try:
             adapted = adapt(checkpoint, self.model)
+            self._config = describe_config(adapted["model"])
             return adapted if self.strict else self._adapt_classes(checkpoint, adapted)
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error
@@ -98,8 +100,12 @@ class StrictCheckpointer(DetectionCheckpointer):
     def _convert_ndarray_to_tensor(self, state_dict: dict) -> None:
         """Check the weights under their final names, also those that heuristics have matched."""
         super()._convert_ndarray_to_tensor(state_dict)
+        expected = self.model.state_dict()
+        if not self.strict:
+            expected = {k: v for k, v in expected.items() if not matches(k, self.reinitialized)}
         try:
-            require_finite_floats(state_dict, self.model.state_dict())
+            require_finite_floats(state_dict, expected)
+            require_whole_gates(state_dict, expected)
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error
 
@@ -129,9 +135,9 @@ class StrictCheckpointer(DetectionCheckpointer):
             mismatch = _first_mismatch(shapes, missing, unknown)
             raise UserError(
                 f"{self._path} does not fit the model: {mismatch}. --eval-only and --resume need a "
-                "file that fills the whole model: use the config that it was trained with, with "
-                "the same number of classes. To train other classes, start a new training from it "
-                f"({self._key('weights')}), without --resume."
+                "file that fills the whole model: use the config that it was trained with"
+                f"{self._config}, with the same number of classes. To train other classes, start a "
+                f"new training from it ({self._key('weights')}), without --resume."
             )
         names = dict(self.model.named_parameters())
         if names.keys() <= {*shapes, *incompatible.missing_keys}:
@@ -146,9 +152,9 @@ class StrictCheckpointer(DetectionCheckpointer):
             ]
             logger.warning(
                 "%s fills only part of the model. These parameters keep their initialization:"
-                "\n  %s",
-                self._path,
-                "\n  ".join(lines + _grouped(missing)),
+                "\n  %s%s",
+                *(self._path, "\n  ".join(lines + _grouped(missing))),
+                f"\nThe config of the file{self._config}." if self._config else "",
             )
         statistics = [k for k in incompatible.missing_keys if ".class_loss." in k]
         if statistics:

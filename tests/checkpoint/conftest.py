@@ -39,19 +39,34 @@ def make_cfg():
         *,
         gate="se",
         per_channel=False,
-        v3det=False,
+        aglu=True,
+        classifier="gumbel",
         cascade=False,
         masks=True,
+        temperature=None,
     ):
         cfg = get_cfg()
         add_apa_config(cfg)
-        name = LVIS if not v3det else V3DET_CASCADE if cascade else V3DET
-        cfg.merge_from_file(str(CONFIGS / name))
+        v3det = V3DET_CASCADE if cascade else V3DET
+        cfg.merge_from_file(str(CONFIGS / (LVIS if classifier == "gumbel" else v3det)))
         cfg.MODEL.DEVICE = "cpu"
         cfg.MODEL.WEIGHTS = ""
         cfg.MODEL.MASK_ON = masks
         cfg.MODEL.APA.PER_CHANNEL = cfg.MODEL.APA.GATE_PER_CHANNEL = per_channel
-        cfg.MODEL.APA.GATE = gate
+        cfg.MODEL.APA.GATE = gate.removesuffix("_sigmoid")
+        cfg.MODEL.APA.GATE_SPATIAL_ACTIVATION = "sigmoid" if gate.endswith("sigmoid") else ""
+        if not aglu:
+            cfg.MODEL.APA.ACTIVATION = "relu"
+        if classifier == "normed_sigmoid":
+            head = cfg.MODEL.ROI_BOX_HEAD
+            head.CLASS_SCORE, head.BACKGROUND_OUTPUT = "sigmoid", False
+            head.PREDICTOR, head.PREDICTOR_TEMPERATURE = "normed", 50.0
+        if masks:
+            head = cfg.MODEL.ROI_MASK_HEAD
+            head.PREDICTOR, head.UPSAMPLE = "normed", "deconv" if temperature else "carafe"
+            head.PREDICTOR_LEARN_TEMPERATURE = temperature is None
+            head.PREDICTOR_TEMPERATURE = temperature or 20.25
+            cfg.MODEL.ROI_BOX_CASCADE_HEAD.MASK_HEAD_PER_STAGE = cascade
         cfg.MODEL.RESNETS.DEPTH = depth
         cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 100
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes

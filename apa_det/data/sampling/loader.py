@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts, samplers
+from detectron2.structures import BoxMode
 from torch.utils.data import Sampler
 
 from ...errors import UserError
@@ -43,6 +44,9 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
         proposal_files=datasets.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
     )
     sampler = None
+    if isinstance(dataset, list):
+        loader = cfg.DATALOADER
+        dataset = without_small(dataset, loader.MIN_IMAGE_SIDE, loader.MIN_BOX_SIDE)
     if isinstance(dataset, list) and name in TRAIN_SAMPLER_REGISTRY:
         logger.info("Using training sampler %s", name)
         sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
@@ -57,6 +61,9 @@ def build_train_loader(
     sampler: str | Sampler | None = "TrainingSampler",
     repeat_thresh: float = 0.0,
     repeat_sqrt: bool = True,
+    repeat_rounding: str = "stochastic",
+    min_image_side: float = 0,
+    min_box_side: float = 0.0,
     subset_ratio: float = 1.0,
     frequent_share: float = 0.5,
     dataset_names: str | Sequence[str] = (),
@@ -73,7 +80,9 @@ def build_train_loader(
             sampler, or None).
         sampler: a registered name, or a sampler of this dataset. The following arguments are
             passed to registered samplers that accept them.
-        repeat_thresh, repeat_sqrt: see :class:`RepeatFactorTrainingSampler`.
+        repeat_thresh, repeat_sqrt, repeat_rounding: see :class:`RepeatFactorTrainingSampler`.
+        min_image_side, min_box_side: see :func:`without_small`; for dataset dicts, and samplers
+            that are given by name.
         subset_ratio: see :class:`RandomSubsetTrainingSampler`.
         frequent_share: see :class:`UndersamplingTrainingSampler`.
         dataset_names: registered datasets in ``dataset``, for the frequency groups; see
@@ -90,16 +99,66 @@ def build_train_loader(
         settings = {
             "repeat_thresh": repeat_thresh,
             "repeat_sqrt": repeat_sqrt,
+            "repeat_rounding": repeat_rounding,
             "subset_ratio": subset_ratio,
             "frequent_share": frequent_share,
             "dataset_names": names,
             "seed": seed,
         }
+        dataset = without_small(dataset, min_image_side, min_box_side)
         sampler_class = TRAIN_SAMPLER_REGISTRY.get(sampler)
         accepted = inspect.signature(sampler_class).parameters
         sampler = sampler_class(dataset, **{k: v for k, v in settings.items() if k in accepted})
     _log_epoch(dataset, sampler, names)
     return build_detection_train_loader(dataset, sampler=sampler, **kwargs)
+
+
+def without_small(
+    dataset: list[dict], min_image_side: float = 0, min_box_side: float = 0.0
+) -> list[dict]:
+    """Leave out small images, and boxes that are small or outside of their image.
+
+    As mmdetection does. An image that loses all its boxes stays.
+
+    Args:
+        dataset: detectron2 dataset dicts; they are not modified.
+        min_image_side: minimum width and height of an image, in pixels. 0: keep all.
+        min_box_side: minimum width and height of a box, in pixels. 0: keep all.
+
+    Raises:
+        UserError: no image is left.
+    """
+    kept = dataset
+    if min_image_side:
+        kept = [image for image in kept if min(image["width"], image["height"]) >= min_image_side]
+        if dataset and not kept:
+            raise UserError(
+                f"No training image has sides of {min_image_side} pixels. Lower "
+                "DATALOADER.MIN_IMAGE_SIDE (min_image_side in a LazyConfig)."
+            )
+    boxes = left = 0
+    if min_box_side:
+        result = []
+        for image in kept:
+            annotations = image["annotations"]
+            large = [a for a in annotations if _is_large(a, image, min_box_side)]
+            boxes, left = boxes + len(annotations), left + len(large)
+            all_large = len(large) == len(annotations)
+            result.append(image if all_large else {**image, "annotations": large})
+        kept = result
+    if min_image_side or min_box_side:
+        logger.info(
+            "Left out %d images with a side below %g, and %d boxes with a side below %g or outside "
+            "of their image.",
+            *(len(dataset) - len(kept), min_image_side, boxes - left, min_box_side),
+        )
+    return kept
+
+
+def _is_large(annotation: dict, image: dict, min_side: float) -> bool:
+    x, y, w, h = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
+    inside = min(x + w, image["width"]) > max(x, 0) and min(y + h, image["height"]) > max(y, 0)
+    return inside and min(w, h) >= min_side
 
 
 def _log_epoch(dataset: list[dict], sampler: Sampler | None, names: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
-from ...data import ensure_metadata
 from ...errors import UserError
 from ...evaluation import Detections, GroundTruth, LongTailEvaluator, evaluate
 from ...evaluation.predictions import detections_from_instances
@@ -125,9 +124,8 @@ def fit_calibration(
         )
     job = job.with_calibration(method, 1.0)
     job.check(eval_only=True)
+    job.read_class_counts()
     name = job.train_datasets[0]
-    for dataset in job.train_datasets:
-        ensure_metadata(dataset)
     logger.info("Choosing %d images of %s", num_images, name)
     evaluator = LongTailEvaluator(name, groups=job.groups, subset=num_images, subset_only=True)
     model = load_model(job)
@@ -171,8 +169,7 @@ def score_strengths(
     calibrations = [CALIBRATION_REGISTRY.get(method)(strength) for strength in strengths]
     if calibrations[0].needs_counts and not all(p.calibration_datasets for p in predictors):
         raise UserError(
-            f"{method} needs the image counts of the training set: set calibration_datasets of the "
-            "box predictors."
+            f"{method} needs the training set: set calibration_datasets of the box predictors."
         )
     detections: list[list[Detections]] = [[] for _ in strengths]
     before = [predictor.calibration for predictor in predictors]

@@ -20,7 +20,7 @@ from ...data import build_train_loader, ensure_metadata
 from ...data.frequency import FrequencyGroups
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator
-from ...modeling import APAFastRCNNOutputLayers
+from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
 from ..job import Job
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
@@ -307,8 +307,12 @@ class LazyJob(Job):
     def read_class_counts(self) -> None:
         for key in self.box_predictors():
             names = OmegaConf.select(self.config, f"{key}.calibration_datasets") or ()
-            for name in [names] if isinstance(names, str) else names:
+            names = [names] if isinstance(names, str) else list(names)
+            for name in names:
                 ensure_metadata(name)
+            method = OmegaConf.select(self.config, f"{key}.calibration") or ""
+            if method in CALIBRATION_REGISTRY and CALIBRATION_REGISTRY.get(method).needs_counts:
+                CALIBRATION_REGISTRY.get(method).class_values(names)
 
     def check(self, *, eval_only: bool) -> None:
         if eval_only and self.config.dataloader.get("evaluator") is None:

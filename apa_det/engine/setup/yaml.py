@@ -33,7 +33,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...config import add_apa_config
 from ...data import ensure_metadata
-from ...data.class_counts import class_counts
 from ...data.frequency import FrequencyGroups
 from ...data.sampling import require_train_sampler
 from ...errors import UserError
@@ -283,7 +282,7 @@ class YamlJob(Job):
         for dataset in self.train_datasets:
             ensure_metadata(dataset)
         check_num_classes(self, self.train_datasets)
-        class_counts(self.train_datasets)
+        CALIBRATION_REGISTRY.get(name).class_values(self.train_datasets)
 
     def check(self, *, eval_only: bool) -> None:
         cfg = self.config
