@@ -9,7 +9,17 @@ _MAX_LINE = 10_000  # characters
 
 
 class UserError(ValueError):
-    """A config, a file or an argument is not valid; the message says what to change."""
+    """A config, a file or an argument is not valid; the message says what to change.
+
+    PyTorch raises the error of a data worker again, with a traceback before the message, which is
+    dropped.
+    """
+
+    def __init__(self, *args):
+        if args and isinstance(args[0], str) and args[0].startswith("Caught "):
+            name = f"{type(self).__module__}.{type(self).__qualname__}: "
+            args = (args[0].rpartition(name)[2].rstrip(), *args[1:])
+        super().__init__(*args)
 
 
 class MissingFileError(UserError, FileNotFoundError):
@@ -47,10 +57,7 @@ def report(error: BaseException, command: str) -> int | None:
 
 
 def _message(error: UserError) -> str:
-    """Return the message, also of an error in a data worker: there PyTorch puts it last."""
-    name = f"{type(error).__module__}.{type(error).__qualname__}: "
-    message = str(error).rpartition(name)[2].rstrip()
-    return "\n".join(printable(line, _MAX_LINE) for line in message.split("\n"))
+    return "\n".join(printable(line, _MAX_LINE) for line in str(error).rstrip().split("\n"))
 
 
 def _write_to_log_files(message: str, error: BaseException | None = None) -> None:

@@ -35,7 +35,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from apa_det.checkpoint import convert, load_checkpoint, reverse
+    from apa_det.checkpoint import convert, load_checkpoint, reverse, stored_class_names
     from apa_det.engine import read_job
     from apa_det.errors import UserError
     from apa_det.utils.writable import require_writable_file
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     if args.config_file:
         model = read_job(args.config_file, args.opts, args.imports).build_model()
     try:
+        class_names = stored_class_names(checkpoint)
         conversion = convert(checkpoint, model, ema=args.ema)
         result = reverse(conversion.state) if args.reverse else conversion
         print(result.table())
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
         content = {"state_dict": result.state}
     else:
         content = {"model": result.state, "__author__": f"apa_det, from a {result.layout.value}"}
+        if class_names:
+            content["class_names"] = class_names
     os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
     torch.save(content, args.output)
     print(f"Wrote {args.output}: {len(result.state)} tensors.")

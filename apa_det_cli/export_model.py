@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", "torch.meshgrid|The given buffer is not wri|pkg_resources is")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
-    job = read_job(args.config_file, args.opts, args.imports).for_inference()
+    job = read_job(args.config_file, args.opts, args.imports, eval_only=True)
+    job = job.for_inference()
     if args.format != "torchscript":
         job = job.changed({"device": "cpu"})
     require_weights(job, eval_only=True, resume=False)

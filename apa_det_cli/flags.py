@@ -108,6 +108,13 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    """Return an integer >= 0, for argparse."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must be >= 0, got {text}")
+    return int(text)
+
+
 def numbers(text: str) -> tuple[float, ...]:
     """Return the numbers of ``0.5,1``, for argparse."""
     return tuple(map(float, text.split(",")))

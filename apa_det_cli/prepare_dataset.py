@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 
-from .flags import add_count_from, add_import, command_parser, positive_int
+from .flags import add_count_from, add_import, command_parser, positive_int, whole_number
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -168,10 +168,9 @@ def _add_recipe(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--num-gpus",
-        type=positive_int,
-        default=1,
+        type=whole_number,
         metavar="N",
-        help="GPUs of the training (default 1)",
+        help="GPUs of the training; 0: a small training on the CPU (default: 1 if there is one)",
     )
 
 
@@ -195,6 +194,7 @@ def run(args: argparse.Namespace) -> int | None:
 
 def convert(args: argparse.Namespace) -> None:
     from apa_det.data import coco_to_lvis, read_coco_json
+    from apa_det.data.validation import ID_LISTS
     from apa_det.errors import UserError
     from apa_det.utils.writable import require_writable_file
 
@@ -206,11 +206,16 @@ def convert(args: argparse.Namespace) -> None:
             raise UserError(f"--val would be written to {val_output}: choose another --output.")
         require_writable_file(val_output, ".json", "--val")
         inputs[val_output] = args.val
-    _require_config_output(args.write_config, args.image_root)
+    _require_config_output(args, args.image_root)
     count_from = read_coco_json(args.count_from) if args.count_from else None
     converted = {}
     for output, path in inputs.items():
         coco = read_coco_json(path)
+        if any(key in image for image in coco["images"] for key in ID_LISTS):
+            raise UserError(
+                f"{path} is in LVIS format already (it has {ID_LISTS[0]}): use it as it is, "
+                "with prepare-dataset write-config."
+            )
         converted[output] = coco_to_lvis(
             coco, count_from=count_from, rare_max=args.rare_max, common_max=args.common_max
         )
@@ -227,7 +232,7 @@ def convert_folder(args: argparse.Namespace) -> None:
     from apa_det.utils.writable import require_writable_folder
 
     require_writable_folder(args.output)
-    _require_config_output(args.write_config, ".")
+    _require_config_output(args, ".")
     count_from = read_coco_json(args.count_from) if args.count_from else None
     if args.reader == "yolo":
         source = read_yolo(args.source)
@@ -252,20 +257,24 @@ def _write(converted: dict[str, dict]) -> None:
     for output, lvis in converted.items():
         write_json(lvis, output)
         summary = lvis["info"]["coco_to_lvis"]
-        print(
-            f"Wrote {output}: {summary['images']:,} images, {summary['annotations']:,} "
-            f"annotations. Dropped {summary['crowds']:,} crowd annotations and "
-            f"{summary['unusable']:,} without a usable box or mask; their categories are marked as "
-            "not exhaustively annotated in those images."
-        )
+        keys = ("images", "annotations", "crowds", "unusable")
+        images, annotations, crowds, unusable = (summary[key] for key in keys)
+        print(f"Wrote {output}: {images:,} images, {annotations:,} annotations.")
+        if crowds or unusable:
+            print(
+                f"  Dropped: {crowds:,} crowds, {unusable:,} without a usable box or mask. Their "
+                "categories are marked as not exhaustively annotated in those images."
+            )
+        if unusable > annotations:
+            print("  Most annotations are dropped: to train on boxes alone, remove all masks.")
 
 
-def _require_config_output(output: str | None, image_root: str | None) -> None:
+def _require_config_output(args: argparse.Namespace, image_root: str | None) -> None:
     from apa_det.errors import UserError
     from apa_det.utils.writable import require_writable_file
 
-    if output:
-        require_writable_file(output, ".yaml", "--write-config")
+    if args.write_config:
+        require_writable_file(args.write_config, ".yaml", "--write-config")
         if image_root is None:
             raise UserError("--write-config needs --image-root, the folder of the images.")
 
@@ -318,16 +327,28 @@ def write_config(args: argparse.Namespace) -> None:
 
 def _write_config(args: argparse.Namespace, output: str, sets: list[tuple[str, dict]]) -> None:
     """Write the config of a training set and, if given, a validation set."""
-    from apa_det.checkpoint.starting_weights import choose_starting_weights
-    from apa_det.data.recipe import RegisteredFile, class_names, has_masks, write_config
+    from torch import cuda
 
+    from apa_det.checkpoint.starting_weights import choose_starting_weights
+    from apa_det.data import recipe
+
+    num_gpus = int(cuda.is_available()) if args.num_gpus is None else args.num_gpus
     roots = (args.image_root, args.val_image_root or args.image_root)
-    files = [RegisteredFile(path, root, c) for (path, c), root in zip(sets, roots, strict=False)]
-    train = files[0].content
-    start = choose_starting_weights(args.weights, class_names(train), masks=has_masks(train))
-    val = files[1] if len(files) > 1 else None
-    write_config(output, files[0], val, start, num_gpus=args.num_gpus)
-    print(f"Wrote {output}. To train: apa-det train --config-file {shlex.quote(output)}")
+    train, *others = [
+        recipe.RegisteredFile(path, root, content)
+        for (path, content), root in zip(sets, roots, strict=False)
+    ]
+    start = choose_starting_weights(
+        args.weights,
+        recipe.class_names(train.content),
+        masks=recipe.has_masks(train.content),
+        cpu=num_gpus == 0,
+    )
+    val = others[0] if others else None
+    recipe.write_config(output, train, val, start, num_gpus=num_gpus)
+    gpus = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
+    print(f"Wrote {output} for {gpus if num_gpus else 'the CPU'}. Next:")
+    print(*recipe.commands(output, num_gpus, tested=val is not None), sep="\n")
 
 
 def check(args: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         images = find_images(args.input)
         drawn, json_file = output_paths(images, args.output)
     require_writable_folder(os.path.dirname(json_file) or ".")
-    job = read_job(args.config_file, args.opts, args.imports)
+    job = read_job(args.config_file, args.opts, args.imports, eval_only=True)
     predictor = build_predictor(job, args.confidence_threshold)
     if args.video_input:
         run_on_video(predictor, args.video_input, drawn[0], json_file)

@@ -93,7 +93,7 @@ def make_dataset(folder: Path, num_images: int, args: argparse.Namespace) -> str
     (folder / "gt.json").write_text(json.dumps(dataset))
     columns = {f"boxes{k}": shape.boxes for k, shape in enumerate(shapes)}
     for k, shape in enumerate(shapes):
-        columns[f"counts{k}"] = np.array(shape.counts, object)
+        columns[f"counts{k}"] = np.array(shape.counts)  # bytes
     np.savez(
         folder / "pool.npz",
         truth=np.array(truth, np.int64).reshape(-1, 3),
@@ -152,7 +152,7 @@ class Detector:
     """The detections of each image, the same for all libraries."""
 
     def __init__(self, folder: Path):
-        pool = np.load(folder / "pool.npz", allow_pickle=True)
+        pool = np.load(folder / "pool.npz")
         self.ids = pool["ids"]
         self._sizes = pool["sizes"].tolist()
         self._number, self._seed = int(pool["detections"]), int(pool["seed"])
@@ -185,5 +185,5 @@ class Detector:
         size = self._sizes[i]
         boxes = self._boxes[size][shapes, variants]
         boxes[:, 2:] += boxes[:, :2]
-        counts = self._counts[size][shapes, variants]
+        counts = self._counts[size][shapes, variants].tolist()
         return classes, scores.astype(np.float32), boxes, counts, SIZES[size]

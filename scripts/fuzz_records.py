@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
+import torch
 from lvis import LVIS, LVISResults
 
 from apa_det.data import check_dataset, coco_to_lvis, load_lvis_format, read_coco_json
@@ -37,6 +38,7 @@ MEMORY = 12 << 30  # bytes of address space of a process
 BATCH = 500  # mutations per task
 SIZES = {7: (40, 60), 3: (60, 60), 12: (50, 30)}  # height and width by image id
 CATEGORIES = {5: "r", 2: "c", 9: "f"}
+PARTS = ("dataset", "results", "predictions", "COCO dataset")  # the third: results as .pth
 TABLES = ("images", "annotations", "categories")
 _REFERENCES = tuple(f"['{key}']" for key in ("id", "name", "height", "width"))  # by other records
 REMOVED = object()
@@ -123,7 +125,8 @@ def _similar(old, records: list[dict], keys: list, rng: random.Random) -> Iterat
         i = rng.randrange(len(old) + 1)
         yield from (old[:i], old[:i] + chr(rng.randrange(40, 115)) + old[i + 1 :], f"b'{old}'")
     elif isinstance(old, int | float):
-        yield from (old + 1, old - 1, -old, float(old), old * 1000, [old], str(old))
+        yield from (old + 1, old - 1, -old, old * 1000, [old], str(old))
+        yield float(old) if abs(old) < 1e300 else old
     elif isinstance(old, list):
         yield from (old[:-1], [*old, *old], [old], tuple(old)[::-1])
     elif isinstance(old, dict):
@@ -131,23 +134,36 @@ def _similar(old, records: list[dict], keys: list, rng: random.Random) -> Iterat
 
 
 def check(part: str, rng: random.Random, folder: Path) -> str:
-    """Mutate the "dataset", "results" or "COCO dataset" and return "refused" or "accepted".
+    """Mutate one of :data:`PARTS` and return "refused" or "accepted".
 
     Raises:
         AssertionError: a UserError does not name the record, or the metrics differ from lvis-api's.
     """
     dataset, results = make_dataset(rng.randrange(3))
+    of_results = part in ("results", "predictions")
     gt, file = folder / "gt.json", folder / "results.json"
+    if part == "predictions":
+        file = folder / "instances_predictions.pth"
+        results.sort(key=lambda result: result["image_id"])
+        for result in results:
+            result["category_id"] = sorted(CATEGORIES).index(result["category_id"])
+        images = [
+            {"image_id": i, "instances": [r for r in results if r["image_id"] == i]}
+            for i in sorted(SIZES)
+        ]
     if part == "COCO dataset":
         for image in dataset["images"]:
             del image["neg_category_ids"], image["not_exhaustive_category_ids"]
     table = rng.choice(TABLES)
-    records = results if part == "results" else dataset[table]
+    records = results if of_results else dataset[table]
     index, change = mutate(records, rng)
     record_id = records[index].get("id")
     gt.write_text(json.dumps(dataset))
-    file.write_text(json.dumps(results))
-    where = f"{part} {table if part != 'results' else ''} {index} {change}"
+    if part == "predictions":
+        torch.save(images, file)
+    else:
+        file.write_text(json.dumps(results))
+    where = f"{part} {'' if of_results else table} {index} {change}"
     try:
         if part == "COCO dataset":
             lvis = coco_to_lvis(read_coco_json(gt))
@@ -166,9 +182,11 @@ def check(part: str, rng: random.Random, folder: Path) -> str:
     try:
         detections = read_results(file, truth)
     except UserError as error:
-        named = part != "results" or f"record {index} (from 0): " in str(error)
+        named = not of_results or f"record {index} (from 0): " in str(error)
         assert named and str(file) in str(error) and "\n" not in str(error), f"{where}: {error}"
         return "refused"
+    if part == "predictions":
+        results = [{**r, "category_id": sorted(CATEGORIES)[int(r["category_id"])]} for r in results]
     for iou_type in ("bbox", "segm"):
         if iou_type == "segm" and (detections.masks is None or truth.segmentations is None):
             continue
@@ -210,14 +228,16 @@ def lvis_api_metrics(gt_file: Path, results: list[dict], iou_type: str) -> dict 
 
 def run(first: int, number: int) -> tuple[Counter, list[str]]:
     """Check a range of mutations; return the number of each outcome, and the failures."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     logging.disable(logging.CRITICAL)
     os.environ["TQDM_DISABLE"] = "1"
     counts, failures = Counter(), []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(first, first + number):
             rng = random.Random(i)
-            part = rng.choice(("dataset", "results", "COCO dataset"))
+            part = rng.choice(PARTS)
             try:
                 counts[f"{part}: {check(part, rng, Path(folder))}"] += 1
             except Exception as error:

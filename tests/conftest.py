@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.logger import _cached_log_stream, setup_logger
 
 from apa_det.data import generate_dataset
 from apa_det_cli import train_detector
@@ -173,6 +173,7 @@ def fresh_loggers():
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
     setup_logger.cache_clear()
+    _cached_log_stream.cache_clear()  # by relative paths of other working folders
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from omegaconf import ListConfig
 from torch import Tensor
 
 from apa_det import AGLU, add_apa_config
+from apa_det.config import check_values
 from apa_det.data import build_train_loader
 from apa_det.engine import build_optimizer
 from apa_det.evaluation import LongTailEvaluator, V3DetEvaluator
@@ -118,6 +119,7 @@ def optimizer_groups(model, optimizer):
 @pytest.mark.parametrize("name", NAMES)
 def test_same_training(name):
     cfg, lazy, model = load_yaml(name), load_lazy(name), meta_model(name)
+    check_values(lazy)
     optimizer = build_optimizer(cfg, model)
     lazy.optimizer.params.model = model
     lazy_optimizer = instantiate(lazy.optimizer)

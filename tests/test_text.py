@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apa_det.text import printable, write_csv
+from apa_det.text import file_name, has_control, printable, write_csv
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,35 @@ from apa_det.text import printable, write_csv
 )
 def test_printable(text, expected):
     assert printable(text) == expected
+
+
+@given(st.text())
+def test_any_text_is_a_file_name(text):
+    for name in (file_name(text), file_name(text * 50, 30)):
+        assert name not in ("", ".", "..") and name.isprintable() and not set("/\\:") & set(name)
+        assert len(name.encode()) <= 201
+    assert file_name(file_name(text)) == file_name(text)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("../a", ".._a"),
+        ("..", "_.."),
+        ("nul.txt", "_nul.txt"),
+        ("a\x00b\n", "a_b_"),
+        ("x" * 300 + ".png", "x" * 196 + ".png"),
+    ],
+)
+def test_file_names(text, expected):
+    assert file_name(text) == expected
+
+
+def test_control_characters():
+    for text in ("a\nb", "\x1b[31m", "\x9b", "\u202ea", "\ud800", "\x00"):
+        assert has_control(text)
+    for text in ("giraffe", "نیم\u200cفاصله", "👩\u200d🚀", "=1+1", "../x"):
+        assert not has_control(text)
 
 
 @given(st.text(), st.integers(3, 20))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -115,13 +116,14 @@ def _rebuild_tensor_of_dtype(
 
 
 def _numpy_type(code, *_):
-    if (
-        type(code) is not str
-        or len(code) > 8
-        or not re.fullmatch(r"[<>|=]?([biufc]\d+|[?bBhHiIlLqQefdFD])", code)
-    ):
-        return Inert("numpy.dtype")
-    return NumpyType(code)
+    if type(code) is str and len(code) <= 8 and _is_numeric(code):
+        return NumpyType(code)
+    return Inert("numpy.dtype")
+
+
+@lru_cache
+def _is_numeric(code: str) -> bool:
+    return re.fullmatch(r"[<>|=]?([biufc]\d+|[?bBhHiIlLqQefdFD])", code) is not None
 
 
 def _numpy_scalar(numpy_type, data=None):

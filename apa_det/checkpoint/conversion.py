@@ -43,6 +43,11 @@ OPTIONAL_BUFFERS = (
     "class_loss.positive_gradients",
     "class_loss.negative_gradients",
 )
+# Ends of the names of tensors that are of finite floats in every model
+_FLOATS = (
+    *(".weight", ".bias", ".running_mean", ".running_var", ".lambda_param", ".kappa_param"),
+    *("_w", "_b"),  # in Caffe2
+)
 # Layouts that detectron2's checkpointer loads by itself
 _DETECTRON2_LAYOUTS = (Layout.DETECTRON2, Layout.ZOO, None)
 # One-element tensors that are published with shape (1,), which may differ in the model
@@ -223,7 +228,8 @@ def require_finite_floats(state: Mapping[str, Tensor], expected: Expected) -> No
 
     Args:
         state: the weights, under the model's names.
-        expected: the model's state dict. None: only reject NaN.
+        expected: the model's state dict. None: its names are unknown, so only weights, biases,
+            norm statistics, λ and κ are known to be floats.
 
     Raises:
         UserError: a tensor is not of floats but the model's is, or has NaN or infinite values but
@@ -231,17 +237,22 @@ def require_finite_floats(state: Mapping[str, Tensor], expected: Expected) -> No
     """
     for name, tensor in state.items():
         own = tensor if expected is None else expected.get(name)
-        if own is None or not own.is_floating_point():
+        if own is None:
+            continue
+        floats = own.is_floating_point()
+        if expected is None:
+            floats = floats or own.is_complex() or name.endswith(_FLOATS)
+        if not floats:
             continue
         if not tensor.is_floating_point():
-            raise UserError(
-                f"{name} is of {_dtype(tensor)}, but the model's is of {_dtype(own)}: save it as "
-                "floats."
-            )
-        if expected is None:
-            valid = not tensor.isnan().any()
-        else:  # a mask of the model may have infinite values
+            known = "" if expected is None else f", but the model's is of {_dtype(own)}"
+            raise UserError(f"{name} is of {_dtype(tensor)}{known}: save it as floats.")
+        if expected is not None:  # a mask of the model may have infinite values
             valid = tensor.to(own.dtype).isfinite().all() or not own.isfinite().all()
+        elif name.endswith(_FLOATS):
+            valid = tensor.isfinite().all()
+        else:
+            valid = not tensor.isnan().any()
         if not valid:
             raise UserError(
                 f"{name} has NaN or infinite values, so the training diverged or the file is "

@@ -4,16 +4,21 @@ import numpy as np
 from torch import Tensor
 
 # Bytes of memory that a file may fill: a multiple of its size, as the objects of checkpoints and
-# predictions take up to 48 times the bytes of their opcodes; and some more.
+# predictions take up to 48 times the bytes of their opcodes; and some more. What takes long counts
+# as more bytes than it fills, about 200 per microsecond, so that this limits the time as well.
 _FACTOR = 48
 _ALLOWANCE = 64 * 2**20
 _NESTED_FILE = 6000  # bytes to read one
 _MAX_LEVELS = 64  # of containers within containers
 FAR_MORE = "it expands to far more data than the file holds"
 MAX_DIMS = 64  # of a tensor, as in NumPy
+TENSOR = 10_000  # bytes for a tensor beside its data: each is checked, copied and saved
+MAX_NAME = 2000  # characters
 
-_CONTAINERS = (dict, list, tuple, set)
-_TEXTS = (str, bytes, bytearray)
+_KEYS = (float, bool, type(None))
+_CONTAINERS = frozenset((dict, list, tuple, set))
+_TEXTS = frozenset((str, bytes, bytearray))
+_SIZED = _CONTAINERS | _TEXTS | {Tensor}
 
 
 class Budget:
@@ -51,9 +56,30 @@ class Budget:
         self.spend(_NESTED_FILE if self.nested >= 0 else self.left + 1)
 
     def check_expanded(self, value: object) -> None:
-        """Raise a ValueError if a deep copy without sharing would exceed the budget of the file."""
-        if expanded_size(value) > self._total:
+        """Check that a copy without sharing would not exceed the budget of the file.
+
+        Raises:
+            ValueError: it would; or the value contains itself, or has more than 64 levels.
+        """
+        self._expand(value, self._total, 0)
+
+    def _expand(self, value: object, left: int, level: int) -> int:
+        """Return what the copy leaves of the bytes that are left."""
+        if level > _MAX_LEVELS:
+            raise ValueError("its data is nested too deeply, or contains itself")
+        left -= shallow_size(value)
+        if type(value) in _CONTAINERS:
+            items = value.values() if type(value) is dict else value
+            if not _SIZED.isdisjoint(map(type, items)):
+                for item in items:
+                    kind = type(item)
+                    if kind in _CONTAINERS and item:
+                        left = self._expand(item, left, level + 1)
+                    elif kind in _SIZED:
+                        left -= shallow_size(item)
+        if left < 0:
             raise ValueError(FAR_MORE)
+        return left
 
 
 def shallow_size(value: object) -> int:
@@ -62,39 +88,23 @@ def shallow_size(value: object) -> int:
     if kind in _TEXTS:
         return len(value)
     if kind in _CONTAINERS:
-        return 64 + 16 * len(value)
-    return value.nbytes if kind in (Tensor, np.ndarray) else 0
+        return 80 + 16 * len(value)
+    if kind is Tensor:
+        return TENSOR + value.nbytes
+    return value.nbytes if kind is np.ndarray else 0
 
 
-def expanded_size(value: object) -> int:
-    """Estimate the bytes of a deep copy of plain data that copies shared objects every time.
+def is_key(value: object) -> bool:
+    """Return whether a value can be a key, whose hash is fast and unlike that of other keys.
 
     Raises:
-        ValueError: the data contains itself, or has more than 64 levels.
+        ValueError: it is a very long name.
     """
-    return _expanded(value, 0, {})[0]
-
-
-def _expanded(value: object, level: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return the size, and the number of levels below the value."""
-    size, height = known.get(id(value), (None, 0))
-    if level + height > _MAX_LEVELS:
-        raise ValueError("its data is nested too deeply, or contains itself")
-    if size is not None:
-        return size, height
-    size = shallow_size(value)
     kind = type(value)
-    if kind in _CONTAINERS:
-        for item in value.values() if kind is dict else value:
-            if type(item) in _CONTAINERS:
-                item_size, item_height = _expanded(item, level + 1, known) if item else (64, 0)
-                size += item_size
-                height = max(height, item_height + 1)
-            elif type(item) in _SIZED:
-                size += shallow_size(item)
-        if height or len(value) > 8:  # a small leaf is as fast to measure again
-            known[id(value)] = size, height
-    return size, height
-
-
-_SIZED = frozenset((*_TEXTS, Tensor))
+    if kind is str or kind is bytes:
+        if len(value) > MAX_NAME:
+            raise ValueError(f"a name of {len(value)} characters")
+        return True
+    if kind is int:
+        return -(2**60) < value < 2**60
+    return kind in _KEYS

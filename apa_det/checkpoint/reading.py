@@ -76,7 +76,8 @@ def read_torch_file(path: str, kind: str = "checkpoint") -> tuple[object, set[st
     try:
         file = open(path, "rb")
     except FileNotFoundError:
-        raise MissingFileError(f"{kind.capitalize()} not found: {path}.") from None
+        advice = " Download it, and name the local file." if "://" in path else ""
+        raise MissingFileError(f"{kind.capitalize()} not found: {path}.{advice}") from None
     except OSError as error:
         raise UserError(f"Cannot read the {kind} {path}: {error.strerror}.") from error
     try:
@@ -115,7 +116,7 @@ def _read(file: BinaryIO, budget: Budget | None = None, level: int = 0) -> tuple
         if size < _SMALL:
             file = io.BytesIO(file)
     if is_safetensors(start, size):
-        return read_safetensors(file, size), set()
+        return read_safetensors(file, size, budget), set()
     return _read_pickle(file, size, budget, load_bytes)
 
 

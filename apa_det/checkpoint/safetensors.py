@@ -7,7 +7,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .limits import MAX_DIMS
+from .limits import MAX_DIMS, TENSOR, Budget
 
 _DTYPES = {
     "F64": torch.float64,
@@ -28,16 +28,17 @@ def is_safetensors(start: bytes, size: int) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size - 8
 
 
-def read_safetensors(file: BinaryIO, size: int) -> dict[str, Tensor]:
+def read_safetensors(file: BinaryIO, size: int, budget: Budget) -> dict[str, Tensor]:
     """Return the tensors of a file of ``size`` bytes by name; its metadata is ignored.
 
     Raises:
-        ValueError: the file violates the format or has an unsupported dtype.
+        ValueError: the file violates the format, has an unsupported dtype, or exceeds the budget.
     """
     header_size = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(header_size), object_pairs_hook=_without_duplicates)
     header.pop("__metadata__", None)
     tensors, position = {}, 0
+    budget.spend(TENSOR * len(header))
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         begin, end = entry["data_offsets"]
         shape = entry["shape"]

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 from detectron2.data import MetadataCatalog
 
+from ..data.name_matching import match_classes
 from ..data.recipe import Setting, StartingWeights
 from ..errors import UserError
 from .layouts import Layout, recognize, select_state
 from .published import published_config, resnet_depth
 from .reading import load_checkpoint
-from .transfer import match_classes, stored_class_names
+from .transfer import stored_class_names
 
 _ZOO = "detectron2://COCO-"
 _COCO_MASKS = f"{_ZOO}InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl"
@@ -23,7 +24,7 @@ _WEIGHTS, _TRANSFER, _REINITIALIZE = "MODEL.WEIGHTS", "MODEL.TRANSFER_FROM", "MO
 
 
 def choose_starting_weights(
-    choice: str, class_names: Sequence[str], *, masks: bool
+    choice: str, class_names: Sequence[str], *, masks: bool, cpu: bool = False
 ) -> StartingWeights:
     """
     Return the starting weights for a training.
@@ -34,6 +35,7 @@ def choose_starting_weights(
             ResNet, or any checkpoint beside the ``config.yaml`` of its training.
         class_names: classes of the training set. Class rows are copied by name.
         masks: the training set has masks.
+        cpu: the training is on the CPU: random weights are those of a small model.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -44,7 +46,7 @@ def choose_starting_weights(
     if choice == "imagenet":
         return _imagenet(_IMAGENET, 50)
     if choice == "none":
-        return _RANDOM
+        return _RANDOM_ON_CPU if cpu else _RANDOM
     return _from_file(os.path.abspath(choice), class_names, masks)
 
 
@@ -67,17 +69,28 @@ _RANDOM = StartingWeights(
 )
 
 
+_RANDOM_ON_CPU = StartingWeights(
+    "Quickstart/mask_rcnn_R_18_FPN_APA.yaml",
+    (Setting(_WEIGHTS, "", "random; a small model for the CPU, that of _BASE_"),),
+    random=True,
+)
+
+
 def _coco(weights: str, depth: int, names: Sequence[str], masks: bool) -> StartingWeights:
     coco = MetadataCatalog.get("coco_2017_train").thing_classes
     classes = _class_rows("coco_2017_train", coco, names, masks)
     return StartingWeights(
         _COCO_BASE,
         (
-            Setting(_WEIGHTS, weights, "trained on COCO"),
+            Setting(_WEIGHTS, weights, f"trained on COCO{_source(weights)}"),
             *classes,
             Setting("MODEL.RESNETS.DEPTH", depth, "that of the weights"),
         ),
     )
+
+
+def _source(weights: str) -> str:
+    return ", to download; without a network: --weights none or a file" * ("://" in weights)
 
 
 def _class_rows(
@@ -96,7 +109,7 @@ def _imagenet(weights: str, depth: int) -> StartingWeights:
     return StartingWeights(
         _IMAGENET_BASE,
         (
-            Setting(_WEIGHTS, weights, "trained on ImageNet"),
+            Setting(_WEIGHTS, weights, f"trained on ImageNet{_source(weights)}"),
             Setting("MODEL.RESNETS.DEPTH", depth, "that of the weights"),
         ),
     )
@@ -111,11 +124,15 @@ def _from_file(path: str, names: Sequence[str], masks: bool) -> StartingWeights:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     if os.path.isfile(config):
-        classes = []
-        if source_names:
-            classes = _class_rows("checkpoint", source_names, names, masks)
-        weights = Setting(_WEIGHTS, path, "with the model of the config.yaml beside it")
-        return StartingWeights(config, (weights, *classes), score="base")
+        rows = _class_rows("checkpoint", source_names, names, masks) if source_names else []
+        keys = {setting.key for setting in rows}
+        unused = [(_TRANSFER, ""), (_REINITIALIZE, [])]  # the config.yaml may have them
+        settings = (
+            Setting(_WEIGHTS, path, "with the model of the config.yaml beside it"),
+            *rows,
+            *(Setting(key, value, "not needed") for key, value in unused if key not in keys),
+        )
+        return StartingWeights(config, settings, own_config=True)
     layout = recognize(state)
     depth = resnet_depth(state)
     has_gates = any(".se.uniact." in name for name in state)

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..data import ensure_metadata
 from ..data.frequency import FREQUENCY_LABELS
+from ..data.name_matching import match_classes
 from ..errors import UserError
 from ..text import printable
 from ..utils.json_files import read_json
@@ -167,26 +167,6 @@ def stored_class_names(checkpoint: Mapping) -> list[str] | None:
 def _are_names(value: object) -> bool:
     is_list = isinstance(value, list | tuple) and len(value) > 0
     return is_list and all(isinstance(name, str) for name in value)
-
-
-def match_classes(names: Sequence[str], source_names: Sequence[str]) -> list[int | None]:
-    """Return the index of the source class with the same name for each class, or None.
-
-    If no name is identical, names match that differ only in case and in underscores, hyphens or
-    spaces between words. Names that occur twice in the source are not matched.
-    """
-    exact = _indices(source_names)
-    loose = _indices([_normalize(name) for name in source_names])
-    return [exact.get(name, loose.get(_normalize(name))) for name in names]
-
-
-def _indices(names: Sequence[str]) -> dict[str, int]:
-    counts = Counter(names)
-    return {name: i for i, name in enumerate(names) if counts[name] == 1}
-
-
-def _normalize(name: str) -> str:
-    return " ".join(re.split(r"[\s_-]+", name.casefold().strip()))
 
 
 def transfer_rows(

@@ -8,7 +8,7 @@ objects may take.
 
 import pickle
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -23,7 +23,7 @@ from .constructors import (
     numpy_to_tensor,
     runs_code,
 )
-from .limits import Budget, shallow_size
+from .limits import MAX_NAME, Budget, is_key, shallow_size
 
 
 class RunsCodeError(ValueError):
@@ -49,7 +49,7 @@ def unpickle(
     Returns:
         The object, made of lists, tuples, sets, dicts, strings, bytes, numbers, None, dtypes,
         tensors and :class:`Inert`; and the names of all inert objects. Dicts keep only keys that
-        are strings, numbers, None or short tuples of strings, and only values that are not inert.
+        are strings, numbers or None, and only values that are not inert.
         NumPy arrays in a dict or list become tensors. Nothing contains itself.
 
     Raises:
@@ -63,19 +63,26 @@ def unpickle(
 
 
 class _Global(Inert):
-    """A function or class named in a pickle."""
+    """A function or class named in a pickle, with its constructor if it may be called."""
 
-    __slots__ = ()
+    __slots__ = ("constructor", "runs_code")
+
+    def __init__(self, name: str, constructor: Callable | None):
+        super().__init__(name)
+        self.constructor = constructor
+        self.runs_code = runs_code(name)
 
 
-_OBJECT, _TENSOR = 400, 1000  # bytes that an object and a tensor cost
-_MAX_NAME = 2000  # characters
+_OBJECT, _TENSOR = 400, 5000  # bytes that an object and a tensor cost
 _OPCODES = {opcode.name: opcode for opcode in pickletools.opcodes}
 _STEPS: dict[bytes, tuple[int, Callable | None, Callable]] = {}  # cost, argument reader, method
 
 
 def _step(names: str, cost: int = 0):
-    """Register a method of :class:`_Machine` for opcodes; ``cost``: bytes of the object it adds."""
+    """Register a method of :class:`_Machine` for opcodes.
+
+    ``cost``: bytes of the object that it adds, or more if it takes long.
+    """
 
     def register(method: Callable) -> Callable:
         for name in names.split():
@@ -132,13 +139,14 @@ class _Machine:
     def _skip(self, *_) -> None:
         pass
 
-    @_step("INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT", cost=32)
+    @_step("BININT1", cost=8)
+    @_step("INT BININT BININT2 LONG LONG1 FLOAT BINFLOAT", cost=32)
     @_step("STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE", cost=64)
     @_step("BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8", cost=64)
     def _push(self, value: object) -> None:
         self.stack.append(value)
 
-    @_step("MARK", cost=80)
+    @_step("MARK", cost=128)
     def _mark(self) -> None:
         self.marked.append(self.stack)
         self.stack = []
@@ -160,11 +168,11 @@ class _Machine:
     def _dup(self) -> None:
         self.stack.append(self.stack[-1])
 
-    @_step("MEMOIZE", cost=100)
+    @_step("MEMOIZE", cost=80)
     def _memoize(self) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
-    @_step("PUT BINPUT LONG_BINPUT", cost=100)
+    @_step("PUT BINPUT LONG_BINPUT", cost=80)
     def _put(self, key: int) -> None:
         self.memo[key] = self.stack[-1]
 
@@ -172,11 +180,7 @@ class _Machine:
     def _get(self, key: int) -> None:
         self.stack.append(self.memo[key])
 
-    @_step("TUPLE3", cost=80)
-    def _tuple3(self) -> None:
-        self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
-
-    @_step("TUPLE", cost=64)
+    @_step("TUPLE", cost=112)
     def _tuple(self) -> None:
         items = self._to_mark()
         self.stack.append(tuple(items))
@@ -195,12 +199,12 @@ class _Machine:
     @_step("APPEND")
     def _append(self) -> None:
         item, target = self.stack.pop(), self.stack[-1]
-        if type(target) is list:
+        if type(target) is list:  # faster
             target.append(self._data(item))
         else:
-            self._extend(target, [item])
+            self._extend(target, (item,))
 
-    @_step("APPENDS")
+    @_step("APPENDS", cost=60)
     def _appends(self) -> None:
         items = self._to_mark()
         self._extend(self.stack[-1], items)
@@ -210,17 +214,17 @@ class _Machine:
         items = self._to_mark()
         self.stack.append(self._set_items({}, items))
 
-    @_step("SETITEM", cost=32)
+    @_step("SETITEM", cost=240)
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self._set_items(self.stack[-1], [key, value])
+        self._set_items(self.stack[-1], (key, value))
 
-    @_step("SETITEMS")
+    @_step("SETITEMS", cost=100)
     def _update(self) -> None:
         items = self._to_mark()
         self._set_items(self.stack[-1], items)
 
-    @_step("ADDITEMS")
+    @_step("ADDITEMS", cost=60)
     def _add(self) -> None:
         items = self._to_mark()
         self._add_items(self.stack[-1], items)
@@ -268,7 +272,7 @@ class _Machine:
         elif type(target) is np.ndarray:
             self.stack[-1] = self._fill(target, state)
 
-    @_step("BINPERSID", cost=_TENSOR)
+    @_step("BINPERSID", cost=1000)
     def _persistent(self) -> None:
         self.stack.append(self.load_storage(self.stack.pop()))
 
@@ -279,52 +283,54 @@ class _Machine:
         if id(value) in self.unfilled:
             return Inert("numpy.ndarray")
         if id(value) not in self.tensors:
+            self.budget.spend(_TENSOR)
             self.tensors[id(value)] = value, numpy_to_tensor(value)
         return self.tensors[id(value)][1]
 
-    def _extend(self, target: object, items: list) -> object:
-        if isinstance(target, Inert):
-            return target
-        _expect(list, target)
-        target.extend(map(self._data, items))
+    def _extend(self, target: object, items: Sequence) -> object:
+        if _accepts(target, list):
+            target.extend(map(self._data, items) if np.ndarray in map(type, items) else items)
         return target
 
-    def _set_items(self, target: object, items: list) -> object:
-        if isinstance(target, Inert):
-            return target
-        _expect(dict, target)
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            value = self._data(value)
-            if _is_key(key) and not isinstance(value, Inert):
-                target[key] = value
+    def _set_items(self, target: object, items: Sequence) -> object:
+        if _accepts(target, dict):
+            if len(items) % 2:
+                raise ValueError("a dict lacks a value")
+            remaining = iter(items)
+            for key in remaining:
+                value = self._data(next(remaining))
+                if is_key(key) and not isinstance(value, Inert):
+                    target[key] = value
         return target
 
-    def _add_items(self, target: object, items: list) -> object:
-        if isinstance(target, Inert):
-            return target
-        _expect(set, target)
-        target.update(filter(_is_key, items))
+    def _add_items(self, target: object, items: Iterable) -> object:
+        if _accepts(target, set):
+            target.update(filter(is_key, items))
         return target
 
     def _global(self, module: object, name: object) -> object:
         _expect(str, module)
         _expect(str, name)
-        if len(module) + len(name) > _MAX_NAME:
+        if len(module) + len(name) > MAX_NAME:
             raise ValueError(f"a class with a name of {len(module) + len(name)} characters")
         name = f"{_RENAMED.get(module, module)}.{name}"
         if name not in self.globals:
-            self.globals[name] = _TORCH_DTYPES.get(name) or _Global(name)
+            self.globals[name] = _TORCH_DTYPES.get(name) or _Global(
+                name, self.constructors.get(name)
+            )
         return self.globals[name]
 
     def _call(self, function: object, args: tuple) -> object:
         _expect(tuple, args)
         if not isinstance(function, Inert):
             raise ValueError("it calls an object that is not a global")
-        if runs_code(function.name):
-            raise RunsCodeError(function.name)
         self.budget.spend(_OBJECT + 4 * sum(map(shallow_size, args)))
-        constructor = self.constructors.get(function.name) if type(function) is _Global else None
-        result = constructor(*args) if constructor is not None else Inert(function.name)
+        constructor = None
+        if type(function) is _Global:
+            if function.runs_code:
+                raise RunsCodeError(function.name)
+            constructor = function.constructor
+        result = Inert(function.name) if constructor is None else constructor(*args)
         if type(result) is Inert:
             self.inert.add(result.name)
         elif type(result) is Tensor:
@@ -349,7 +355,7 @@ class _Machine:
         shape, numpy_type, column_major, data = state[-4:]
         if not isinstance(numpy_type, NumpyType):
             return Inert("numpy.ndarray")
-        self.budget.spend(_TENSOR + 4 * shallow_size(data))
+        self.budget.spend(_OBJECT + 4 * shallow_size(data))
         contents = numpy_contents(data, numpy_type)
         contents = contents.reshape(shape, order="F" if column_major else "C")
         del self.unfilled[id(array)]
@@ -367,9 +373,9 @@ _step("EMPTY_TUPLE")(lambda machine: machine.stack.append(()))
 _step("EMPTY_LIST", cost=80)(lambda machine: machine.stack.append([]))
 _step("EMPTY_DICT", cost=80)(lambda machine: machine.stack.append({}))
 _step("EMPTY_SET", cost=240)(lambda machine: machine.stack.append(set()))
-_step("TUPLE1", cost=64)(lambda machine: machine.to_tuple(1))
-_step("TUPLE2", cost=72)(lambda machine: machine.to_tuple(2))
-_step("TUPLE3", cost=80)(lambda machine: machine.to_tuple(3))
+_step("TUPLE1", cost=112)(lambda machine: machine.to_tuple(1))
+_step("TUPLE2", cost=112)(lambda machine: machine.to_tuple(2))
+_step("TUPLE3", cost=112)(lambda machine: machine.to_tuple(3))
 
 _TORCH_DTYPES = {str(t): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names in Python 2
@@ -380,17 +386,10 @@ def _expect(kind: type, value: object) -> None:
         raise ValueError(f"expected a {kind.__name__}, got a {type(value).__name__}")
 
 
-def _is_key(value: object) -> bool:
-    """Return whether a value can be a key, whose hash is fast and unlike that of other keys.
-
-    Raises:
-        ValueError: it is a very long name.
-    """
-    kind = type(value)
-    if kind in (str, bytes) and len(value) > _MAX_NAME:
-        raise ValueError(f"a name of {len(value)} characters")
-    if kind is tuple:
-        return len(value) <= 8 and all(type(v) is str and _is_key(v) for v in value)
-    if kind is int:
-        return abs(value) < 2**60
-    return kind in (str, bytes, float, bool, type(None))
+def _accepts(target: object, kind: type) -> bool:
+    """Return whether to add items to an object: an inert one discards them."""
+    if type(target) is kind:
+        return True
+    if not isinstance(target, Inert):
+        _expect(kind, target)
+    return False

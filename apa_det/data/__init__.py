@@ -9,6 +9,7 @@ from .lvis_format import (
     register_lvis_format,
     require_dataset_files,
 )
+from .mapper import APADatasetMapper
 from .sampling import TRAIN_SAMPLER_REGISTRY, build_train_loader
 from .synthetic import generate_dataset
 from .validation import Problem, read_coco_json, read_lvis_json

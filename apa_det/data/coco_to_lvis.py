@@ -5,7 +5,8 @@ from collections import defaultdict
 from pycocotools import mask as mask_utils
 
 from ..errors import UserError
-from .faults import Fault, shown
+from ..text import listed, shown
+from .faults import Fault
 from .frequency import COMMON_MAX, RARE_MAX, complete_categories
 from .records import MAX_NUMBER, to_rle
 
@@ -23,7 +24,8 @@ def coco_to_lvis(
     LVIS counts unmatched detections of a category as false positives only in images where the
     category has instances or is a verified negative. COCO annotates every image exhaustively, so
     each category without instances in an image becomes a negative of that image: all false
-    positives count.
+    positives count. Images that have ``neg_category_ids`` are not annotated exhaustively: only
+    these are their negatives, and their ``not_exhaustive_category_ids`` are kept.
 
     LVIS has no crowd regions. Crowd annotations are dropped, and their category is marked as not
     exhaustively annotated in that image instead of negative. There, an unmatched detection is
@@ -49,7 +51,7 @@ def coco_to_lvis(
         "crowds" and "unusable" annotations dropped.
 
     Raises:
-        UserError: ``count_from`` lacks a category, or has its id with another name.
+        UserError: ``count_from`` lacks a category of this name.
     """
     annotations, dropped = usable_annotations(coco)
     present, uncertain = defaultdict(set), defaultdict(set)
@@ -57,6 +59,8 @@ def coco_to_lvis(
         present[annotation["image_id"]].add(annotation["category_id"])
     for annotation in dropped:
         uncertain[annotation["image_id"]].add(annotation["category_id"])
+    for image in coco["images"]:
+        uncertain[image["id"]].update(image.get("not_exhaustive_category_ids", ()))
     crowds = sum(bool(annotation.get("iscrowd")) for annotation in dropped)
     summary = {
         "images": len(coco["images"]),
@@ -72,7 +76,7 @@ def coco_to_lvis(
         | {
             "neg_category_ids": [
                 i
-                for i in category_ids
+                for i in image.get("neg_category_ids", category_ids)
                 if i not in present[image["id"]] and i not in uncertain[image["id"]]
             ],
             "not_exhaustive_category_ids": sorted(uncertain[image["id"]]),
@@ -90,6 +94,15 @@ def coco_to_lvis(
         copy_counts(count_from, converted["categories"], rare_max, common_max)
     complete_categories(converted, rare_max, common_max)
     return converted
+
+
+def crowd_note(num_crowds: int) -> str:
+    """Return how the crowd regions of a COCO-format dataset are evaluated."""
+    return (
+        f"{num_crowds:,} crowd region{'s' * (num_crowds != 1)} of COCO: by LVIS's rules, unmatched "
+        "detections of the category are ignored in the whole image, so pycocotools gives another "
+        "AP."
+    )
 
 
 def usable_annotations(coco: dict) -> tuple[list[dict], list[dict]]:
@@ -135,14 +148,13 @@ def copy_counts(source: dict, categories: list[dict], rare_max: int, common_max:
         "categories": [dict(category) for category in source["categories"]],
     }
     complete_categories(counted, rare_max, common_max)
-    by_id = {category["id"]: category for category in counted["categories"]}
+    by_name = {category["name"]: category for category in counted["categories"]}
+    missing = [category["name"] for category in categories if category["name"] not in by_name]
+    if missing:
+        raise UserError(
+            f"The training set that provides the counts lacks the categories {listed(missing)}. "
+            "Categories go by name: use the same names in both files."
+        )
     for category in categories:
-        other = by_id.get(category["id"], {"name": None})
-        if other["name"] != category["name"]:
-            what = f'"{other["name"]}"' if category["id"] in by_id else "missing"
-            raise UserError(
-                f'Category {category["id"]} is "{category["name"]}", but {what} in the training '
-                "set that provides the counts. Both must have the same categories."
-            )
         for key in ("image_count", "instance_count", "frequency"):
-            category[key] = other[key]
+            category[key] = by_name[category["name"]][key]

@@ -9,23 +9,25 @@ import numpy as np
 from tabulate import tabulate
 
 from ..errors import UserError
+from ..text import shown
 from ..utils.json_files import read_json
 from .box_hints import BoxHints
-from .faults import shown
+from .coco_to_lvis import crowd_note
 from .frequency import COMMON_MAX, FREQUENCY_LABELS, RARE_MAX, complete_categories
 from .image_files import ImageFile, check_image_files
 from .lvis_format import relative_file_name
 from .validation import (
+    CONVERT,
     ID_LISTS,
     Problem,
     describe,
     has_file_name,
     index_by_id,
+    is_coco_format,
     structure_problems,
     table_of,
 )
 
-_GROUPS = dict(reversed(FREQUENCY_LABELS.items()))
 _MAX_LINES = 10  # to print of each kind of problem
 
 
@@ -47,9 +49,19 @@ class DatasetReport:
     num_images: int
     num_annotations: int
     num_empty_images: int  # valid images without annotations
-    groups: dict[str, GroupCounts]  # by "f", "c", "r"
+    groups: dict[str, GroupCounts]  # by "r", "c", "f"
     problems: list[Problem]
     notes: list[str] = field(default_factory=list)  # what is no problem, but good to know
+
+    def total(self) -> GroupCounts:
+        """Return the statistics of all groups together."""
+        groups = self.groups.values()
+        return GroupCounts(
+            classes=sum(group.classes for group in groups),
+            unseen=sum(group.unseen for group in groups),
+            images=self.num_images,
+            instances=sum(group.instances for group in groups),
+        )
 
     def summary(self) -> dict:
         """Return the statistics and all problems as a JSON-serializable dict."""
@@ -74,8 +86,14 @@ class DatasetReport:
 
     def __str__(self) -> str:
         rows = [
-            [_GROUPS[group], counts.classes, counts.unseen, counts.images, counts.instances]
-            for group, counts in self.groups.items()
+            [
+                FREQUENCY_LABELS.get(group, group),
+                counts.classes,
+                counts.unseen,
+                counts.images,
+                counts.instances,
+            ]
+            for group, counts in {**self.groups, "all": self.total()}.items()
         ]
         header = ["frequency", "classes", "without instances", "images", "instances"]
         parts = [
@@ -107,11 +125,15 @@ def check_dataset(
     """
     Collect all problems and statistics of a dataset in LVIS format.
 
-    Besides the errors of :func:`read_lvis_json`, these are problems: image files that are missing,
-    cannot be decoded, have more than 8 bits or another size than annotated; boxes that are empty,
-    outside their image, or look like corners or fractions; unknown categories in
-    ``neg_category_ids`` or ``not_exhaustive_category_ids``; categories that are both annotated in
-    an image and among its negatives; and a dataset without annotations.
+    A file in COCO format is one problem, besides those that it has in COCO format.
+
+    These are errors in training, too: the errors of :func:`read_lvis_json`, and image files that
+    are missing, cannot be read, have another size than annotated or are outside ``image_root``.
+
+    These are suspicious: boxes that are empty, outside their image, or look like corners or
+    fractions; masks without area; unknown categories in ``neg_category_ids`` or
+    ``not_exhaustive_category_ids``; categories that are both annotated in an image and among its
+    negatives; and a dataset without annotations.
 
     Args:
         json_file: LVIS-format annotations.
@@ -125,16 +147,24 @@ def check_dataset(
         UserError: the file is not JSON.
     """
     dataset = read_json(json_file)
-    problems = list(structure_problems(dataset))
+    coco = is_coco_format(dataset)
+    problems = list(structure_problems(dataset, coco=coco))
     broken = {problem.record for problem in problems}
     rows = {
         table: [i for i in range(len(table_of(dataset, table))) if (table, i) not in broken]
         for table in ("images", "annotations", "categories")
     }
     valid = {table: [dataset[table][i] for i in indices] for table, indices in rows.items()}
+    notes: list[str] = []
+    if coco:
+        problems.append(Problem("not in LVIS format", f"no image has {ID_LISTS[0]}: {CONVERT}"))
+        singles = [i for i, a in enumerate(valid["annotations"]) if not a.get("iscrowd")]
+        if len(singles) < len(valid["annotations"]):
+            notes.append(f"It has {crowd_note(len(valid['annotations']) - len(singles))}")
+        rows["annotations"] = [rows["annotations"][i] for i in singles]
+        valid["annotations"] = [valid["annotations"][i] for i in singles]
     problems += _annotation_problems(valid, rows["annotations"])
     problems += _category_list_problems(valid, rows["images"], index_by_id(dataset, "categories"))
-    notes: list[str] = []
     problems += _image_file_problems(dataset, image_root, allow_outside_root, notes)
     complete_categories(valid, rare_max, common_max)
     return DatasetReport(
@@ -173,7 +203,7 @@ def _annotation_problems(valid: dict, rows: list[int]) -> Iterator[Problem]:
         elif x < -1 or y < -1 or x + width > right + 1 or y + height > bottom + 1:
             text = f"{who} has the bbox {box} in an image of {right} x {bottom}: clip it"
             yield Problem("box outside its image", text, record)
-        elif annotation["area"] <= 0:
+        elif annotation.get("area") == 0:
             text = f"{who} has the area {annotation['area']}: remove it"
             yield Problem("empty mask", text, record)
 
@@ -187,7 +217,7 @@ def _category_list_problems(
     for row, image in zip(rows, valid["images"], strict=True):
         record = "images", row
         for key in ID_LISTS:
-            unknown = [i for i in image[key] if i not in known]
+            unknown = [i for i in image.get(key, ()) if i not in known]
             if unknown:
                 yield Problem(
                     f"unknown category in {key}",
@@ -195,7 +225,8 @@ def _category_list_problems(
                     "ids: remove them",
                     record,
                 )
-        both = present[image["id"]].intersection(i for i in image["neg_category_ids"] if i in known)
+        negative = {i for i in image.get("neg_category_ids", ()) if i in known}
+        both = present[image["id"]] & negative
         if both:
             yield Problem(
                 "annotated category in neg_category_ids",
@@ -222,15 +253,21 @@ def _image_file_problems(
         known = type(width) is int and type(height) is int
         files.append(ImageFile(os.path.join(image_root, name), (width, height) if known else None))
         records.append((who, record))
-    rotated = 0
+    rotated, sixteen_bits = 0, 0
     for (who, record), result in zip(records, check_image_files(files), strict=True):
         rotated += result.rotated
+        sixteen_bits += result.sixteen_bits
         for kind, text in result.problems:
             yield Problem(kind, f"{who}: {text}", record)
     if rotated:
         notes.append(
             f"{rotated:,} images are rotated or flipped by their EXIF data, which training and "
             "evaluation apply: annotations must refer to the rotated images."
+        )
+    if sixteen_bits:
+        notes.append(
+            f"{sixteen_bits:,} images have 16 bits per pixel, which training and evaluation divide "
+            "by 257 to 8 bits."
         )
 
 
@@ -242,7 +279,7 @@ def _count_groups(valid: dict) -> dict[str, GroupCounts]:
         seen[group].add(annotation["category_id"])
         images[group].add(annotation["image_id"])
         instances[group] += 1
-    sizes = {group: list(group_of.values()).count(group) for group in _GROUPS}
+    sizes = {group: list(group_of.values()).count(group) for group in FREQUENCY_LABELS}
     return {
         group: GroupCounts(
             classes=sizes[group],
@@ -250,5 +287,5 @@ def _count_groups(valid: dict) -> dict[str, GroupCounts]:
             images=len(images[group]),
             instances=instances[group],
         )
-        for group in _GROUPS
+        for group in FREQUENCY_LABELS
     }

@@ -1,13 +1,9 @@
 """What is wrong with a value of a record, and which record of many it is."""
 
-import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from ..errors import UserError
-from ..text import printable
 
 T = TypeVar("T")
 
@@ -72,26 +68,6 @@ def _fault(check: Callable[[Sequence], object], records: Sequence) -> Fault | No
     except Fault as fault:
         return fault
     return None
-
-
-class _Repr(reprlib.Repr):
-    def repr1(self, value, level: int) -> str:
-        if isinstance(value, bool | float | np.number | np.bool_ | None):
-            return str(value)
-        if type(value) is int and value.bit_length() > 80:
-            return f"an integer of {value.bit_length():,} bits"
-        if type(value) in (str, bytes):
-            return f"{value[:40]!r}" + "..." * (len(value) > 40)
-        if type(value) in (int, list, tuple, dict):
-            return super().repr1(value, level)
-        return f"an object of type {type(value).__name__}"
-
-
-def shown(value) -> str:
-    """Return short text of any value for messages, on one line."""
-    shortener = _Repr()
-    shortener.maxlevel = 3
-    return printable(shortener.repr(value), 120)
 
 
 def column(records: Sequence[dict], key: str, remedy: str) -> list:

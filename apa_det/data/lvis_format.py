@@ -3,8 +3,9 @@
 import difflib
 import logging
 import os
+from collections.abc import Sequence
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
@@ -16,6 +17,13 @@ from .records import to_rle
 from .validation import read_lvis_json
 
 logger = logging.getLogger(__name__)
+
+_ORDERED_KEYS = (
+    "thing_classes",
+    "thing_dataset_id_to_contiguous_id",
+    "class_image_count",
+    "class_frequency",
+)
 
 
 def register_lvis_format(
@@ -105,8 +113,9 @@ def load_lvis_format(
 
     Returns:
         One dict per image, by ascending image id. ``category_id`` is contiguous from 0, in the
-        order of the file's category ids. ``neg_category_ids`` and ``not_exhaustive_category_ids``
-        keep the file's ids, as in detectron2's ``load_lvis_json``.
+        order of the file's category ids, or that of :func:`set_class_order`. ``neg_category_ids``
+        and ``not_exhaustive_category_ids`` keep the file's ids, as in detectron2's
+        ``load_lvis_json``.
 
     Raises:
         UserError: see :func:`read_lvis_json` and :func:`relative_file_name`.
@@ -114,7 +123,7 @@ def load_lvis_format(
     dataset = read_lvis_json(json_file)
     if dataset_name is not None:
         _set_metadata(dataset_name, dataset)
-    contiguous = _contiguous_ids(dataset)
+    contiguous = {c["id"]: i for i, c in enumerate(_in_order(dataset, dataset_name))}
     records = {}
     for image in sorted(dataset["images"], key=lambda image: image["id"]):
         records[image["id"]] = {
@@ -170,9 +179,29 @@ def relative_file_name(image: dict, *, allow_outside_root: bool = False) -> str:
     return name
 
 
-def _contiguous_ids(dataset: dict) -> dict[int, int]:
-    ids = sorted(category["id"] for category in dataset["categories"])
-    return {category_id: i for i, category_id in enumerate(ids)}
+def _in_order(dataset: dict, name: str | None) -> list[dict]:
+    """Return the categories by contiguous id."""
+    categories = sorted(dataset["categories"], key=lambda category: category["id"])
+    order = name and MetadataCatalog.get(name).get("class_order")
+    if order and {*order} == {category["name"] for category in categories}:
+        indices = {class_name: i for i, class_name in enumerate(order)}
+        categories.sort(key=lambda category: indices[category["name"]])
+    return categories
+
+
+def set_class_order(name: str, class_names: Sequence[str]) -> None:
+    """Set the order of the classes of a dataset of :func:`register_lvis_format`.
+
+    Args:
+        name: the dataset.
+        class_names: its classes, which get the contiguous ids 0, 1, ...; without this call, they
+            are in the order of the category ids.
+    """
+    metadata = MetadataCatalog.get(name)
+    for key in (*_ORDERED_KEYS, "class_order"):
+        if key in metadata.as_dict():
+            delattr(metadata, key)  # metadata cannot change, but be set again on next use
+    metadata.class_order = list(class_names)
 
 
 def _set_metadata(name: str, dataset: dict) -> None:
@@ -180,10 +209,10 @@ def _set_metadata(name: str, dataset: dict) -> None:
     complete_categories(
         dataset, metadata.get("rare_max", RARE_MAX), metadata.get("common_max", COMMON_MAX)
     )
-    categories = sorted(dataset["categories"], key=lambda category: category["id"])
+    categories = _in_order(dataset, name)
     metadata.set(
         thing_classes=[category["name"] for category in categories],
-        thing_dataset_id_to_contiguous_id=_contiguous_ids(dataset),
+        thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
         # As in detectron2's LVIS metadata, ids start at 1.
         class_image_count=[
             {
@@ -208,7 +237,7 @@ def ensure_metadata(name: str) -> None:
     Raises:
         UserError: no dataset has this name, or see :func:`read_lvis_json`.
     """
-    metadata = _metadata_of(name)
+    metadata = registered_metadata(name)
     if metadata.get("thing_classes") is not None:
         return
     if "rare_max" in metadata.as_dict():
@@ -226,7 +255,7 @@ def require_dataset_files(name: str) -> None:
         MissingFileError: files are missing. For LVIS, the message says what to download, and into
             which folder.
     """
-    metadata = _metadata_of(name)
+    metadata = registered_metadata(name)
     needed = [metadata.get("json_file")]
     if name in _LVIS_DOWNLOADS:
         needed += [os.path.join(metadata.image_root, d) for d in _LVIS_DOWNLOADS[name][1]]
@@ -270,7 +299,12 @@ _LVIS_DOWNLOADS = {
 }
 
 
-def _metadata_of(name: str):
+def registered_metadata(name: str) -> Metadata:
+    """Return the metadata of a dataset.
+
+    Raises:
+        UserError: no dataset has this name.
+    """
     if name in DatasetCatalog:
         return MetadataCatalog.get(name)
     near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)

@@ -1,21 +1,31 @@
 """A training config for a dataset, with settings chosen by the data."""
 
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
 from ..errors import MissingFileError, UserError
+from ..text import listed
 from ..utils.json_files import writing
-from .frequency import complete_categories
+from .frequency import COMMON_MAX, complete_categories
+from .lvis_format import relative_file_name
+from .name_matching import match_names
+
+logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parents[1]
 _LVIS_IMAGES = 100_000  # for the epochs of its published recipe
 _LVIS_EPOCHS, _MOST_EPOCHS = 24, 100
-_MIN_PUBLISHED_SIDE = 32  # DATALOADER.MIN_IMAGE_SIDE of the published recipes
+_FEWEST_ITERATIONS = 500
 _MANY_CLASSES = 300
+_MOST_SCARCE = 0.8  # of the classes, for DropLoss; 0.66 in LVIS
 _SIZES = [640, 672, 704, 736, 768, 800]
 
 
@@ -33,15 +43,17 @@ class StartingWeights(NamedTuple):
     Attributes:
         base: the base config: a path relative to the shipped configs, or an absolute one.
         settings: of the model.
-        score: class score and loss to keep, with which the weights were trained: "gumbel" (with
-            DropLoss) or "base" (those of ``base``). "": chosen by the data.
+        score: class score to keep, with which the weights were trained. "": chosen by the data.
         random: nothing is pretrained.
+        own_config: ``base`` is the complete config of the training that wrote the weights: its
+            model, loss and image sizes are kept.
     """
 
     base: str
     settings: tuple[Setting, ...]
-    score: Literal["", "gumbel", "base"] = ""
+    score: Literal["", "gumbel"] = ""
     random: bool = False
+    own_config: bool = False
 
 
 class RegisteredFile(NamedTuple):
@@ -90,69 +102,82 @@ def choose_settings(
 
     Args:
         train: training set, content of an LVIS-format file.
-        val: test set with the same classes, or None.
+        val: test set without other classes, or None.
         start: the starting weights.
-        num_gpus: number of GPUs, or of processes on the CPU.
+        num_gpus: number of GPUs. 0: on the CPU, with small images and few iterations.
 
     Raises:
-        UserError: the training set has no annotations, or the sets have different classes.
+        UserError: the training set has no annotations, or the test set has other classes.
     """
     names = class_names(train)
-    if val is not None and class_names(val) != names:
+    matches = match_names(class_names(val), names) if val else []
+    if None in matches:
+        unknown = [c for c, match in zip(class_names(val), matches, strict=True) if match is None]
         raise UserError(
-            "The training and the validation set must have the same classes with ids in the same "
-            "order: convert the validation set with --count-from and the training set."
+            f"The validation set has the classes {listed(unknown)}, which the training set lacks. "
+            "Use the same names in both, or remove them."
         )
     num_images = len({annotation["image_id"] for annotation in train["annotations"]})
     if not num_images:
         raise UserError("The training set has no annotations: there is nothing to learn.")
     masks = has_masks(train)
+    device = "cuda" if num_gpus else "cpu"
     return [
+        *[Setting("MODEL.DEVICE", device, "see --num-gpus")] * (not num_gpus or start.own_config),
         *start.settings,
         Setting("MODEL.MASK_ON", masks, "the annotations have masks" if masks else "no masks"),
         Setting("MODEL.ROI_HEADS.NUM_CLASSES", len(names), "of the training set"),
-        Setting("INPUT.MIN_SIZE_TRAIN", _SIZES, "a random scale, as for LVIS"),
-        *_small_images(train),
+        *([] if start.own_config else _input(start, num_gpus)),
+        Setting("DATALOADER.MIN_IMAGE_SIDE", 0, "keep small images"),
         *_long_tail(train, num_images, start),
         *_schedule(num_images, start, num_gpus, tested=val is not None),
-        *_evaluation(val),
+        *_evaluation(val, num_gpus),
     ]
 
 
-def _small_images(train: dict) -> list[Setting]:
-    """Keep small images, which the published recipes leave out."""
-    sides = [
-        image[side] for image in train["images"] for side in ("width", "height") if side in image
+def _input(start: StartingWeights, num_gpus: int) -> list[Setting]:
+    if num_gpus:
+        return [Setting("INPUT.MIN_SIZE_TRAIN", _SIZES, "a random scale, as for LVIS")]
+    size = 256 if start.random else 400
+    settings = [
+        Setting("INPUT.MIN_SIZE_TRAIN", [size - 32, size, size + 32], "small images, for the CPU"),
+        Setting("INPUT.MAX_SIZE_TRAIN", 2 * size, "as above"),
+        Setting("INPUT.MIN_SIZE_TEST", size, "as above"),
+        Setting("INPUT.MAX_SIZE_TEST", 2 * size, "as above"),
     ]
-    smallest = min(sides, default=_MIN_PUBLISHED_SIDE)
-    if smallest >= _MIN_PUBLISHED_SIDE:
-        return []
-    why = f"keep all images: the smallest has a side of {smallest}"
-    return [Setting("DATALOADER.MIN_IMAGE_SIDE", 0, why)]
+    if not start.random:
+        why = "fewer proposals, for the CPU"
+        settings.append(Setting("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 128, why))
+    return settings
 
 
 def _long_tail(train: dict, num_images: int, start: StartingWeights) -> list[Setting]:
+    """Choose sampler, class score and loss. A class has a long tail if it would be repeated."""
     counted = _with_counts(train)
-    scarce = [c["image_count"] for c in counted if c["frequency"] in ("r", "c")]
-    most = max(scarce, default=0)
+    most = max((c["image_count"] for c in counted if c["frequency"] in ("r", "c")), default=0)
+    share = min(max(most, COMMON_MAX) / num_images, 0.1)
+    num_repeated = sum(0 < c["image_count"] < share * num_images for c in counted) if most else 0
     head = "MODEL.ROI_BOX_HEAD"
-    if not most:
-        why = "no class is rare or common"
+    if not num_repeated:
+        why = f"each class is in at least {share:.2g} of the images, or in none"
         settings = [Setting("DATALOADER.SAMPLER_TRAIN", "TrainingSampler", why)]
-        return settings + [Setting(f"{head}.CLASS_SCORE", "softmax", why)] * (not start.score)
-    threshold = _rounded(min(most / num_images, 0.1), num_images)
+        if not (start.score or start.own_config):
+            settings.append(Setting(f"{head}.CLASS_SCORE", "softmax", why))
+        return settings
     settings = [
         Setting(
             "DATALOADER.SAMPLER_TRAIN",
             "RepeatFactorTrainingSampler",
-            f"{len(scarce)} of {len(counted)} classes are rare or common",
+            f"{num_repeated:,} of {len(counted):,} classes are in few images, which are repeated",
         ),
         Setting(
             "DATALOADER.REPEAT_THRESHOLD",
-            threshold,
-            "images of classes in a smaller fraction of the images are repeated",
+            _rounded(share, num_images),
+            f"few: less than this fraction of the {num_images:,} images",
         ),
     ]
+    if start.own_config:
+        return settings
     score = start.score or ("apa" if len(counted) < _MANY_CLASSES else "gumbel")
     if score == "apa":
         settings.append(Setting(f"{head}.CLASS_SCORE", "apa", "for long-tailed classes"))
@@ -160,17 +185,28 @@ def _long_tail(train: dict, num_images: int, start: StartingWeights) -> list[Set
         published = "as published for the 1,203 classes of LVIS"
         settings += [
             Setting(f"{head}.CLASS_SCORE", "gumbel", published),
-            Setting(f"{head}.USE_DROP_LOSS", True, published),
-            Setting(
-                f"{head}.DROP_LOSS_THRESHOLD",
-                _rounded((most + 0.5) / num_images, num_images),
-                "rare and common classes get fewer negatives",
-            ),
+            *_drop_loss(counted, most, num_images),
             Setting(f"{head}.LOGIT_CLAMP", 10.0, published),
             Setting(f"{head}.PREDICTOR_WEIGHT_INIT", 0.001, published),
             Setting(f"{head}.PREDICTOR_BIAS_INIT", -2.0, published),
         ]
     return settings
+
+
+def _drop_loss(counted: list[dict], most: int, num_images: int) -> list[Setting]:
+    key = "MODEL.ROI_BOX_HEAD.USE_DROP_LOSS"
+    num_scarce = sum(c["frequency"] in ("r", "c") for c in counted)
+    which = f"{num_scarce:,} of {len(counted):,} classes are rare or common"
+    if num_scarce > _MOST_SCARCE * len(counted):
+        return [Setting(key, False, f"{which}: too few negatives would be left")]
+    return [
+        Setting(key, True, f"as for LVIS: {which}, and get fewer negatives"),
+        Setting(
+            "MODEL.ROI_BOX_HEAD.DROP_LOSS_THRESHOLD",
+            _rounded((most + 0.5) / num_images, num_images),
+            "these classes are in a smaller fraction of the images",
+        ),
+    ]
 
 
 def _with_counts(dataset: dict) -> list[dict]:
@@ -187,40 +223,60 @@ def _rounded(share: float, num_images: int) -> float:
 def _schedule(
     num_images: int, start: StartingWeights, num_gpus: int, tested: bool
 ) -> list[Setting]:
-    batch = num_gpus * max(1, min(4, 16 // num_gpus))
-    epochs = min(_LVIS_EPOCHS * max(1, math.sqrt(_LVIS_IMAGES / num_images)), _MOST_EPOCHS)
+    devices = max(1, num_gpus)
+    if num_gpus:
+        per_device = max(1, min(4, 16 // num_gpus))
+    else:
+        per_device = 8 if start.random else 2
+    batch = devices * per_device
+    epochs = min(_LVIS_EPOCHS * max(1, (_LVIS_IMAGES / num_images) ** 0.25), _MOST_EPOCHS)
     epochs *= 3 if start.random else 1
-    iterations = max(500, math.ceil(epochs * num_images / batch))
-    period = math.ceil(iterations / 10)
-    why = f"{iterations * batch / num_images:,.0f} epochs of {num_images:,} images"
+    iterations = max(_FEWEST_ITERATIONS, math.ceil(epochs * num_images / batch))
+    if not num_gpus:
+        iterations = _FEWEST_ITERATIONS
+    epochs = iterations * batch / num_images
+    why = f"{epochs:{',.0f' if epochs >= 10 else '.2g'}} epochs of {num_images:,} images"
+    why += "" if num_gpus else ", about an hour on 2 cores: train longer on a GPU"
+    why += ", from random weights" if start.random and num_gpus else ""
+    parts = 10 if num_gpus else 2
+    period = math.ceil(iterations / parts)
     settings = [
-        Setting("SOLVER.REFERENCE_WORLD_SIZE", num_gpus, "more processes scale what follows"),
-        Setting("SOLVER.IMS_PER_BATCH", batch, f"{batch // num_gpus} images per GPU"),
+        Setting("SOLVER.REFERENCE_WORLD_SIZE", devices, "more processes scale what follows"),
+        Setting(
+            "SOLVER.IMS_PER_BATCH",
+            batch,
+            f"{per_device} images per {'GPU' if num_gpus else 'step'}",
+        ),
         Setting("SOLVER.BASE_LR", 0.02 * batch / 16, "0.02 for 16 images, by the linear rule"),
-        Setting("SOLVER.MAX_ITER", iterations, why + (", from random weights" * start.random)),
+        Setting("SOLVER.MAX_ITER", iterations, why),
         Setting(
             "SOLVER.STEPS",
             [iterations * 2 // 3, iterations * 11 // 12],
             "decrease the learning rate at 2/3 and 11/12, as for LVIS",
         ),
-        Setting("SOLVER.WARMUP_ITERS", min(1000, period), "at most a tenth of the training"),
-        Setting("SOLVER.CHECKPOINT_PERIOD", period, "10 checkpoints"),
+        Setting(
+            "SOLVER.WARMUP_ITERS",
+            min(1000, math.ceil(iterations / 10)),
+            "at most a tenth of the training",
+        ),
+        Setting("SOLVER.CHECKPOINT_PERIOD", period, f"{parts} checkpoints"),
     ]
     if tested:
-        settings.append(Setting("TEST.EVAL_PERIOD", period, "10 evaluations"))
+        settings.append(Setting("TEST.EVAL_PERIOD", period, f"{parts} evaluations"))
     return settings
 
 
-def _evaluation(val: dict | None) -> list[Setting]:
+def _evaluation(val: dict | None, num_gpus: int) -> list[Setting]:
     if val is None:
         return []
     settings = [
         Setting("TEST.DETECTIONS_PER_IMAGE", 300, "as for LVIS"),
         Setting("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0001, "keep the low scores of rare classes"),
     ]
-    if len(val["images"]) > 2000:
-        why = f"during training, 1,000 of {len(val['images']):,} images; all after it"
-        settings.append(Setting("TEST.SUBSET", 1000, why))
+    subset = 1000 if num_gpus else 100
+    if len(val["images"]) > 2 * subset:
+        why = f"during training, {subset:,} of {len(val['images']):,} images; all after it"
+        settings.append(Setting("TEST.SUBSET", subset, why))
     return settings
 
 
@@ -241,9 +297,10 @@ def write_config(
         UserError: see :func:`choose_settings`, or the file cannot be written.
     """
     output = Path(output)
-    name = output.stem
+    name = _unused_name(output.stem)
     sets = {f"{name}_train": train} | ({f"{name}_val": val} if val else {})
     tests = [f"{name}_val"] if val else []
+    folder = os.path.join("output", output.stem)
     settings = [
         Setting(
             "DATASETS.LVIS_FORMAT",
@@ -254,14 +311,18 @@ def write_config(
         Setting("DATASETS.TEST", tests, "see LVIS_FORMAT" if val else "none was given"),
         *choose_settings(train.content, val and val.content, start, num_gpus=num_gpus),
     ]
-    if val and _frequencies(train.content) != _frequencies(val.content):
+    if val and not _frequencies(val.content).items() <= _frequencies(train.content).items():
         why = "rare, common and frequent are those of the training set"
         settings.append(Setting("TEST.COUNT_FROM", f"{name}_train", why))
-    settings.append(Setting("OUTPUT_DIR", os.path.join("output", name), "of logs and checkpoints"))
+    elif start.own_config:
+        settings.append(Setting("TEST.COUNT_FROM", "", "not needed"))
+    settings.append(Setting("OUTPUT_DIR", folder, "of logs and checkpoints"))
+    if val:
+        _warn_of_shared_images(train, val)
     base = configs_folder() / start.base
+    header = "".join(f"#   {command}\n" for command in commands(output, num_gpus, bool(val)))
     text = (
-        f"# Written by apa-det prepare-dataset. Train with:\n"
-        f"#   apa-det train --config-file {output} --num-gpus {num_gpus}\n"
+        f"# Written by apa-det prepare-dataset. To train and to evaluate:\n{header}"
         f"_BASE_: {json.dumps(str(base))}  # change it on another machine\n"
     )
     with writing(output):
@@ -269,8 +330,42 @@ def write_config(
         output.write_text(text + _yaml(settings), encoding="utf-8")
 
 
-def _frequencies(dataset: dict) -> list[tuple]:
-    return sorted((c["id"], c["image_count"], c["frequency"]) for c in _with_counts(dataset))
+def commands(output: str | os.PathLike, num_gpus: int, tested: bool) -> list[str]:
+    """Return the commands that train and evaluate with a config of :func:`write_config`."""
+    file = shlex.quote(os.fspath(output))
+    weights = shlex.quote(os.path.join("output", Path(output).stem, "model_final.pth"))
+    gpus = f" --num-gpus {num_gpus}" if num_gpus > 1 else ""
+    train = f"apa-det train --config-file {file}{gpus}"
+    return [train] + [f"apa-det eval --config-file {file}{gpus} MODEL.WEIGHTS {weights}"] * tested
+
+
+def _unused_name(name: str) -> str:
+    """Return a name whose datasets are not detectron2's own, such as coco_2017_train."""
+    taken = {
+        name for name in DatasetCatalog if "rare_max" not in MetadataCatalog.get(name).as_dict()
+    }
+    while {f"{name}_train", f"{name}_val"} & taken:
+        name = f"my_{name}"
+    return name
+
+
+def _warn_of_shared_images(train: RegisteredFile, val: RegisteredFile) -> None:
+    names, others = ({*_image_files(file)} for file in (train, val))
+    if names & others:
+        logger.warning(
+            "%d of the %d validation images are also training images: the AP will be too high.",
+            *(len(names & others), len(others)),
+        )
+
+
+def _image_files(file: RegisteredFile) -> Iterator[str]:
+    for image in file.content["images"]:
+        name = relative_file_name(image, allow_outside_root=True)
+        yield os.path.abspath(os.path.join(file.image_root, name))
+
+
+def _frequencies(dataset: dict) -> dict[str, tuple]:
+    return {c["name"]: (c["image_count"], c["frequency"]) for c in _with_counts(dataset)}
 
 
 def _yaml(settings: list[Setting]) -> str:

@@ -12,7 +12,8 @@ from typing import NoReturn
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from .faults import Fault, column, shown
+from ..text import shown
+from .faults import Fault, column
 from .rle_counts import valid_counts
 
 MAX_ID = 2**63 - 1

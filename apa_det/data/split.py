@@ -1,6 +1,7 @@
 """Splits of a dataset that keep the class frequencies."""
 
 import heapq
+import os
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from ..errors import UserError
 from .coco_to_lvis import copy_counts
 from .frequency import COMMON_MAX, RARE_MAX, complete_categories
+from .lvis_format import relative_file_name
 
 
 def stratify(
@@ -118,7 +120,9 @@ def split_dataset(
     common_max: int = COMMON_MAX,
 ) -> list[dict]:
     """
-    Split an LVIS-format dataset by images, see :func:`stratify`.
+    Split an LVIS-format dataset by image files, see :func:`stratify`.
+
+    Images with the same file stay together.
 
     Args:
         dataset: as returned by :func:`apa_det.data.read_lvis_json`; it is not modified.
@@ -136,11 +140,16 @@ def split_dataset(
     Raises:
         UserError: a part would have no images.
     """
-    classes: dict[int, set[int]] = {image["id"]: set() for image in dataset["images"]}
+    file_of = {
+        image["id"]: os.path.normpath(relative_file_name(image, allow_outside_root=True))
+        for image in dataset["images"]
+    }
+    classes: dict[str, set[int]] = {file: set() for file in file_of.values()}
     for annotation in dataset["annotations"]:
-        classes[annotation["image_id"]].add(annotation["category_id"])
+        classes[file_of[annotation["image_id"]]].add(annotation["category_id"])
     assigned = stratify(list(classes.values()), shares, seed)
-    part_of = dict(zip(classes, assigned.tolist(), strict=True))
+    part_of_file = dict(zip(classes, assigned.tolist(), strict=True))
+    part_of = {image_id: part_of_file[file] for image_id, file in file_of.items()}
     counted = ("image_count", "instance_count", "frequency")
     parts = []
     for i in range(len(shares)):

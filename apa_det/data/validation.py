@@ -1,20 +1,28 @@
 """Reading and validating LVIS and COCO JSON files."""
 
+import codecs
+import json
+import mmap
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import islice
 
 import numpy as np
 
 from ..errors import UserError
-from ..utils.json_files import gc_paused, read_json
+from ..text import has_control, shown
+from ..utils.json_files import gc_paused, local_path, read_json
 from . import records
-from .faults import Fault, column, faults, shown
+from .faults import Fault, column, faults
 
 ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 _TABLES = ("images", "annotations", "categories")
-_CONVERT = "convert files in COCO format with tools/prepare_dataset.py coco-to-lvis"
+_CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
+CONVERT = "convert files in COCO format with tools/prepare_dataset.py coco-to-lvis"
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,47 @@ def read_coco_or_lvis_json(json_file: str | os.PathLike) -> dict:
     return _read_dataset(json_file, coco=None)
 
 
+def read_categories(json_file: str | os.PathLike) -> list[dict]:
+    """
+    Read only the categories of an LVIS-format or COCO-format file, by ascending id.
+
+    Raises:
+        MissingFileError: the file does not exist.
+        UserError: the file is not JSON, or a category is invalid.
+    """
+    path = local_path(json_file)
+    status = os.stat(path)
+    return [*_read_categories(os.fspath(json_file), path, status.st_mtime_ns, status.st_size)]
+
+
+@lru_cache(maxsize=16)
+def _read_categories(json_file: str, path: str, mtime_ns: int, size: int) -> list[dict]:
+    """Args: mtime_ns, size: a file that was written again is read again."""
+    dataset = _find_categories(path, size) or read_json(json_file)
+    if isinstance(dataset, dict):
+        dataset = {**dataset, "images": [], "annotations": []}
+    _raise_first(json_file, dataset, coco=True)
+    return sorted(dataset["categories"], key=lambda category: category["id"])
+
+
+def _find_categories(path: str, size: int) -> dict | None:
+    """Return the key ``categories`` and its list; None if the key is not unique, or in an archive.
+
+    The file is searched, not parsed: it may be large. Within strings, quotes are escaped, so a
+    match is a key.
+    """
+    if not size:
+        return None
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        starts = [match.end() for match in islice(_CATEGORIES.finditer(data), 2)]
+        for length in (2**20, 2**24, size) if len(starts) == 1 else ():
+            part = data[starts[0] : starts[0] + length]
+            with suppress(ValueError, RecursionError):  # cut off: try a longer part
+                text = codecs.getincrementaldecoder("utf-8")().decode(part)
+                return {"categories": json.JSONDecoder().raw_decode(text)[0]}
+    return None
+
+
 def is_coco_format(dataset: dict) -> bool:
     """Return True if the dataset has images, and none has LVIS's ``neg_category_ids``."""
     images = [image for image in table_of(dataset, "images") if type(image) is dict]
@@ -70,11 +119,15 @@ def _read_dataset(json_file: str | os.PathLike, coco: bool | None) -> dict:
     dataset = read_json(json_file)
     if coco is None:
         coco = is_coco_format(dataset)
+    _raise_first(json_file, dataset, coco=coco)
+    return dataset
+
+
+def _raise_first(json_file: str | os.PathLike, dataset, *, coco: bool) -> None:
     problem = next(structure_problems(dataset, coco=coco), None)
     if problem is not None:
         more = "" if coco else " tools/prepare_dataset.py check lists all problems."
         raise UserError(f"{json_file}: {problem.message}.{more}")
-    return dataset
 
 
 def structure_problems(dataset, *, coco: bool = False) -> Iterator[Problem]:
@@ -102,11 +155,11 @@ def structure_problems(dataset, *, coco: bool = False) -> Iterator[Problem]:
             )
     if not dataset.get("categories", True):
         yield Problem("no categories", 'the list "categories" is empty: add the classes')
-    lvis = [] if coco else [partial(_id_lists, key) for key in ID_LISTS]
+    lists = [partial(_id_lists, key, coco) for key in ID_LISTS]
     counts = [partial(_counts, key) for key in ("image_count", "instance_count")]
     for table, checks in (
         ("categories", [_names, _frequencies, *counts]),
-        ("images", [records.image_sizes, _file_names, *lvis]),
+        ("images", [records.image_sizes, _file_names, *lists]),
         ("annotations", _annotation_checks(dataset, coco)),
     ):
         yield from _table_problems(table, table_of(dataset, table), checks)
@@ -133,9 +186,11 @@ def _table_problems(
 
 def _repeated(items: list[dict], key: str) -> Iterator[tuple[int, object]]:
     values = [item.get(key) for item in items]
-    known = [value for value in values if type(value) in (int, str)]
-    if len(set(known)) == len(known):
-        return
+    try:
+        if len(set(values)) == len(values):
+            return
+    except TypeError:  # a list or a dict
+        pass
     seen = set()
     for i, value in enumerate(values):
         if type(value) in (int, str):
@@ -177,6 +232,8 @@ def _names(categories: list[dict]) -> None:
     for name in column(categories, "name", "add it"):
         if type(name) is not str:
             raise Fault("name", f"must be text, got {shown(name)}")
+        if has_control(name):
+            raise Fault("name", f"must have no control characters, got {shown(name)}")
 
 
 def _frequencies(categories: list[dict]) -> None:
@@ -210,8 +267,10 @@ def has_file_name(image) -> bool:
     return type(image) is dict and not [*faults([image], [_file_names])]
 
 
-def _id_lists(key: str, images: list[dict]) -> None:
-    records.id_lists(column(images, key, f"the LVIS metric needs it: {_CONVERT}"), key)
+def _id_lists(key: str, optional: bool, images: list[dict]) -> None:
+    if optional:
+        images = [image for image in images if key in image]
+    records.id_lists(column(images, key, f"the LVIS metric needs it: {CONVERT}"), key)
 
 
 def _annotation_checks(dataset: dict, coco: bool) -> list[Callable[[list[dict]], object]]:
@@ -269,4 +328,4 @@ def _no_crowds(annotations: list[dict]) -> None:
     for annotation in annotations:
         if annotation.get("iscrowd"):
             got = shown(annotation["iscrowd"])
-            raise Fault("iscrowd", f"must be 0 in LVIS format, got {got}; {_CONVERT}")
+            raise Fault("iscrowd", f"must be 0 in LVIS format, got {got}; {CONVERT}")

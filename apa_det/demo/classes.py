@@ -8,9 +8,11 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ..data import ensure_metadata
+from ..data.class_names import dataset_categories, dataset_groups
+from ..data.name_matching import match_names
 from ..errors import UserError
 from ..evaluation import FrequencyGroups
-from ..evaluation.evaluator import category_ids
+from ..text import listed
 
 logger = logging.getLogger(__name__)
 
@@ -41,36 +43,54 @@ def class_info(
     num_classes: int,
     groups: FrequencyGroups | None = None,
     count_from: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> ClassInfo:
-    """Return the classes of the first dataset that can be read.
+    """Return the classes of a model, with the category ids and groups of a dataset.
 
-    If none can be read, names and ids are the class indices, from 0, and the groups are unknown.
+    The dataset is the first that can be read and has all classes of the model. If there is none,
+    ids are the class indices, from 0, and the groups are unknown.
 
     Args:
         dataset_names: names of datasets. One that is not registered, or whose file is missing or
             broken, is skipped with a warning.
         num_classes: K, the model's number of classes.
         groups: the frequency groups. None: LVIS's, with the dataset's thresholds.
-        count_from: a registered dataset with the same classes to take the image counts from. None:
-            the dataset itself.
+        count_from: a registered dataset with these classes to take the image counts from. None: the
+            dataset itself.
+        names: the class names of the model. None: those of the dataset, or the class indices.
 
     Raises:
-        UserError: the dataset does not have K classes; ``count_from`` cannot be read or has other
-            classes; or ``groups`` name an unknown class.
+        UserError: the names are unknown and the dataset does not have K classes; ``count_from``
+            cannot be read or lacks a class; or ``groups`` name an unknown class.
     """
-    for name in dataset_names:
+    for dataset_name in dataset_names:
         try:
-            ensure_metadata(name)
+            ensure_metadata(dataset_name)
         except (FileNotFoundError, ValueError) as error:
-            logger.warning("The class names of %s are unknown. %s", name, error)
+            logger.warning("The classes of %s are unknown. %s", dataset_name, error)
             continue
-        return _classes_of(name, num_classes, groups, count_from)
-    logger.warning(
-        "The class names are unknown: no test or training set of the config can be read. Classes "
-        "are shown as indices, from 0, and their frequency groups as unknown."
-    )
+        own = list(MetadataCatalog.get(dataset_name).thing_classes)
+        if names is None and len(own) != num_classes:
+            raise UserError(
+                f"The dataset {dataset_name} has {len(own)} classes, but the model has "
+                f"{num_classes}: set DATASETS.TEST (dataloader.test.dataset.names) to a dataset "
+                "with the model's classes."
+            )
+        matches = match_names(own if names is None else names, own)
+        if None not in matches:
+            return _classes_of(dataset_name, names or own, matches, groups, count_from)
+    if names is None:
+        logger.warning(
+            "The class names are unknown: no test or training set of the config can be read. "
+            "Classes are shown as indices, from 0, and their frequency groups as unknown."
+        )
+    else:
+        logger.warning(
+            "No test or training set of the config has all classes of the model: category ids are "
+            "class indices, from 0, and the frequency groups are shown as unknown."
+        )
     return ClassInfo(
-        tuple(map(str, range(num_classes))),
+        tuple(names or map(str, range(num_classes))),
         np.arange(num_classes),
         groups or FrequencyGroups.lvis(),
         np.full(num_classes, -1),
@@ -78,44 +98,39 @@ def class_info(
 
 
 def _classes_of(
-    name: str, num_classes: int, groups: FrequencyGroups | None, count_from: str | None
+    dataset_name: str,
+    names: Sequence[str],
+    indices: Sequence[int],
+    groups: FrequencyGroups | None,
+    count_from: str | None,
 ) -> ClassInfo:
-    metadata = MetadataCatalog.get(name)
-    names = tuple(metadata.thing_classes)
-    if len(names) != num_classes:
-        raise UserError(
-            f"The dataset {name} has {len(names)} classes, but the model has {num_classes}: set "
-            "DATASETS.TEST (dataloader.test.dataset.names) to a dataset with the model's classes."
-        )
-    counted = count_from or name
-    ensure_metadata(counted)
-    if tuple(MetadataCatalog.get(counted).thing_classes) != names:
-        raise UserError(f"TEST.COUNT_FROM {counted} does not have the classes of {name}.")
-    if groups is None and "rare_max" in metadata.as_dict():
-        groups = FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
-    groups = groups or FrequencyGroups.lvis()
-    ids = category_ids(metadata)
-    return ClassInfo(names, ids, groups, _group_indices(counted, names, ids, groups))
-
-
-def _group_indices(
-    dataset_name: str, names: Sequence[str], ids: np.ndarray, groups: FrequencyGroups
-) -> np.ndarray:
-    metadata = MetadataCatalog.get(dataset_name)
-    counts = metadata.get("class_image_count")
-    if groups.members is None and counts is None:
+    """Args: indices: those of the names in the dataset."""
+    groups = groups or dataset_groups(dataset_name)
+    categories = [dataset_categories(dataset_name)[i] for i in indices]
+    ids = np.array([category["id"] for category in categories], np.int64)
+    if count_from:
+        counted = dataset_categories(count_from)
+        matches = match_names(names, [category["name"] for category in counted])
+        if None in matches:
+            raise UserError(
+                f"TEST.COUNT_FROM {count_from} lacks the classes "
+                f"{listed(n for n, m in zip(names, matches, strict=True) if m is None)}."
+            )
+        keys = ("image_count", "frequency")
+        categories = [
+            {"id": c["id"], "name": c["name"]} | {k: counted[m][k] for k in keys if k in counted[m]}
+            for c, m in zip(categories, matches, strict=True)
+        ]
+    known = all("image_count" in c or groups.file_first and "frequency" in c for c in categories)
+    if groups.members is None and not known:
         logger.warning(
-            "The frequency groups are shown as unknown: %s has no image counts.", dataset_name
+            "The frequency groups are shown as unknown: %s has no image counts.",
+            count_from or dataset_name,
         )
-        return np.full(len(names), -1)
-    categories = [{"id": i, "name": name} for i, name in zip(ids.tolist(), names, strict=True)]
-    by_class = sorted(counts or (), key=lambda count: count["id"])
-    for category, count in zip(categories, by_class, strict=False):
-        category["image_count"] = count["image_count"]
-    frequencies = metadata.get("class_frequency", ())
-    for category, frequency in zip(categories, frequencies, strict=False):
-        category["frequency"] = frequency
-    return groups.assign(categories)
+        return ClassInfo(tuple(names), ids, groups, np.full(len(names), -1))
+    return ClassInfo(
+        tuple(names), ids, groups, groups.assign([{"image_count": 0, **c} for c in categories])
+    )
 
 
 def class_thresholds(text: str, classes: ClassInfo) -> np.ndarray:

@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from detectron2.data import detection_utils
 from PIL import Image
 
 from ..errors import MissingFileError, UserError
+from ..text import file_name, printable
 
 IMAGE_EXTENSIONS = (".png", ".bmp", ".jpeg", ".jpg", ".tif", ".tiff", ".webp")
 
@@ -51,18 +51,6 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def read_image(path: str) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8, RGB, with its EXIF orientation applied.
-
-    Raises:
-        UserError: the file is not an image, or is broken.
-    """
-    try:
-        return detection_utils.read_image(path, "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"Cannot read the image {path}: {error}") from error
-
-
 def output_paths(
     inputs: Sequence[str], output: str, extensions: Sequence[str] = IMAGE_EXTENSIONS
 ) -> tuple[list[str], str]:
@@ -89,9 +77,17 @@ def output_paths(
     else:
         full = [os.path.abspath(path) for path in inputs]
         root = os.path.commonpath([os.path.dirname(path) for path in full])
-        paths = [os.path.join(output, os.path.relpath(path, root)) for path in full]
-        paths = [p if p.lower().endswith(tuple(extensions)) else p + extensions[0] for p in paths]
+        names = [os.path.relpath(path, root) for path in full]
+        names = [n if n.lower().endswith(tuple(extensions)) else n + extensions[0] for n in names]
+        paths = [os.path.join(output, *map(file_name, name.split(os.sep))) for name in names]
         json_file = os.path.join(output, "detections.json")
+        written: dict[str, str] = {}
+        for path, source in zip(paths, full, strict=True):
+            if written.setdefault(path, source) != source:
+                raise UserError(
+                    f"{printable(written[path], 300)} and {printable(source, 300)} would both be "
+                    f"written to {path}: rename one of them, or run on them one by one."
+                )
     lost = {os.path.realpath(path) for path in inputs} & {os.path.realpath(path) for path in paths}
     if lost:
         raise UserError(f"{min(lost)} would be overwritten: give another output.")

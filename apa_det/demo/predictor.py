@@ -8,9 +8,11 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
+from ..data.mapper import augment
 from ..engine import Job, load_model
 from ..engine.setup.checks import require_weights
 from ..errors import UserError
+from ..evaluation.by_name import model_classes
 from .classes import ClassInfo, class_info, class_thresholds
 
 
@@ -46,11 +48,12 @@ class Predictor:
                 module.test_score_thresh = thresholds.min()
 
     @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> Instances:
+    def __call__(self, image: np.ndarray, name: str = "") -> Instances:
         """Detect the objects of an image whose scores reach the thresholds of their classes.
 
         Args:
             image: (H, W, 3) uint8, RGB.
+            name: of the image, for errors.
 
         Returns:
             Instances of the image's size on the CPU, in descending order of scores:
@@ -58,11 +61,11 @@ class Predictor:
             masks.
 
         Raises:
-            UserError: the model does not return instances.
+            UserError: the model does not return instances, or the image is too narrow for it.
         """
         height, width = image.shape[:2]
         resized = AugInput(convert_PIL_to_numpy(Image.fromarray(image), self._image_format))
-        self._augmentations(resized)
+        augment(self._augmentations, resized, name)
         tensor = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
         (output,) = self._model([{"image": tensor, "height": height, "width": width}])
         if "instances" not in output:
@@ -77,8 +80,9 @@ class Predictor:
 def build_predictor(job: Job, thresholds: str) -> Predictor:
     """Build the predictor of a job's checkpoint.
 
-    The class names are those of the first test or training set that can be read, and the frequency
-    groups those of the evaluation. The images of the sets need not exist.
+    The class names are those of the checkpoint, else those of the first test or training set that
+    can be read. The frequency groups are those of the evaluation. The images of the sets need not
+    exist.
 
     Args:
         job: the job, as :func:`apa_det.engine.read_job` returns it.
@@ -91,7 +95,8 @@ def build_predictor(job: Job, thresholds: str) -> Predictor:
     job.read_class_counts()
     model = load_model(job.for_inference()).eval()
     names = [*job.test_datasets, *job.train_datasets]
-    classes = class_info(names, _num_classes(model), job.groups, job.count_from)
+    own = model_classes(model)
+    classes = class_info(names, _num_classes(model), job.groups, job.count_from, own)
     mapper = job.build_test_mapper()
     return Predictor(
         *(model, mapper.augmentations, mapper.image_format, classes),

@@ -11,12 +11,13 @@ import numpy as np
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from ..data.image_files import read_image
 from ..errors import UserError
 from ..evaluation import draw_groups
 from ..evaluation.predictions import detections_from_instances
 from ..utils.json_files import json_list
 from .classes import ClassInfo
-from .files import read_image, write_image
+from .files import write_image
 from .predictor import Predictor
 from .video import VideoWriter, frames, open_video
 
@@ -42,19 +43,21 @@ def run_on_images(
         json_file: the JSON file to write.
 
     Returns:
-        The paths of unreadable images, which are skipped with an error in the log.
+        The paths of images that cannot be read or resized. They are skipped, with an error in the
+        log.
     """
     unread = []
     with _detecting(predictor, json_file) as detect:
         progress = tqdm(list(zip(paths, drawn, strict=True)), desc="images", delay=2)
         for image_id, (path, drawn_path) in enumerate(progress):
             try:
-                image = read_image(path)
+                image = read_image(path, "RGB")
+                image = detect(image, image_id, {"file_name": path})
             except UserError as error:
                 logger.error("%s", error)
                 unread.append(path)
             else:
-                write_image(detect(image, image_id, {"file_name": path}), drawn_path)
+                write_image(image, drawn_path)
     return unread
 
 
@@ -92,7 +95,7 @@ def _detecting(predictor: Predictor, json_file: str) -> Iterator[_Detect]:
     with json_list(json_file) as write:
 
         def detect(image: np.ndarray, image_id: int, keys: dict) -> np.ndarray:
-            instances = predictor(image)
+            instances = predictor(image, keys["file_name"])
             for record in _records(instances, image_id, classes):
                 counts[record["frequency"]] += 1
                 write({**record, **keys})

@@ -14,10 +14,12 @@ from ..checkpoint.conversion import OPTIONAL_BUFFERS, describe_config, require_f
 from ..checkpoint.download import download_checkpoint
 from ..checkpoint.published import require_whole_gates
 from ..errors import UserError
+from ..text import listed
 from .ema import averaged_state
 from .freezing import matches, require_matches
 from .job import Job
 from .parallel import full_state
+from .training_state import load_state
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class StrictCheckpointer(DetectionCheckpointer):
             ``strict``.
         reinitialized: name patterns of parameters not to load; unused if ``strict``.
         keys: config keys for messages, see ``Job.KEYS``. A missing one is replaced by its name.
+        stored_class_names: the class names in the last file that was loaded; None if it has none.
+        path: its path.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class StrictCheckpointer(DetectionCheckpointer):
         self.transfer = transfer
         self.reinitialized = reinitialized
         self.keys = keys or {}
+        self.stored_class_names: list[str] | None = None
+        self.path = ""
         require_matches(self.model, reinitialized, self._key("reinitialized"))
 
     def _key(self, name: str) -> str:
@@ -68,15 +74,20 @@ class StrictCheckpointer(DetectionCheckpointer):
             kwargs = {"class_names": list(self.class_names), **kwargs}
         super().save(name, **kwargs)
 
-    def load(self, path: str, *args, **kwargs) -> dict:
+    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         self._path = path
         if "://" in path:
             download_checkpoint(path)  # if it fails, detectron2's error lacks the URL
-        return super().load(path, *args, **kwargs)
+        rest = super().load(path, checkpointables=[])
+        for name in self.checkpointables if checkpointables is None else checkpointables:
+            if name in rest:
+                load_state(self.checkpointables[name], rest.pop(name), path, name)
+        return rest
 
     def _load_file(self, filename: str) -> dict:
         """Read every format of :func:`load_checkpoint`, without running code from the file."""
         checkpoint = load_checkpoint(filename)
+        self.path = filename
         query = parse_qs(self._parsed_url_during_load.query)
         if query.pop("matching_heuristics", ["False"]) == ["True"]:
             checkpoint["matching_heuristics"] = True
@@ -91,11 +102,26 @@ class StrictCheckpointer(DetectionCheckpointer):
             which = "averaged weights" if has_average else "weights, as it has no averaged ones"
             logger.info("%s: loading its %s (%s).", self._path, which, self._key("ema"))
         try:
+            self.stored_class_names = stored_class_names(checkpoint)
+            if self.strict:
+                self._require_class_names()
             adapted = adapt(checkpoint, self.model)
             self._config = describe_config(adapted["model"])
             return adapted if self.strict else self._adapt_classes(checkpoint, adapted)
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error
+
+    def _require_class_names(self) -> None:
+        names, own = self.stored_class_names, self.class_names
+        if None in (names, own) or len(names) != len(own) or names == list(own):
+            return  # another number of classes is an error of the shapes
+        i = next(i for i, (a, b) in enumerate(zip(names, own, strict=True)) if a != b)
+        raise UserError(
+            "it was trained with other classes than those of the training set, or in another order:"
+            f" class {i} is {listed([names[i]])} in the file, {listed([own[i]])} in the data. "
+            "--resume needs the same classes in the same order: restore the training set, or start "
+            f"a new training from the file ({self._key('weights')}), without --resume."
+        )
 
     def _convert_ndarray_to_tensor(self, state_dict: dict) -> None:
         """Check the weights under their final names, also those that heuristics have matched."""
@@ -115,10 +141,22 @@ class StrictCheckpointer(DetectionCheckpointer):
         known = stored_class_names(checkpoint)
         if self.transfer is not None:
             state = self.transfer(checkpoint, state, self._model_state())
-        elif None not in (known, self.class_names) and known != list(self.class_names):
+        elif None in (known, self.class_names) or known == list(self.class_names):
+            pass
+        elif sorted(known) == sorted({*self.class_names}):
+            logger.info("%s has the classes of the training set in another order.", self._path)
+            transfer = ClassTransfer("checkpoint", self.class_names)
+            try:
+                state = transfer(checkpoint, state, self._model_state())
+            except UserError as error:
+                raise UserError(
+                    "its classes are those of the training set in another order, but its class "
+                    "scores were not found: use a training set with the classes in its order."
+                ) from error
+        else:
             logger.warning(
-                "The classes of %s differ from those of the training set, or their order does. "
-                "Class rows are copied by position: set %s to checkpoint to copy them by name.",
+                "The classes of %s differ from those of the training set. Class rows are copied by "
+                "position: set %s to checkpoint to copy them by name.",
                 *(self._path, self._key("transfer_from")),
             )
         state = {k: v for k, v in state.items() if not matches(k, self.reinitialized)}

@@ -38,7 +38,7 @@ def train(job: Job, *, resume: bool = False) -> OrderedDict:
     first = _resumed_stage(stages) if resume else 0
     if not resume and comm.is_main_process():
         for stage in filter(_has_checkpoint, stages[1:]):
-            PathManager.rm(_last_checkpoint(stage))
+            PathManager.rm(_tag(stage))
     results = OrderedDict()
     for i, stage in enumerate(stages):
         if len(stages) > 1:
@@ -80,9 +80,17 @@ def _resumed_stage(stages: Sequence[Job]) -> int:
     return max((i for i, stage in enumerate(stages) if _has_checkpoint(stage)), default=0)
 
 
-def _last_checkpoint(stage: Job) -> str:
+def last_checkpoint(stage: Job) -> str | None:
+    """Return the path that ``last_checkpoint`` in the output folder names; None without it."""
+    if not _has_checkpoint(stage):
+        return None
+    with PathManager.open(_tag(stage)) as file:
+        return os.path.join(stage.output_dir, file.read().strip())
+
+
+def _tag(stage: Job) -> str:
     return os.path.join(stage.output_dir, "last_checkpoint")
 
 
 def _has_checkpoint(stage: Job) -> bool:
-    return PathManager.isfile(_last_checkpoint(stage))
+    return PathManager.isfile(_tag(stage))

@@ -1,6 +1,7 @@
 """Training hooks: history of λ and κ, and the best checkpoint."""
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from ..activation import APA
 from ..analysis import layer_kinds, plot_parameter_history, read_parameter_history
 from ..checkpoint import load_checkpoint
 from ..errors import UserError
+from ..text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +135,20 @@ class BestCheckpointer(hooks.BestCheckpointer):
             return
         try:
             best = load_checkpoint(PathManager.get_local_path(self._path))
+            if best.get("metric") != self._metric:
+                return
+            value, iteration = best.get("value"), best.get("iteration")
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise UserError(f"{self._path}: value must be a number, got {printable(value)}.")
+            if type(iteration) is not int or iteration < 0:
+                raise UserError(
+                    f"{self._path}: iteration must be an integer, got {printable(iteration)}."
+                )
         except UserError as error:
             logger.warning("%s The next evaluation replaces this file.", error)
             return
-        if best.get("metric") == self._metric:
-            self.best_metric, self.best_iter = best["value"], best["iteration"]
-            logger.info("Best %s so far: %.4f", self._metric, self.best_metric)
+        self.best_metric, self.best_iter = value, iteration
+        logger.info("Best %s so far: %.4f", self._metric, self.best_metric)
 
 
 class _BestModelCheckpointer(DetectionCheckpointer):

@@ -11,11 +11,11 @@ from detectron2.data import build_detection_test_loader, get_detection_dataset_d
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from ..data.frequency import FrequencyGroups
 from ..errors import UserError
 from ..evaluation import LongTailEvaluator, evaluator_metric_names
+from .loading import CheckedLoader
 
 
 class Job(ABC):
@@ -84,10 +84,13 @@ class Job(ABC):
     def build_test_mapper(self) -> Callable[[dict], dict]:
         """Build the test mapper, which has the attributes of detectron2's ``DatasetMapper``."""
 
-    def build_test_loader(self, records: list[dict], mapper: Callable | None = None) -> DataLoader:
+    def build_test_loader(
+        self, records: list[dict], mapper: Callable | None = None
+    ) -> CheckedLoader:
         """Build a test loader of dataset dicts, by default with :meth:`build_test_mapper`."""
-        return build_detection_test_loader(
-            records, mapper=mapper or self.build_test_mapper(), num_workers=self.test_workers
+        mapper = mapper or self.build_test_mapper()
+        return CheckedLoader(
+            build_detection_test_loader(records, mapper=mapper, num_workers=self.test_workers)
         )
 
     def first_test_dataset(self) -> str:
@@ -172,6 +175,14 @@ class Job(ABC):
     def num_classes(self) -> tuple[int, str] | None:
         """Return the number of classes and its config key; None if unknown."""
 
+    @abstractmethod
+    def unset_num_classes(self) -> list[str]:
+        """Return the config keys of the number of classes that the config leaves unset."""
+
+    @abstractmethod
+    def with_num_classes(self, number: int) -> "Job":
+        """Return the job with a value for all of :meth:`unset_num_classes`."""
+
     def long_tail_metric_names(self, *, has_masks: bool, prefix: str = "") -> list[str]:
         """Return the metrics of :class:`LongTailEvaluator` during training, after a prefix."""
         iou_types = ["bbox", "segm"] if has_masks else ["bbox"]
@@ -186,6 +197,10 @@ class Job(ABC):
     @abstractmethod
     def metric_names(self) -> list[str] | None:
         """Return the possible values of ``best_metric``; None if unknown."""
+
+    @abstractmethod
+    def counted_datasets(self) -> Sequence[str]:
+        """Return the datasets whose image counts the model's calibration needs."""
 
     @abstractmethod
     def read_class_counts(self) -> None:

@@ -30,6 +30,20 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             torch.distributed.broadcast(tensor.detach(), src=0)
 
 
+def in_any_process(value: bool, device: torch.device | str) -> bool:
+    """Return whether a value is True in any process; every process must call it.
+
+    Args:
+        value: of this process.
+        device: device for the reduction over the processes.
+    """
+    if comm.get_world_size() == 1:
+        return value
+    number = torch.tensor(float(value), device=device)
+    torch.distributed.all_reduce(number)
+    return number.item() > 0
+
+
 def shard(model: nn.Module, key: str = "FSDP") -> None:
     """Shard the parameters of a model over all processes (PyTorch's ``fully_shard``), in place.
 

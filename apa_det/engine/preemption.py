@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from .checkpointer import ShardedCheckpointer
+from .parallel import in_any_process
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class PreemptionHook(HookBase):
     def after_step(self) -> None:
         if self.trainer.iter == self.trainer.start_iter:
             _shield_data_workers()
-        if self._is_last_iteration() or not self._any_signalled():
+        if self._is_last_iteration() or not in_any_process(self._signalled, self._device):
             return
         self._save()
         comm.synchronize()
@@ -86,13 +87,6 @@ class PreemptionHook(HookBase):
 
     def _is_last_iteration(self) -> bool:
         return self.trainer.iter + 1 >= self.trainer.max_iter
-
-    def _any_signalled(self) -> bool:
-        if comm.get_world_size() == 1:
-            return self._signalled
-        signalled = torch.tensor(float(self._signalled), device=self._device)
-        torch.distributed.all_reduce(signalled)
-        return signalled.item() > 0
 
     def after_train(self) -> None:
         _set_handler(self._previous)

@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ..errors import UserError
+from .loading import raise_in_all_processes
+from .parallel import in_any_process
 
 
 class StepTrainer(SimpleTrainer):
@@ -54,7 +56,7 @@ class StepTrainer(SimpleTrainer):
     def run_step(self) -> None:
         assert self.model.training, "The model was changed to eval mode."
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        data = self._next_batch()
         data_time = time.perf_counter() - start
         *first, last = _split(data, self.num_parts)
         losses: dict[str, Tensor] = {}
@@ -68,6 +70,21 @@ class StepTrainer(SimpleTrainer):
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _next_batch(self) -> list[dict]:
+        """Return the next batch.
+
+        Raises:
+            LoadingError: the loader of a process raises a UserError. The model is unchanged.
+        """
+        batch = error = None
+        try:
+            batch = next(self._data_loader_iter)
+        except UserError as caught:
+            error = caught
+        if in_any_process(error is not None, self._device_type):  # faster than gathering errors
+            raise_in_all_processes(error)
+        return batch
 
     def _without_reduction(self):
         """Return a context in which DistributedDataParallel does not average gradients yet.

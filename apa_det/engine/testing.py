@@ -5,16 +5,19 @@ import math
 from collections import OrderedDict
 
 import numpy as np
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
-from torch.utils.data import DataLoader
 
+from ..data.class_names import align_training_sets
 from ..evaluation import LongTailEvaluator
+from ..evaluation.by_name import by_name, set_model_classes
 from .checkpointer import StrictCheckpointer
 from .decoupled import last_stage
 from .job import Job
+from .loading import CheckedLoader
+from .model_classes import model_class_names
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def evaluate(job: Job, *, resume: bool = False) -> OrderedDict:
 
 
 def load_model(job: Job, *, resume: bool = False) -> nn.Module:
-    """Build a job's model, in training mode, and load all of its weights.
+    """Build a job's model, in training mode, and load all of its weights and its class names.
 
     With ``job.ema_decay``, the averaged weights are loaded if the file has them.
 
@@ -58,6 +61,11 @@ def load_model(job: Job, *, resume: bool = False) -> nn.Module:
     averaged = job.ema_decay is not None
     checkpointer = StrictCheckpointer(model, job.output_dir, averaged=averaged, keys=job.KEYS)
     checkpointer.resume_or_load(job.weights, resume=resume)
+    names = model_class_names(job, checkpointer.stored_class_names, checkpointer.path)
+    set_model_classes(model, names)
+    if names is not None and job.counted_datasets():
+        align_training_sets(job.counted_datasets(), names)
+        job.read_class_counts()
     return model
 
 
@@ -65,7 +73,7 @@ class SubsetTest:
     """Evaluates a model on ``job.subset`` images of each test set, the same ones every time."""
 
     def __init__(self, job: Job):
-        self._tests: dict[str, tuple[DataLoader, LongTailEvaluator]] = {}
+        self._tests: dict[str, tuple[CheckedLoader, LongTailEvaluator]] = {}
         for name in job.test_datasets:
             evaluator = job.build_long_tail_evaluator(
                 name, subset_only=True, save_predictions=False, per_category=False
@@ -75,15 +83,17 @@ class SubsetTest:
             self._tests[name] = build_subset_loader(job, name, image_ids), evaluator
 
     def __call__(self, model: nn.Module) -> OrderedDict:
-        """Return results as ``DefaultTrainer.test`` does; empty except in the main process."""
+        """Return and log results as ``DefaultTrainer.test``; empty except in the main process."""
         results = OrderedDict()
         for name, (loader, evaluator) in self._tests.items():
             logger.info("Evaluating %d images of %s", len(loader.dataset), name)
-            results[name] = inference_on_dataset(model, loader, evaluator)
+            results[name] = inference_on_dataset(model, loader, by_name(evaluator, name, model))
+            if comm.is_main_process():
+                print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
 
 
-def build_subset_loader(job: Job, dataset_name: str, image_ids: np.ndarray) -> DataLoader:
+def build_subset_loader(job: Job, dataset_name: str, image_ids: np.ndarray) -> CheckedLoader:
     """Build a test loader of some images of a registered dataset."""
     chosen = set(image_ids.tolist())
     records = job.read_test_records(dataset_name)

@@ -5,19 +5,18 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase, default_writers, hooks
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     COCOEvaluator,
     DatasetEvaluator,
     PascalVOCDetectionEvaluator,
-    print_csv_format,
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -26,15 +25,18 @@ from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from ..data import build_train_loader
+from ..data import APADatasetMapper, build_train_loader
+from ..data.class_names import align_training_sets
 from ..errors import UserError
 from ..evaluation import V3DetEvaluator
+from ..evaluation.by_name import by_name, set_model_classes
 from ..modeling.losses import look_up_frequencies
 from .checkpointer import ShardedCheckpointer, StrictCheckpointer, class_arguments
 from .ema import build_ema
 from .freezing import train_only
 from .hooks import BestCheckpointer, LambdaKappaPlotter, LambdaKappaWriter
 from .job import Job
+from .loading import CheckedLoader, LoadingError
 from .optimizer import build_optimizer
 from .parallel import broadcast, full_state, load_full_states, replicate, shard
 from .preemption import PreemptionHook
@@ -75,6 +77,7 @@ class JobTrainer(TrainerBase):
         self.job = job = job.scaled(comm.get_world_size())
         model = job.build_model()
         job.check_model(model)
+        set_model_classes(model, align_training_sets(job.train_datasets))
         if job.trained:
             train_only(model, job.trained, job.KEYS["trained"])
         self._device = next(model.parameters()).device
@@ -153,9 +156,20 @@ class JobTrainer(TrainerBase):
 
     def run_step(self) -> None:
         self._trainer.iter = self.iter
-        self._trainer.run_step()
+        try:
+            self._trainer.run_step()
+        except LoadingError:
+            self.iter -= 1  # the last finished one, also for the hooks after training
+            if self.iter >= self.start_iter:
+                self._save_for_resume()
+            raise
         if self.ema is not None:
             self.ema.update_parameters(self.model)
+
+    def _save_for_resume(self) -> None:
+        logger.warning("Saving a checkpoint. Fix the data and continue with --resume.")
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        comm.synchronize()  # no process ends before it is written
 
     def state_dict(self) -> dict:
         return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
@@ -206,7 +220,12 @@ class JobTrainer(TrainerBase):
         # Batch norm statistics differ between processes; checkpoints hold the main process's.
         broadcast(self._tested.buffers())
         with self._preemption.saving_at_once():
-            yield self._tested
+            try:
+                yield self._tested
+            except LoadingError:
+                if self.iter + 1 < self.max_iter:
+                    self._save_for_resume()
+                raise
         if self._sharded:
             self._tested.cpu()
 
@@ -224,10 +243,7 @@ class JobTrainer(TrainerBase):
     def _evaluate_subset(self, model: nn.Module) -> dict[str, float]:
         if self._subset_test is None:
             self._subset_test = SubsetTest(self.job)
-        results = self._subset_test(model)
-        if comm.is_main_process():
-            print_csv_format(results)
-        return without_nan(results)
+        return without_nan(self._subset_test(model))
 
 
 class Trainer(JobTrainer, DefaultTrainer):
@@ -274,6 +290,12 @@ class Trainer(JobTrainer, DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> CheckedLoader:
+        """See :func:`detectron2.data.build_detection_test_loader`."""
+        mapper = APADatasetMapper(cfg, is_train=False)
+        return CheckedLoader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+
+    @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
@@ -298,6 +320,26 @@ class Trainer(JobTrainer, DefaultTrainer):
         raise NotImplementedError(
             f"There is no evaluator for the dataset {dataset_name} of evaluator_type {kind!r}."
         )
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
+        """Evaluate on the test sets, as DefaultTrainer does; classes go by name."""
+
+        class ByName(cls):
+            @classmethod
+            def build_evaluator(_, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+                return by_name(cls.build_evaluator(cfg, dataset_name), dataset_name, model)
+
+        if evaluators is not None:
+            evaluators = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+            pairs = zip(evaluators, cfg.DATASETS.TEST, strict=True)
+            evaluators = [by_name(evaluator, name, model) for evaluator, name in pairs]
+        return super(Trainer, ByName).test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:

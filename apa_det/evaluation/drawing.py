@@ -7,14 +7,16 @@ from itertools import islice
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.figure import Figure
 from torch import nn
 
+from ..data.class_names import map_classes
 from ..data.frequency import FrequencyGroups
+from ..data.image_files import read_image
 from ..utils.plotting import group_color, label
+from .by_name import model_classes, select_classes
 
 _MIN_SIZE = 640  # pixels of the longer side, for legible labels
 
@@ -46,6 +48,10 @@ def draw_detections(
     model.eval()
     instances = [model([x])[0]["instances"].to("cpu") for x in inputs]
     model.train(was_training)
+    names = model_classes(model)
+    indices = None if names is None else map_classes(dataset_name, names)
+    if indices is not None:
+        instances = [select_classes(x, indices) for x in instances]
 
     rows = -(-len(inputs) // 2)
     figure = Figure(figsize=(16, 4.2 * rows), layout="constrained")

@@ -126,8 +126,8 @@ def ensemble(
         The combined detections, by ascending image id and descending score.
 
     Raises:
-        UserError: an argument is invalid, a score is outside [0, 1], or only some detectors have
-            masks.
+        UserError: an argument is invalid, a score is outside [0, 1], an image is not in the ground
+            truth, or only some detectors have masks.
         MissingPackageError: ensemble-boxes is not installed.
     """
     names = names or [f"Result {i + 1} of {len(detections)}" for i in range(len(detections))]
@@ -136,7 +136,14 @@ def ensemble(
     load_ensemble_boxes()
     sources = np.repeat(np.arange(len(detections)), list(map(len, detections)))
     merged = Detections.concatenate(detections)
-    sizes = truth.image_sizes[find(merged.image_ids, truth.image_ids)].astype(np.float64)
+    images = find(merged.image_ids, truth.image_ids)
+    unknown = np.flatnonzero(images < 0)
+    if len(unknown):
+        raise UserError(
+            f"{names[sources[unknown[0]]]}: image_id must be an image id of the ground truth, got "
+            f"{merged.image_ids[unknown[0]]}."
+        )
+    sizes = truth.image_sizes[images].astype(np.float64)
     boxes = _normalized(merged.boxes, sizes)
     usable = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (merged.scores > min_score)
     rows = np.flatnonzero(usable)

@@ -7,13 +7,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..data import ensure_metadata
+from ..data.class_names import category_ids, dataset_groups
 from ..data.frequency import FrequencyGroups
 from ..errors import UserError
 from ..text import write_csv
@@ -40,8 +41,7 @@ def read_ground_truth(
     """
     ensure_metadata(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
-    if groups is None and "rare_max" in metadata.as_dict():
-        groups = FrequencyGroups.lvis(metadata.rare_max, metadata.common_max)
+    groups = groups or dataset_groups(dataset_name)
     count_file = None
     if count_from:
         ensure_metadata(count_from)
@@ -245,11 +245,3 @@ class LongTailEvaluator(DatasetEvaluator):
         with PathManager.open(path, "w", newline="") as file:
             write_csv(file, list(rows[0]), (row.values() for row in rows))
         logger.info("Wrote the AP of each category to %s", path)
-
-
-def category_ids(metadata: Metadata) -> np.ndarray:
-    """Return (K,) int64, the dataset's category id of each model class."""
-    contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
-    if contiguous is None:  # detectron2's own LVIS datasets
-        return np.arange(1, len(metadata.thing_classes) + 1)
-    return np.array(sorted(contiguous, key=contiguous.get), np.int64)

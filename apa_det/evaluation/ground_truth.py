@@ -4,13 +4,13 @@ import copy
 import logging
 import os
 from collections import defaultdict
-from functools import cache
 from itertools import chain
 
 import numpy as np
+from detectron2.utils.logger import log_first_n
 
 from ..data import complete_categories
-from ..data.coco_to_lvis import copy_counts, usable_annotations
+from ..data.coco_to_lvis import copy_counts, crowd_note, usable_annotations
 from ..data.frequency import COMMON_MAX, RARE_MAX, FrequencyGroups
 from ..data.validation import is_coco_format, read_coco_or_lvis_json
 
@@ -101,13 +101,7 @@ class GroundTruth:
 
     def crowd_note(self) -> str:
         """Return how crowd regions are evaluated, or "" without crowd regions."""
-        if not self.num_crowds:
-            return ""
-        regions = "crowd region" if self.num_crowds == 1 else "crowd regions"
-        return (
-            f"{self.num_crowds:,} {regions} of COCO: by LVIS's rules, unmatched detections of the "
-            "category are ignored in the whole image, so pycocotools gives another AP."
-        )
+        return crowd_note(self.num_crowds) if self.num_crowds else ""
 
     def _pairs(self, key: str) -> np.ndarray:
         """Return the keys of the pairs that images list under ``key``; unknown ids are skipped."""
@@ -162,7 +156,8 @@ class GroundTruth:
         truth = cls(dataset, groups, everything_verified=coco)
         truth.num_crowds = num_crowds
         if num_crowds:
-            _log_once(f"The ground truth has {truth.crowd_note()}")
+            note = f"The ground truth has {truth.crowd_note()}"
+            log_first_n(logging.WARNING, note, key="message")
         return truth
 
     @classmethod
@@ -211,11 +206,6 @@ class GroundTruth:
                 images = new_indices[images[inside]]
                 setattr(part, name, images * len(self.category_ids) + categories[inside])
         return part
-
-
-@cache
-def _log_once(message: str) -> None:
-    logger.warning("%s", message)
 
 
 def _is_uncounted(category: dict) -> bool:

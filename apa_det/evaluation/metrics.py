@@ -74,19 +74,18 @@ def _percent(fractions: dict[str, float]) -> dict[str, float]:
     return {name: 100 * value for name, value in fractions.items()}
 
 
-def require_extra_metrics(names: Sequence[str], key: str = "extra_metrics") -> None:
+def require_extra_metrics(names: Sequence[str]) -> None:
     """Raise a UserError for a name that is neither in METRIC_REGISTRY nor "boundary".
 
     Args:
         names: as for :class:`LongTailEvaluator`.
-        key: the argument or config key that lists them, for the error.
     """
     known = [*(name for name, _ in METRIC_REGISTRY), "boundary"]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(
-            f"{key} must be among {', '.join(known)}; got {', '.join(unknown)}. Fix the name, or "
-            "register the metric in apa_det.evaluation.METRIC_REGISTRY."
+            f"extra_metrics must be among {', '.join(known)}; got {', '.join(unknown)}. Fix the "
+            "name, or register the metric in apa_det.evaluation.METRIC_REGISTRY."
         )
 
 

@@ -12,9 +12,9 @@ from detectron2.utils.file_io import PathManager
 from ..checkpoint.reading import read_torch_file
 from ..data import records as contract
 from ..data.box_hints import BoxHints
-from ..data.faults import Fault, column, convert, shown
+from ..data.faults import Fault, column, convert
 from ..errors import UserError
-from ..text import printable
+from ..text import printable, shown
 from ..utils.json_files import CORRUPT, gc_paused, local_path
 from ..utils.json_stream import read_json_list
 from .detections import Detections, Masks

@@ -95,11 +95,10 @@ class Comparison:
             f"{self.categories_evaluated[name]:,} {text}"
             for name, text in zip(truth.groups.names, truth.groups.labels, strict=True)
         )
-        text = (
+        return (
             f"{self.gt_file}: {len(truth.image_ids):,} images, {limit} per image; "
             f"{truth.counted.sum():,} objects of {groups} categories; engine {self.engine}."
         )
-        return f"{text} It has {truth.crowd_note()}" if truth.num_crowds else text
 
     def summary(self) -> dict:
         """Return all metrics in percent as a JSON-serializable dict; None if undefined."""

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..errors import MissingFileError, UserError
+from ..data.image_files import read_image
+from ..data.mapper import augment
+from ..errors import UserError
 from .backbone import Backbone, export_backbone
 from .detector import Detector
 from .onnx import export_onnx
@@ -105,12 +105,6 @@ def read_sample(path: str, mapper: DatasetMapper) -> Tensor:
         MissingFileError: the file does not exist.
         UserError: the file is not an image, or is broken.
     """
-    if not os.path.isfile(path):
-        raise MissingFileError(f"There is no image {path}.")
-    try:
-        image = read_image(path, format=mapper.image_format)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"Cannot read the image {path}: {error}") from error
-    resized = T.AugInput(image)
-    mapper.augmentations(resized)
+    resized = T.AugInput(read_image(path, mapper.image_format))
+    augment(mapper.augmentations, resized, path)
     return torch.from_numpy(resized.image.transpose(2, 0, 1).astype(np.float32))

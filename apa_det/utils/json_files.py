@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from gzip import BadGzipFile, GzipFile
-from io import TextIOWrapper
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from typing import BinaryIO, TextIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
@@ -21,6 +21,8 @@ JSON_SUFFIXES = (".json", ".json.gz", ".json.zip")
 _GZIP = b"\x1f\x8b"
 CORRUPT = (BadGzipFile, BadZipFile, NotImplementedError, zlib.error)  # of archives
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an empty archive
+_MAX_RATIO = 50  # of the size of a text to that of its archive; real files have 3 to 20
+_MAX_UNCHECKED = 100 * 2**20  # bytes of text of any archive
 
 
 @contextmanager
@@ -73,19 +75,42 @@ def open_json(json_file: str | os.PathLike) -> Iterator[tuple[TextIO, BinaryIO]]
 
     Raises:
         MissingFileError: the file does not exist.
-        UserError: the file cannot be read, also later, while the context is open.
+        UserError: the file cannot be read, or is an archive that expands to far more than JSON
+            does; also later, while the context is open.
     """
     path = local_path(json_file)
     with reading_errors(json_file), open(path, "rb") as raw:
         start = raw.read(4)
         raw.seek(0)
         file = raw
-        if start.startswith(_GZIP):
-            file = GzipFile(fileobj=raw)
-        elif start in _ZIP:
-            file = _only_member(ZipFile(raw), json_file)
+        if start.startswith(_GZIP) or start in _ZIP:
+            gzip = start.startswith(_GZIP)
+            packed = GzipFile(fileobj=raw) if gzip else _only_member(ZipFile(raw), json_file)
+            limit = max(_MAX_UNCHECKED, _MAX_RATIO * os.fstat(raw.fileno()).st_size)
+            file = BufferedReader(_Limited(packed, limit, json_file))
         utf16 = file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         yield TextIOWrapper(file, encoding="utf-16" if utf16 else "utf-8-sig"), raw
+
+
+class _Limited(RawIOBase):
+    """The text in an archive, of which no more than a limit can be read."""
+
+    def __init__(self, file: BinaryIO, limit: int, name: str | os.PathLike):
+        self._file, self._limit, self._left, self._name = file, limit, limit, name
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        size = self._file.readinto(buffer)
+        self._left -= size
+        if self._left < 0:
+            raise UserError(
+                f"{self._name} expands to more than {self._limit / 1e6:,.0f} MB, far more than "
+                "compressed JSON does. Get it again; if it is right, unpack it and give the .json "
+                "file."
+            )
+        return size
 
 
 def _only_member(archive: ZipFile, json_file: str | os.PathLike) -> BinaryIO:

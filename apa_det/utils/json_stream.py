@@ -13,6 +13,7 @@ from .json_files import gc_paused, invalid_reason, is_cut_off, open_json, readin
 
 _BLOCK = 1 << 23  # characters
 _TAIL = 1 << 16  # characters to search for the end of a record
+_MAX_RECORD = 1 << 26  # characters
 _NUMBER_END = 2  # characters after a number that may still belong to it, e.g. "e-" of 1e-5
 _BETWEEN = re.compile(r"\}\s*,\s*\{")
 _SEPARATOR = re.compile(r"\s*([,\]]?)\s*")
@@ -86,6 +87,8 @@ class _Items:
             records = self._take_many()
             if records is None:
                 records = self._take_singly()
+            if not records and self._text is not None and len(self._text) > _MAX_RECORD:
+                raise self._invalid(0, f"it has more than {_MAX_RECORD:,} characters")
             self._count += len(records)
         return records or None
 

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 _BASE = "_BASE_"
 _MAX_BYTES = 500_000
-_MAX_NODES = 200_000  # values and keys; those of an alias count each time
+_MAX_NODES = 60_000  # values and keys; those of an alias count each time
 _MAX_LEVELS = 50
 _MAX_FILES = 50  # that a config inherits from
 _MAX_NUMBER = 100  # characters
@@ -29,7 +29,15 @@ _CONTROL = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\u
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with the tag of tuples, which detectron2 writes."""
+    """PyYAML's safe loader, with the tag of tuples, which detectron2 writes, and a limit."""
+
+    num_nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        self.num_nodes += 1
+        if self.num_nodes > _MAX_NODES:
+            raise ValueError(f"it has more than {_MAX_NODES:,} values")
+        return super().compose_node(parent, index)
 
     def construct_tuple(self, node: yaml.Node) -> tuple:
         return tuple(self.construct_sequence(node, deep=True))

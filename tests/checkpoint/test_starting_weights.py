@@ -156,18 +156,34 @@ def test_torchvision(tmp_path):
 
 
 def test_a_checkpoint_of_apa_det(dataset, tmp_path, quickstart):
-    """Its config.yaml is the base; the score and the loss stay."""
+    """Its config.yaml is the base; but not where its own training started from."""
     cfg = read_config(quickstart.yaml, quickstart.opts)
+    cfg.MODEL.TRANSFER_FROM, cfg.MODEL.REINITIALIZE = "coco_2017_train", ["*cls_score*"]
+    cfg.TEST.COUNT_FROM, cfg.INPUT.MIN_SIZE_TRAIN = "another_train", (96,)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text(cfg.dump())
     model = build_model(cfg)
     path = tmp_path / "run/model_final.pth"
     torch.save({"model": model.state_dict(), "class_names": ["dog", "a", "b", "c"]}, path)
     start = choose_starting_weights(str(path), NAMES, masks=True)
-    assert values(start) == {"MODEL.WEIGHTS": str(path), "MODEL.TRANSFER_FROM": "checkpoint"}
+    assert values(start) == {
+        "MODEL.WEIGHTS": str(path),
+        "MODEL.TRANSFER_FROM": "checkpoint",
+        "MODEL.REINITIALIZE": [],
+    }
     ours, theirs = load(dataset, tmp_path, start), model.state_dict()
     score = "roi_heads.box_predictor.cls_score.weight"
     assert len(ours[score]) == 3 and torch.equal(ours[score][0], theirs[score][0])
+    train = RegisteredFile(tmp_path / "train.json", tmp_path, dataset)
+    for num_gpus, device in ((0, "cpu"), (2, "cuda")):
+        write_config(tmp_path / "x.yaml", train, train, start, num_gpus=num_gpus)
+        written = read_config(str(tmp_path / "x.yaml"))
+        assert (written.MODEL.DEVICE, written.TEST.COUNT_FROM) == (device, "")
+        assert written.INPUT.MIN_SIZE_TRAIN == (96,)
+        assert written.MODEL.ROI_BOX_HEAD.CLASS_SCORE == cfg.MODEL.ROI_BOX_HEAD.CLASS_SCORE
+    start = choose_starting_weights(str(path), ["unicorn"], masks=False)
+    assert values(start)["MODEL.TRANSFER_FROM"] == ""
+    assert values(start)["MODEL.REINITIALIZE"] == ["*cls_score*", "*bbox_pred*"]
 
 
 def test_errors(tmp_path):

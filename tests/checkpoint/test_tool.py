@@ -55,6 +55,8 @@ def test_without_config(convert, resnet):
     status, written, out, _ = convert({"model": resnet})
     assert status == 0 and "Give --config-file to check" in out
     assert len(written["model"]) == len(resnet) - 2
+    names = convert({"model": resnet, "class_names": ["a", "b"]})[1]["class_names"]
+    assert names == ["a", "b"]
 
 
 def test_averages(convert, resnet):

@@ -179,10 +179,17 @@ def test_start_of_training(tmp_path, caplog):
     assert "1 classes match none of the checkpoint's" in caplog.text
     assert "1 rare: zebra" in caplog.text
 
+    # The same classes in another order: by name
+    turned = detector(5)
+    StrictCheckpointer(turned, strict=False, class_names=OLD[::-1]).load(file)
+    assert torch.equal(turned.state_dict()[name][:5], old.state_dict()[name][:5].flip(0))
     # Other classes of the same number: a warning
     caplog.clear()
-    StrictCheckpointer(detector(5), strict=False, class_names=OLD[::-1]).load(file)
+    StrictCheckpointer(detector(5), strict=False, class_names=["a", *OLD[1:]]).load(file)
     assert "differ from those of the training set" in caplog.text
+    # Resuming, also in another order: an error
+    with pytest.raises(UserError, match="old.pth: it was trained with .*class 0 is '.*' in the "):
+        StrictCheckpointer(detector(5), class_names=OLD[::-1]).load(file)
     # Reinitialized parameters
     again = detector(5)
     start = again.roi_heads.box_predictor.cls_score.weight.clone()

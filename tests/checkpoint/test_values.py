@@ -114,6 +114,31 @@ def test_class_rows_of_another_kind(save):
         StrictCheckpointer(Model(), strict=False, transfer=transfer).load(path)
 
 
+@pytest.mark.parametrize(
+    "name, tensor, message",
+    [
+        *((WEIGHT, torch.ones(3, 4, dtype=t), "is of ") for t in (torch.int64, torch.bool)),
+        ("backbone.mask", torch.ones(2, dtype=torch.complex128), "is of complex128: save it"),
+        (WEIGHT, bad(INF), "has NaN or infinite values"),
+        (VARIANCE, bad(NAN), "has NaN or infinite values"),
+        ("backbone.mask", torch.tensor([0, NAN]), "has NaN or infinite values"),
+        ("backbone.mask", torch.tensor([0, 1]), None),
+        ("backbone.mask", torch.tensor([0, -INF]), None),
+    ],
+)
+def test_without_a_model(name, tensor, message, save):
+    content = {"model": {**Model().state_dict(), name: tensor}}
+    path = save(content)
+    if message is None:
+        assert torch.equal(convert(content).state[name], tensor)
+        assert torch.equal(average_checkpoints([path, path])["model"][name], tensor)
+        return
+    with pytest.raises(UserError, match=f"{name} {message}"):
+        convert(content)
+    with pytest.raises(UserError, match=f"file.pth: {name} {message}"):
+        average_checkpoints([path])
+
+
 def test_nan_without_a_model(save):
     state = {**Model().state_dict(), WEIGHT: bad(NAN)}
     with pytest.raises(UserError, match=f"{WEIGHT} has NaN"):

@@ -131,7 +131,7 @@ def test_a_bug_in_training(run, quickstart, tmp_path):
     # the kept config names the module, but does not import it
     assert str(tmp_path / "broken.py") in (output / "config.yaml").read_text()
     status, out, err = run("tools/train_net.py", "--config-file", output / "config.yaml")
-    assert status == 2 and "must be a registered name, got 'BrokenHead'" in err
+    assert status == 2 and "got 'BrokenHead'. Fix the name, or give --import" in err
     assert f"--import {tmp_path / 'broken.py'}" in out + err
 
 
@@ -144,7 +144,7 @@ def test_an_error_of_the_user_in_two_processes(run, quickstart, tmp_path):
     opts = ["OUTPUT_DIR", tmp_path / "output", "MODEL.ROI_HEADS.NUM_CLASSES", "5"]
     status, out, err = run("-m", "apa_det_cli", "train", *flags, *quickstart.opts, *opts)
     assert status == 2, err
-    assert err.count("apa-det train: The dataset tiny_val has 4 classes") == 1
+    assert err.count("apa-det train: The dataset tiny_train has 4 classes") == 1
     assert "Traceback" not in out + err
     assert len([p for p in tmp_path.iterdir() if p.name.isdigit()]) == 3  # and the first process
 

@@ -101,6 +101,33 @@ def test_boxes_only(coco, tmp_path):
     read_lvis_json(tmp_path / "x.json")
 
 
+def test_images_that_are_not_annotated_exhaustively(coco, tmp_path):
+    """Only their own lists count; a category with instances is no negative."""
+    image = coco["images"][0]
+    present = {a["category_id"] for a in coco["annotations"] if a["image_id"] == image["id"]}
+    category_ids = [c["id"] for c in coco["categories"]]
+    absent = [i for i in category_ids if i not in present]
+    image["neg_category_ids"] = category_ids
+    image["not_exhaustive_category_ids"] = absent[:1]
+    first, *others = coco_to_lvis(coco)["images"]
+    assert first["neg_category_ids"] == absent[1:]
+    assert absent[0] in first["not_exhaustive_category_ids"]
+    assert (
+        others
+        == coco_to_lvis(
+            {
+                **coco,
+                "images": coco["images"][1:],
+                "annotations": [a for a in coco["annotations"] if a["image_id"] != image["id"]],
+            }
+        )["images"]
+    )
+    image["neg_category_ids"] = "x"
+    write_json(coco, tmp_path / "x.json")
+    with pytest.raises(UserError, match="neg_category_ids must be a list of category ids"):
+        read_coco_json(tmp_path / "x.json")
+
+
 def test_counts_from_train(coco):
     train = copy.deepcopy(coco)
     train["annotations"] += [
@@ -113,16 +140,20 @@ def test_counts_from_train(coco):
     train["categories"][2] |= {"image_count": 500, "frequency": "f"}
     brush = coco_to_lvis(coco, count_from=train)["categories"][2]
     assert (brush["image_count"], brush["frequency"]) == (500, "f")
+    # Categories go by name.
+    first, second = train["categories"][1:]
+    first["id"], second["id"] = second["id"], first["id"]
+    assert coco_to_lvis(coco, count_from=train)["categories"][2]["image_count"] == 500
 
 
 def test_counts_from_another_dataset(coco):
     other = copy.deepcopy(coco)
     other["categories"][1]["name"] = "wolf"
-    with pytest.raises(UserError, match='Category 18 is "dog", but "wolf" in the training set'):
+    with pytest.raises(UserError, match="lacks the categories 'dog'. Categories go by"):
         coco_to_lvis(coco, count_from=other)
     del other["categories"][1]
     other["annotations"] = []
-    with pytest.raises(UserError, match='Category 18 is "dog", but missing in the training set'):
+    with pytest.raises(UserError, match="lacks the categories 'dog'"):
         coco_to_lvis(coco, count_from=other)
 
 

@@ -12,6 +12,17 @@ from apa_det.data.dataset_report import GroupCounts
 from apa_det.utils.json_files import read_json, write_json
 
 
+def test_coco_format(tinycoco):
+    """One problem, and one note of the crowd regions."""
+    images = tinycoco / "images/val2017"
+    report = check_dataset(tinycoco / "annotations/instances_val2017.json", images)
+    (problem,) = report.problems
+    assert problem.kind == "not in LVIS format" and "coco-to-lvis" in problem.message
+    (note,) = report.notes
+    assert "1 crowd region of COCO" in note and "pycocotools gives another AP" in note
+    assert report.total().instances == report.num_annotations - 1 == 135
+
+
 def test_valid_dataset(small, write):
     path = write(small)
     report = check_dataset(path, path.parent, rare_max=0, common_max=1)
@@ -24,6 +35,11 @@ def test_valid_dataset(small, write):
     }
     lines = [line.split() for line in str(report).splitlines()]
     assert ["frequent", "1", "0", "2", "2"] in lines
+    groups = [
+        line[0] for line in lines if line and line[0] in ("rare", "common", "frequent", "all")
+    ]
+    assert groups == ["rare", "common", "frequent", "all"]
+    assert ["all", "3", "1", "2", "3"] in lines
     assert lines[-1] == ["Problems:", "0"]
 
 
@@ -33,7 +49,7 @@ def test_real_lvis(lvis_val_100):
     assert sum(counts.instances for counts in report.groups.values()) == 977
     assert sum(counts.classes for counts in report.groups.values()) == 1230
     text = str(report)
-    assert text.count(".jpg does not exist") == 10 and "... and 90 more" in text
+    assert text.count(": there is no image nowhere") == 10 and "... and 90 more" in text
 
 
 def test_all_problems_at_once(small, write):
@@ -129,7 +145,6 @@ def test_image_files_are_decoded(small, write):
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "jpeg")
     (path.parent / "a.png").write_bytes(buffer.getvalue()[:-200])
-    Image.fromarray(np.full((20, 30), 30_000, np.uint16)).save(path.parent / "b.png")
     small["images"].append(
         {"id": 8, "file_name": "text.png", "height": 20}  # the file is checked nevertheless
     )
@@ -138,7 +153,6 @@ def test_image_files_are_decoded(small, write):
     found = {(p.kind, p.record) for p in check_dataset(path, path.parent).problems}
     assert found >= {
         ("unreadable image file", ("images", 1)),
-        ("image with more than 8 bits", ("images", 0)),
         ("unreadable image file", ("images", 2)),
         ("image without valid width", ("images", 2)),
     }

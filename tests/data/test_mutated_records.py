@@ -18,8 +18,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("mutated")
 
 
-@pytest.mark.parametrize("part", ["dataset", "results", "COCO dataset"])
-@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize("part", FUZZ["PARTS"])
+@settings(max_examples=150, deadline=None)
 @given(rng=st.randoms(use_true_random=False))
 def test_mutation_is_refused_or_evaluated_as_by_lvis_api(part, folder, rng):
     FUZZ["check"](part, rng, folder)  # raises an AssertionError otherwise
@@ -28,7 +28,7 @@ def test_mutation_is_refused_or_evaluated_as_by_lvis_api(part, folder, rng):
 def test_unchanged_files_have_the_metrics_of_lvis_api(folder, monkeypatch):
     monkeypatch.setitem(FUZZ["check"].__globals__, "mutate", lambda records, rng: (0, "nothing"))
     for seed in range(3):
-        for part in ("dataset", "results", "COCO dataset"):
+        for part in FUZZ["PARTS"]:
             assert FUZZ["check"](part, FUZZ["random"].Random(seed), folder) == "accepted"
 
 

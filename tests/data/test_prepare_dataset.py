@@ -34,7 +34,9 @@ def test_coco_to_lvis(tinycoco, tmp_path, capsys):
     train, val = (tinycoco / f"annotations/instances_{s}2017.json" for s in ("train", "val"))
     output = tmp_path / "new/val.json"
     assert run("coco-to-lvis", val, "--output", output, "--count-from", train) == 0
-    assert "6 images, 135 annotations. Dropped 1 crowd" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "6 images, 135 annotations.\n  Dropped: 1 crowds, 0 without" in out
+    assert "Most annotations are dropped" not in out
     dataset = read_lvis_json(output)
     person = dataset["categories"][0]
     images = {a["image_id"] for a in read_json(train)["annotations"] if a["category_id"] == 1}
@@ -59,12 +61,17 @@ def test_one_line_errors(command, tmp_path, capsys, monkeypatch):
 
 def test_invalid_flags(small, tmp_path, capsys):
     assert run("synthetic", "--output", tmp_path, "--num-classes", 0) == 2
+    write_json(small, tmp_path / "lvis.json")
+    for image in small["images"]:
+        del image["neg_category_ids"], image["not_exhaustive_category_ids"]
     write_json(small, tmp_path / "x.json")
     coco_to_lvis = ("coco-to-lvis", tmp_path / "x.json", "--output", tmp_path / "y.json")
     assert run(*coco_to_lvis, "--rare-max", 200) == 2
     assert run("synthetic", "--output", tmp_path / "x.json" / "folder") == 2
+    assert run("coco-to-lvis", tmp_path / "lvis.json", "--output", tmp_path / "y.json") == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert "must be >= 1" in lines[0]
     assert "rare_max" in lines[1]
+    assert "lvis.json is in LVIS format already" in lines[3] and "write-config" in lines[3]
     assert "x.json is a file" in lines[2]

@@ -1,6 +1,7 @@
 """Configs written for a dataset: their settings follow the data, and they train."""
 
 import copy
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -70,24 +71,24 @@ def test_lvis(lvis_v1_categories):
 
 
 def test_long_tail_by_hand():
-    """400 images: the most frequent of the rare and common classes has 80, a fifth of them."""
+    """400 images: classes in fewer than 40 are repeated, as in fewer than 100 of all sizes."""
     train = dataset([400, 150, 80, 3, 0], 500)
     settings = chosen(train, None, PRETRAINED)
     assert settings["DATALOADER.REPEAT_THRESHOLD"] == 0.1  # at most
     assert settings["MODEL.ROI_BOX_HEAD.CLASS_SCORE"] == "apa"
     assert "MODEL.ROI_BOX_HEAD.USE_DROP_LOSS" not in settings
     assert not any(key.startswith("TEST.") for key in settings)
-    # 100 epochs of 400 images, 4 at a time
-    assert settings["SOLVER.MAX_ITER"] == 10_000
-    assert settings["SOLVER.STEPS"] == [6666, 9166]
-    assert chosen(train, None, RANDOM)["SOLVER.MAX_ITER"] == 30_000
+    # 24 epochs for 100,000 images: 24 (100,000 / 400)^(1/4) = 95.4 here, 4 images at a time
+    assert settings["SOLVER.MAX_ITER"] == 9544
+    assert settings["SOLVER.STEPS"] == [6362, 8748]
+    assert chosen(train, None, RANDOM)["SOLVER.MAX_ITER"] == 28_630
     settings = chosen(
         dataset([4000, 30], 4000),
         train | {"categories": [{"id": 7, "name": "class 0"}, {"id": 9, "name": "class 1"}]},
         PRETRAINED,
     )
-    assert settings["DATALOADER.REPEAT_THRESHOLD"] == 0.0075
-    assert settings["TEST.EVAL_PERIOD"] == settings["SOLVER.MAX_ITER"] / 10
+    assert settings["DATALOADER.REPEAT_THRESHOLD"] == 0.025
+    assert settings["TEST.EVAL_PERIOD"] == math.ceil(settings["SOLVER.MAX_ITER"] / 10)
     assert "TEST.SUBSET" not in settings
 
 
@@ -95,10 +96,39 @@ def test_balanced():
     settings = chosen(dataset([500, 300], 500), None, PRETRAINED)
     assert settings["DATALOADER.SAMPLER_TRAIN"] == "TrainingSampler"
     assert settings["MODEL.ROI_BOX_HEAD.CLASS_SCORE"] == "softmax"
+    # one class has no tail, however few its images
+    assert chosen(dataset([50], 50), None, PRETRAINED)["DATALOADER.SAMPLER_TRAIN"] == (
+        "TrainingSampler"
+    )
     # the rare classes are all absent: nothing can be repeated
     assert chosen(dataset([500, 0], 500), None, PRETRAINED)["DATALOADER.SAMPLER_TRAIN"] == (
         "TrainingSampler"
     )
+
+
+def test_drop_loss_needs_frequent_classes():
+    """With 300 classes: those of the model, and most of them with many images."""
+    scarce = [5000] + [150] * 99 + [20] * 200
+    key = "MODEL.ROI_BOX_HEAD.USE_DROP_LOSS"
+    for counts, expected in ((scarce, True), ([5000] + [20] * 299, False)):
+        settings = chosen(dataset(counts, 5000), None, PRETRAINED)
+        assert settings["MODEL.ROI_BOX_HEAD.CLASS_SCORE"] == "gumbel"
+        assert settings[key] == expected
+        assert ("MODEL.ROI_BOX_HEAD.DROP_LOSS_THRESHOLD" in settings) == expected
+    assert key not in chosen(dataset(scarce[1:], 5000), None, PRETRAINED)
+
+
+def test_cpu():
+    """Little enough to finish, whatever the size of the dataset, and for both starts."""
+    for num_images in (1, 50, 100_000):
+        train = dataset([num_images, 1], num_images)
+        val = {**train, "images": [{}] * 300}
+        for start in (choose_starting_weights("none", [], masks=True, cpu=True), PRETRAINED):
+            settings = chosen(train, val, start, num_gpus=0)
+            assert settings["MODEL.DEVICE"] == "cpu" and settings["SOLVER.MAX_ITER"] == 500
+            assert settings["SOLVER.BASE_LR"] / settings["SOLVER.IMS_PER_BATCH"] == 0.02 / 16
+            assert settings["TEST.EVAL_PERIOD"] == 250 and settings["TEST.SUBSET"] == 100
+            assert settings["INPUT.MIN_SIZE_TEST"] in settings["INPUT.MIN_SIZE_TRAIN"]
 
 
 @given(num_gpus=st.integers(1, 64), processes=st.integers(1, 64))
@@ -114,7 +144,7 @@ def test_linear_rule(num_gpus, processes):
 @given(
     counts=st.lists(st.integers(0, 300), min_size=1, max_size=20),
     start=st.sampled_from([RANDOM, PRETRAINED]),
-    num_gpus=st.integers(1, 16),
+    num_gpus=st.integers(0, 16),
 )
 def test_any_dataset(counts, start, num_gpus):
     train = dataset(counts, 300)
@@ -130,9 +160,14 @@ def test_any_dataset(counts, start, num_gpus):
 
 
 def test_other_classes(small):
+    """Classes go by name, and may be absent in the validation set."""
     other = copy.deepcopy(small)
+    for category in other["categories"]:
+        category["id"] += 100
+    del other["categories"][1]
+    choose_settings(small, other, RANDOM)
     other["categories"][0]["name"] = "wolf"
-    with pytest.raises(UserError, match="must have the same classes .* --count-from"):
+    with pytest.raises(UserError, match="has the classes 'wolf', which the training set lacks"):
         choose_settings(small, other, RANDOM)
 
 
@@ -154,12 +189,18 @@ def test_three_commands(tinycoco, tmp_path, monkeypatch, capsys):
         )
         == 0
     )
-    assert "apa-det train --config-file 'my tiny.yaml'" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    commands = [
+        "apa-det train --config-file 'my tiny.yaml'",
+        "apa-det eval --config-file 'my tiny.yaml' MODEL.WEIGHTS 'output/my tiny/model_final.pth'",
+    ]
+    assert out.splitlines()[-2:] == commands
     train = read_lvis_json(folder / "train.json")
     assert read_lvis_json(folder / "instances_val2017.json")["categories"] == train["categories"]
     text = Path("my tiny.yaml").read_text()
+    assert [line.removeprefix("#   ") for line in text.splitlines()[1:3]] == commands
     lines = [
-        line for line in text.splitlines()[2:] if not line.endswith(":") and "    - " not in line
+        line for line in text.splitlines()[3:] if not line.endswith(":") and "    - " not in line
     ]
     assert all("  # " in line for line in lines) and len(text.splitlines()) < 60
     assert "TEST.COUNT_FROM" not in text and "SUBSET" not in text
@@ -202,8 +243,23 @@ def test_write_config_for_lvis_files(tiny_dataset, tmp_path, capsys):
     assert not read_config(str(output)).DATASETS.TEST
 
 
-def test_drop_loss_threshold_is_that_of_the_groups(tiny_dataset, tmp_path):
+def test_names_and_shared_images(tiny_dataset, tmp_path, caplog, capsys):
+    """Names of detectron2's own datasets are avoided; images of both sets are a leak."""
+    output = tmp_path / "coco_2017.yaml"
+    train = tiny_dataset / "train.json"
+    flags = ["--train", train, "--val", train, "--image-root", tiny_dataset, "--output", output]
+    assert run("prepare-dataset", "write-config", *flags, "--num-gpus", 2) == 0
+    cfg = read_config(str(output))
+    assert cfg.DATASETS.TRAIN == ("my_coco_2017_train",) and cfg.OUTPUT_DIR == "output/coco_2017"
+    num_images = len(read_lvis_json(train)["images"])
+    assert f"{num_images} of the {num_images} validation images are also training" in caplog.text
+    train_command = f"apa-det train --config-file {output} --num-gpus 2"
+    assert f"for 2 GPUs. Next:\n{train_command}\napa-det eval" in capsys.readouterr().out
+
+
+def test_drop_loss_threshold_is_that_of_the_groups(tiny_dataset, tmp_path, monkeypatch):
     """As apa_det counts the classes of a registered dataset."""
+    monkeypatch.setattr(recipe, "_MOST_SCARCE", 1)
     start = choose_starting_weights("none", [], masks=True)._replace(score="gumbel")
     train = read_lvis_json(tiny_dataset / "train.json")
     settings = chosen(train, None, start)
@@ -235,6 +291,8 @@ def test_invalid_flags(tinycoco, tmp_path, capsys):
     assert run(*convert[:-1], tmp_path / "y.json", "--val", copied) == 2
     weights = ["--weights", tmp_path / "none.pth"]
     assert run(*convert, "--write-config", tmp_path / "x.yaml", *root, *weights) == 2
+    with pytest.raises(SystemExit):
+        run(*convert, "--num-gpus", -1)
     errors = capsys.readouterr().err.splitlines()
     assert "--write-config needs --image-root, the folder of the images" in errors[0]
     assert "--write-config must name a .yaml file" in errors[1]
@@ -267,7 +325,8 @@ def test_random_weights_need_no_statistics(tiny_dataset, tmp_path):
         "--output",
         output,
     ]
-    assert run("prepare-dataset", "write-config", *flags, "--weights", "none") == 0
+    flags += ["--weights", "none", "--num-gpus", 1]
+    assert run("prepare-dataset", "write-config", *flags) == 0
     assert yaml.safe_load(output.read_text())["MODEL"]["WEIGHTS"] == ""
     cfg = read_config(str(output), TINY)
     model = build_model(cfg)

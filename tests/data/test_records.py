@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apa_det.data import records
-from apa_det.data.faults import Fault, column, convert, faults, shown
+from apa_det.data.faults import Fault, column, convert, faults
 from apa_det.errors import UserError
+from apa_det.text import shown
 
 SIZE = np.array([[20, 30]])
 ODD = st.sampled_from(

@@ -103,6 +103,23 @@ def test_datasets(small):
     assert val["categories"] == train["categories"]
 
 
+def test_images_with_the_same_file_stay_together(small):
+    """Their annotations, too: otherwise a part has seen the images of another."""
+    images = [
+        {**small["images"][0], "id": i, "file_name": f"{'./' * (i % 2)}{i // 2}.png"}
+        for i in range(20)
+    ]
+    pairs = [(image, category) for image in range(20) for category in (4, 21)]
+    small["annotations"] = [
+        {**small["annotations"][0], "id": i, "image_id": image, "category_id": category}
+        for i, (image, category) in enumerate(pairs)
+    ]
+    small["images"] = images
+    first, second = split_dataset(small, [0.5, 0.5])
+    ids = [{image["id"] // 2 for image in part["images"]} for part in (first, second)]
+    assert not ids[0] & ids[1] and len(first["images"]) == len(second["images"]) == 10
+
+
 def test_counts_are_counted_again(small):
     """Those of the whole dataset do not hold for its parts."""
     for category in small["categories"]:

@@ -96,7 +96,7 @@ def test_other_classes(register):
     register("classes_two", CATEGORIES[:2])
     with pytest.raises(UserError, match="classes_two has 2 classes, but the model has 3"):
         class_info(["classes_two", "classes_a"], 3)
-    with pytest.raises(UserError, match="COUNT_FROM classes_two does not have the classes of"):
+    with pytest.raises(UserError, match="COUNT_FROM classes_two lacks the classes .man"):
         class_info(["classes_a"], 3, None, "classes_two")
 
 

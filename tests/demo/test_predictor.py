@@ -9,8 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from apa_det.data.image_files import read_image
 from apa_det.demo import ClassInfo, Predictor, build_predictor
-from apa_det.demo.files import read_image
 from apa_det.engine import read_job
 from apa_det.errors import MissingFileError, UserError
 from apa_det.evaluation import FrequencyGroups
@@ -30,14 +30,14 @@ def test_same_as_detectron2(detector, image_format, mask_on, tmp_path):
     opts = [*detector.opts, "INPUT.FORMAT", image_format, "MODEL.MASK_ON", mask_on]
     predictor = build_predictor(read_job(detector.yaml, opts), "0")
     theirs = DefaultPredictor(detector.config(*opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0))
-    image = read_image(detector.images[0])
+    image = read_image(detector.images[0], "RGB")
     instances = predictor(image)
     check_same(instances, theirs(image[:, :, ::-1])["instances"])
     assert instances.has("pred_masks") == mask_on
 
 
 def test_lazy_config(detector):
-    image = read_image(detector.images[0])
+    image = read_image(detector.images[0], "RGB")
     ours = build_predictor(read_job(detector.lazy, detector.lazy_opts), "0")
     theirs = build_predictor(read_job(detector.yaml, detector.opts), "0")
     check_same(ours(image), theirs(image))

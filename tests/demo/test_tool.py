@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apa_det.data.image_files import read_image
 from apa_det.demo import build_predictor
-from apa_det.demo.files import read_image
 from apa_det.engine import read_job
 
 
@@ -34,7 +34,7 @@ def test_images(main, detector, tmp_path, capsys):
     predictor = build_predictor(read_job(detector.yaml, detector.opts), "0")
     classes = predictor.classes
     for image_id, path in enumerate(detector.images[:2], start=1):
-        expected = predictor(read_image(path))
+        expected = predictor(read_image(path, "RGB"))
         ours = [record for record in records if record["image_id"] == image_id]
         assert len(ours) == len(expected) == 5
         for record, c, score, box in zip(
@@ -65,6 +65,63 @@ def test_video(main, tmp_path):
     video = cv2.VideoCapture(str(out))
     assert video.get(cv2.CAP_PROP_FPS) == 10 and video.get(cv2.CAP_PROP_FRAME_COUNT) == 3
     assert video.read()[1].shape == (480, 640, 3)
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def odd_images(folder):
+    """Write images of unusual formats and sizes, by their names."""
+    gray, color = noise(30, 40), noise(30, 40, 3)
+    files = {
+        "16_bits.png": Image.fromarray(gray.astype(np.uint16) * 257),
+        "gray.png": Image.fromarray(gray),
+        "cmyk.jpg": Image.fromarray(color).convert("CMYK"),
+        "palette.png": Image.fromarray(color).convert("P"),
+        "rgba.png": Image.fromarray(noise(30, 40, 4)),
+        "one_pixel.png": Image.new("RGB", (1, 1)),
+        "one_row.png": Image.fromarray(noise(1, 50, 3)),
+    }
+    folder.mkdir()
+    for name, image in files.items():
+        image.save(folder / name)
+    return sorted(files)
+
+
+def test_odd_images(main, tmp_path, capsys, monkeypatch):
+    """All are drawn; those that cannot be read get a sentence each, and the rest goes on."""
+    folder, out = tmp_path / "odd", tmp_path / "out"
+    names = odd_images(folder)
+    assert main("--input", folder, "--output", out) == 0
+    assert sorted(path.name for path in out.glob("*.???")) == names
+    records = json.loads((out / "detections.json").read_text())
+    detections = {
+        name: [(r["category_id"], r["bbox"], r["score"]) for r in records if r["file_name"] == path]
+        for name in names
+        for path in [str(folder / name)]
+    }
+    assert detections["16_bits.png"] == detections["gray.png"]
+    assert all(detections.values())
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    Image.fromarray(noise(20, 20).astype(np.float32)).save(folder / "float.tif")
+    Image.new("RGB", (100, 100)).save(folder / "huge.png")
+    broken = (folder / "cmyk.jpg").read_bytes()[:-500]
+    (folder / "truncated.jpg").write_bytes(broken)
+    Image.new("RGB", (1, 5000)).save(folder / "narrow.png")
+    capsys.readouterr()
+    assert main("--input", folder, "--output", tmp_path / "second") == 1
+    printed = capsys.readouterr().out
+    for name, text in (
+        ("float.tif", "its pixels are floats; convert them to 8 or 16 bits."),
+        ("huge.png", "Image size (10000 pixels) exceeds limit of 8000 pixels, could be"),
+        ("truncated.jpg", "image file is truncated"),
+    ):
+        assert printed.count(f"Cannot read the image {folder / name}: {text}") == 1
+    text = f"The image {folder / 'narrow.png'} of 1 x 5000 pixels is too narrow: its shorter side"
+    assert printed.count(text) == 1
+    assert sorted(path.name for path in (tmp_path / "second").glob("*.???")) == names
 
 
 def test_no_detections(main, tiny_dataset, tmp_path, capsys):

@@ -100,7 +100,7 @@ def test_readme_commands(after_readme):
         "baseline/model_final.pth",
         "report/report.html",
         "demo/detections.json",
-        "mine/metrics.json",
+        "my/metrics.json",
     ):
         assert (output / name).is_file(), name
 

@@ -105,3 +105,17 @@ def test_truncated_best_checkpoint(tmp_path):
 def test_missing_metric(tmp_path):
     make_trainer(tmp_path, evaluating([1], tmp_path, "segm/AP"), 1).train(0, 1)
     assert not (tmp_path / "model_best.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"value": "5"}, {"value": None}, {"value": float("nan")}, {"iteration": "1"}],
+)
+def test_invalid_best_checkpoint(change, tmp_path, caplog):
+    caplog.set_level("WARNING")
+    saved = {"metric": "bbox/APr", "value": 9.0, "iteration": 0, **change}
+    torch.save({"model": {}, **saved}, tmp_path / "model_best.pth")
+    make_trainer(tmp_path, evaluating([2], tmp_path), 2).train(1, 2)
+    assert f"model_best.pth: {next(iter(change))} must be" in caplog.text
+    assert "The next evaluation replaces this file." in caplog.text
+    assert best(tmp_path)["value"] == 2

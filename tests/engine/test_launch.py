@@ -65,10 +65,14 @@ def test_modules_are_imported_first(arguments, tmp_path):
 @pytest.fixture
 def forked(monkeypatch):
     """Processes are forked, because they take long to import everything."""
+    set_handler = signal.signal
+    before = set_handler(signal.SIGTERM, signal.SIG_DFL)  # forked processes inherit the handler
     fork = partial(torch.multiprocessing.start_processes, start_method="fork")
     monkeypatch.setattr(torch.multiprocessing, "start_processes", fork)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
+    yield
+    set_handler(signal.SIGTERM, before)
 
 
 def test_two_processes_report_a_user_error_once(arguments, forked, capfd):
@@ -76,7 +80,7 @@ def test_two_processes_report_a_user_error_once(arguments, forked, capfd):
     args.prog = "apa-det train"
     assert exit_status(setup_job, args) == 2
     out, err = capfd.readouterr()
-    assert err.count("apa-det train: The dataset tiny_val has 4 classes") == 1
+    assert err.count("apa-det train: The dataset tiny_train has 4 classes") == 1
     assert "Traceback" not in err + out
 
 

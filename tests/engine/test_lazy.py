@@ -142,7 +142,7 @@ def test_config_of_detectron2(arguments, output):
     cfg = setup_job(args).config
     assert cfg.model.num_classes == 4 and "best_metric" not in cfg.train
     args.opts[-1] = "model.num_classes=5"
-    with pytest.raises(UserError, match="tiny_val has 4 classes, but model.num_classes is 5"):
+    with pytest.raises(UserError, match="tiny_train has 4 classes, but model.num_classes is 5"):
         setup_job(args)
 
 
@@ -153,7 +153,7 @@ def test_config_of_detectron2(arguments, output):
         (["optimiser.lr=1"], "no key optimiser"),
         (["train.max_iter"], "overrides on the command line: .*missing EQUAL"),
         (["train.max_iter.x=1"], "train.max_iter is not a config"),
-        (["dataloader.lvis_format=[[a,b]]"], "dataloader.lvis_format must list"),
+        (["dataloader.lvis_format=[[a,b]]"], r"lvis_format\[0\] must be a list of length 3"),
         (["dataloader.train.dataset.names=nowhere"], 'No dataset named "nowhere"'),
         (["model.roi_heads.num_classes=7"], "4 classes, but model.roi_heads.num_classes is 7"),
         (["train.accumulate=3"], "total_batch_size must be a multiple of 3, got 2"),
@@ -179,7 +179,7 @@ def test_missing_and_incomplete_files(arguments, tmp_path):
     with pytest.raises(UserError, match="train.init_checkpoint is empty"):
         setup_job(arguments(eval_only=True))
     weights = tmp_path / "weights.pth"
-    weights.touch()
+    torch.save({"model": {}}, weights)
     with pytest.raises(UserError, match="dataloader.evaluator is missing"):
         opts = (f"train.init_checkpoint={weights}", "dataloader.evaluator=null")
         setup_job(arguments(*opts, eval_only=True))

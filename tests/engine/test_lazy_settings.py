@@ -174,7 +174,7 @@ def test_messages_name_the_keys_of_lazy_configs(lazy_arguments, output):
     job = setup_job(lazy_arguments("train.reinitialize=['*nothing*']"))
     with pytest.raises(UserError, match=r"train.reinitialize has the pattern '\*nothing\*'"):
         job.build_trainer()
-    with pytest.raises(UserError, match="train.clip_gradients.clip_type must be one of value"):
+    with pytest.raises(UserError, match="train.clip_gradients.clip_type must be one of .*value"):
         setup_job(lazy_arguments("train.clip_gradients.clip_type=all")).build_trainer()
     trainer = setup_job(lazy_arguments()).build_trainer()
     trainer.checkpointer.save("model")

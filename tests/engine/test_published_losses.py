@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from apa_det.data.class_names import dataset_class_names
 from apa_det.engine import Trainer, setup_job
 from apa_det.errors import UserError
 
@@ -40,7 +41,7 @@ def test_unknown_image_counts(arguments):
     """The error is raised when the trainer is built."""
     setup_job(arguments())  # registers tiny_train
     DatasetCatalog.register("no_counts", lambda: DatasetCatalog.get("tiny_train"))
-    MetadataCatalog.get("no_counts").set(thing_classes=list("abcd"))
+    MetadataCatalog.get("no_counts").set(thing_classes=dataset_class_names("tiny_train"))
     cfg = setup_job(arguments(*GOL, "DATASETS.TRAIN", ("no_counts",))).config
     with pytest.raises(UserError, match="no_counts does not give"):
         Trainer(cfg)

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -77,7 +76,7 @@ def test_checkpoint_of_another_class_count(arguments, output, tmp_path, train_ne
     with pytest.raises(UserError, match=shapes):
         train_net(arguments(*options, resume=True))
     weights = ("MODEL.WEIGHTS", output / "model_final.pth")
-    with pytest.raises(UserError, match=shapes):
+    with pytest.raises(UserError, match="_final.pth has 4 classes, but MODEL.ROI_HEADS"):
         train_net(arguments(*options, *weights, eval_only=True))
 
 
@@ -131,19 +130,6 @@ def test_other_number_of_classes_is_initialized(arguments, output):
 def test_class_count_of_the_training_set(arguments):
     with pytest.raises(UserError, match="tiny_train has 4 classes"):
         Trainer(setup_job(arguments("DATASETS.TEST", (), "MODEL.ROI_HEADS.NUM_CLASSES", 5)).config)
-
-
-def test_warning_for_another_class_order(arguments, output, tiny_dataset, tmp_path):
-    dataset = json.loads((tiny_dataset / "val.json").read_text())
-    dataset["categories"][0]["id"], dataset["categories"][1]["id"] = 2, 1
-    (tmp_path / "swapped.json").write_text(json.dumps(dataset))
-    Trainer(setup_job(arguments()).config)
-    assert "treat them as the same" not in (output / "log.txt").read_text()
-    swapped = [["engine_swapped", f"{tmp_path}/swapped.json", str(tiny_dataset)]]
-    registered = setup_job(arguments()).config.DATASETS.LVIS_FORMAT + swapped
-    options = ("DATASETS.LVIS_FORMAT", registered, "DATASETS.TEST", ("engine_swapped",))
-    Trainer(setup_job(arguments(*options)).config)
-    assert "engine_swapped: the metrics treat them" in (output / "log.txt").read_text()
 
 
 def groups_by_name(cfg):

@@ -272,6 +272,22 @@ def test_bad_input(detections, arguments, message):
         evaluate(truth, detections, **arguments)
 
 
+@pytest.mark.parametrize("first_id", [-1, 0, 1])
+@pytest.mark.parametrize("engine", ["fast", "lvis"])
+def test_annotation_id_0_counts(engine, first_id):
+    """lvis-api and pycocotools take a match with this id for no match."""
+    boxes = [(1, 2, 30, 40), (50, 50, 20, 20)]
+    annotations = [
+        {"id": i, "image_id": 1, "category_id": 3, "bbox": box, "area": box[2] * box[3]}
+        for i, box in enumerate(boxes, start=first_id)
+    ]
+    truth = GroundTruth({**TRUTH, "annotations": annotations})
+    ones = np.ones(2, np.int64)
+    detections = Detections(ones, 3 * ones, np.array([0.9, 0.8]), np.array(boxes, np.float64))
+    metrics = evaluate(truth, detections, "bbox", engine=engine).metrics()
+    assert metrics["AP"] == metrics["APr"] == metrics["AR@300"] == pytest.approx(1)
+
+
 @pytest.fixture
 def missing(monkeypatch):
     """Return a function that makes packages unimportable."""

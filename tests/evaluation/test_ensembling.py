@@ -201,3 +201,19 @@ def test_tool_reports_errors_in_one_line(detections_on_synthetic, tool, tmp_path
         assert tool("ensemble", "--output", output, *arguments) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("image_id", [-1, 0, 10**15])
+def test_image_that_is_not_in_the_ground_truth(image_id):
+    """Ids outside those of the ground truth never count as the last or the first image."""
+    truth = GroundTruth.from_dataset(
+        {
+            "images": [{"id": i, "height": 8, "width": 8} for i in (5, 7)],
+            "categories": [{"id": 1, "name": "a", "frequency": "f", "image_count": 200}],
+            "annotations": [],
+        }
+    )
+    record = {"image_id": image_id, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 0.5}
+    detections = Detections.from_records([{**record, "image_id": 5}, record])
+    with pytest.raises(UserError, match=rf"image_id must be .*ground truth, got {image_id}\b"):
+        ensemble(truth, [detections, detections])

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from detectron2.utils.logger import _LOG_COUNTER
 
 from apa_det.data import coco_to_lvis
 from apa_det.errors import MissingFileError, UserError
@@ -10,7 +11,6 @@ from apa_det.evaluation import (
     FrequencyGroups,
     GroundTruth,
     evaluate,
-    ground_truth,
 )
 
 BOX = [10.0, 10.0, 40.0, 40.0]
@@ -107,7 +107,7 @@ def test_coco_format_equals_its_conversion(engine):
 
 
 def test_crowds_are_said_once(caplog):
-    ground_truth._log_once.cache_clear()
+    _LOG_COUNTER.clear()
     truths = [GroundTruth.from_dataset(coco()) for _ in range(2)]
     assert caplog.text.count("1 crowd region of COCO: by LVIS's rules") == 1
     assert truths[0].num_crowds == truths[0].restricted_to(np.array([1])).num_crowds == 1

@@ -1,6 +1,7 @@
 """Training of runs: alone, resumed, and by the compare command."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from apa_det.experiments import read_plan, run_all, train_run
 from apa_det.experiments.training import CostMeter
 from apa_det.layers import ACTIVATION_REGISTRY
 from apa_det.utils.json_files import read_json
+from apa_det.utils.user_modules import import_modules
 
 
 def make_run(describe, folder, iterations, *opts):
@@ -102,17 +104,20 @@ def test_runs_import_the_modules_of_the_user(describe, tmp_path):
     (tmp_path / "user_module.py").write_text(MODULE)
     row = {"name": "tanh", "opts": ["MODEL.APA.ACTIVATION", "user_tanh"]}
     imports = [str(tmp_path / "user_module.py")]
+    import_modules(imports)  # as the command does
     plan = read_plan(str(tmp_path), describe(row), imports=imports)
     plan.check()
+    del ACTIVATION_REGISTRY._obj_map["user_tanh"], sys.modules["user_module"]
     assert run_all(plan) == []
-    assert "user_tanh" not in ACTIVATION_REGISTRY  # registered in the process of the run only
+    assert "user_tanh" not in ACTIVATION_REGISTRY  # the process of the run registered it
     assert read_config(plan.runs[0].config_file).IMPORTS == imports
 
 
 def test_the_tool(describe, tmp_path, tool, capfd):
     """One row trains and one fails; finished runs are kept, and added rows are trained."""
     compare = partial(tool, "compare", "--output", tmp_path / "out")
-    broken = {"name": "broken", "opts": ["MODEL.ROI_BOX_HEAD.PREDICTOR", "no_such"]}
+    loss = ["MODEL.ROI_BOX_HEAD.CLASS_SCORE", "sigmoid", "MODEL.ROI_BOX_HEAD.CLASS_LOSS"]
+    broken = {"name": "broken", "opts": [*loss, "SeesawLoss"]}
     description = describe({"name": "first"}, broken)
     assert compare(description, "--dry-run") == 0
     out = capfd.readouterr().out
@@ -125,7 +130,7 @@ def test_the_tool(describe, tmp_path, tool, capfd):
     assert compare(description, "--resamples", "10") == 1
     captured = capfd.readouterr()
     assert "broken, seed 0 failed with exit code 2" in captured.err
-    assert "no_such" in captured.err
+    assert "SeesawLoss" in captured.err
     assert "Missing: broken (seed 0)." in captured.out
     run = tmp_path / "out/runs/first/seed0"
     written = (run / "result.json").stat().st_mtime_ns
@@ -140,4 +145,4 @@ def test_the_tool(describe, tmp_path, tool, capfd):
     assert (run / "result.json").stat().st_mtime_ns == written
 
     assert compare(describe({"name": "first"}), "--opts", "SEED") == 2
-    assert "odd length" in capfd.readouterr().err
+    assert "must be KEY VALUE pairs" in capfd.readouterr().err

@@ -4,7 +4,10 @@ import gc
 import gzip
 import io
 import json
+import resource
+import time
 import zipfile
+import zlib
 
 import pytest
 from hypothesis import given
@@ -42,11 +45,11 @@ def test_not_json(text, tmp_path):
         read_json(path)
 
 
-def zipped(**members):
+def zipped(compression=zipfile.ZIP_STORED, **members):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name.replace("_json", ".json")), data)
+            archive.writestr(zipfile.ZipInfo(name.replace("_json", ".json")), data, compression)
     return buffer.getvalue()
 
 
@@ -147,3 +150,59 @@ def test_json_list(tmp_path):
             write({"c": 3})
             raise KeyError
     assert read_json(path) == records
+
+
+def gzip_bomb(megabytes, start=b"["):
+    """A gzip file of a text of spaces, made of one compressed block."""
+    block = zlib.compressobj(9, zlib.DEFLATED, 31)
+    data = block.compress(start) + block.flush(zlib.Z_FULL_FLUSH)
+    spaces = zlib.compressobj(9, zlib.DEFLATED, -15)
+    repeated = spaces.compress(b" " * 10**6) + spaces.flush(zlib.Z_FULL_FLUSH)
+    return data + repeated * megabytes
+
+
+BOMBS = {
+    "gzip": gzip_bomb(5_000),
+    "gzip of several members": gzip.compress(b"[" + b" " * 20_000_000) * 10,
+    "zip": zipped(zipfile.ZIP_DEFLATED, a_json="[" + " " * 150_000_000),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("read", [read_json, lambda path: [*read_json_list(path)]])
+def test_archives_are_not_expanded_beyond_a_limit(name, read, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(BOMBS[name])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    far_more = r"x.json expands to more than \d+ MB.* unpack it|more than 67,108,864 characters"
+    with pytest.raises(UserError, match=far_more) as error:
+        read(path)
+    assert "\n" not in str(error.value)
+    assert time.process_time() - start < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 1_500_000
+
+
+def test_compressible_archives_are_read(tmp_path):
+    """Large ones up to 50 times their size, small ones up to 100 MB."""
+    path = tmp_path / "x.json"
+    content = [{"image_id": 1, "category_id": 2, "bbox": [0.0, 0.0, 1.0, 1.0]}] * 100_000
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+    assert path.stat().st_size * 50 < 6_000_000
+    assert read_json(path) == content
+    assert sum(map(len, read_json_list(path))) == len(content)
+
+
+def test_zip_with_another_size_in_its_directory(tmp_path):
+    data = bytearray(zipped(zipfile.ZIP_DEFLATED, a_json="[1" + " " * 10**6 + "]"))
+    size = data.index(b"PK\x01\x02") + 24
+    data[size : size + 4] = (10).to_bytes(4, "little")
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(UserError, match="x.json (has corrupt gzip or zip data|is cut off)"):
+        read_json(tmp_path / "x.json")
+
+
+def test_archive_in_an_archive(tmp_path):
+    (tmp_path / "x.json").write_bytes(gzip.compress(gzip.compress(TEXT.encode())))
+    with pytest.raises(UserError, match="x.json is not a JSON text file"):
+        read_json(tmp_path / "x.json")

@@ -117,3 +117,10 @@ def test_missing_file(tmp_path):
         list(read_json_list(tmp_path / "nowhere.json"))
     with pytest.raises(MissingFileError, match="is a folder"):
         list(read_json_list(tmp_path))
+
+
+def test_record_without_end(file, monkeypatch):
+    monkeypatch.setattr("apa_det.utils.json_stream._MAX_RECORD", 1000)
+    file.write_text('[{"a": 1}, {"b": [' + "1, " * 5000)
+    with pytest.raises(UserError, match="at record 1 .*it has more than 1,000 characters"):
+        list(read_json_list(file, 100))

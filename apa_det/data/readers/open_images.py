@@ -6,18 +6,19 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import TextIO
 
 from ...errors import MissingFileError, UserError
 from ...text import printable
-from .source import Source, box_in_image, find_images, image_record, numbered
+from .source import Source, box_in_image, find_images, image_records, numbered
 
 logger = logging.getLogger(__name__)
 
 _CLASSES = "*class-descriptions-boxable.csv", "*class-descriptions*.csv"
-_BOXES = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
-_LABELS = ("ImageID", "LabelName", "Confidence")
+_BOXES = ("ImageID", "LabelName", "IsGroupOf", "XMin", "YMin", "XMax", "YMax")
+_LABELS = ("ImageID", "LabelName", "Source", "Confidence")
 _SIDES = ("width", "height", "width", "height")
 
 
@@ -118,45 +119,45 @@ def _read_split(
     paths = {path.stem: path for path in find_images(folder)}
     boxes, absent, present = defaultdict(list), defaultdict(set), defaultdict(set)
     skipped = set()
-    for number, row in _rows(box_file, _BOXES):
-        if row["ImageID"] not in paths:
-            skipped.add(row["ImageID"])
-            continue
-        if row["LabelName"] not in categories:
+    for number, (name, label, group, *corners) in _rows(box_file, _BOXES):
+        if name not in paths:
+            skipped.add(name)
+        elif label not in categories:
             raise UserError(
-                f"{box_file} line {number} has the class {printable(row['LabelName'])}, which is "
-                "not in the class file: use the class file of the same release."
+                f"{box_file} line {number} has the class {printable(label)}, which is not in the "
+                "class file: use the class file of the same release."
             )
-        boxes[row["ImageID"]].append(_box(row, categories, f"{box_file} line {number}"))
-    for number, row in _rows(label_file, _LABELS):
-        category, confidence = categories.get(row["LabelName"]), row["Confidence"]
-        if row["ImageID"] not in paths:
-            skipped.add(row["ImageID"])
-        elif category is not None and row.get("Source") != "machine":
-            value = _number(confidence, f"{label_file} line {number}")
+        else:
+            corners = tuple(_number(x, box_file, number) for x in corners)
+            boxes[name].append((categories[label]["id"], int(group == "1"), corners))
+    for number, (name, label, source, confidence) in _rows(label_file, _LABELS):
+        if name not in paths:
+            skipped.add(name)
+        elif label in categories and source != "machine":
+            value = _number(confidence, label_file, number)
             if value in (0, 1):
-                (present if value else absent)[row["ImageID"]].add(category["id"])
+                (present if value else absent)[name].add(categories[label]["id"])
     if skipped:
         logger.warning(
             "Skipped the rows of %s images of %s and %s that are not in %s.",
             *(f"{len(skipped):,}", box_file.name, label_file.name, folder),
         )
-    images, annotations = [], []
-    for name in sorted(boxes.keys() | absent.keys() | present.keys()):
-        image = image_record(len(images) + 1, paths[name], str(root))
-        with_boxes = {box["category_id"] for box in boxes[name]}
-        image["neg_category_ids"] = sorted(absent[name])
-        image["not_exhaustive_category_ids"] = sorted(present[name] - with_boxes)
-        images.append(image)
-        for box in boxes[name]:
-            corners = [x * image[s] for x, s in zip(box.pop("corners"), _SIDES, strict=True)]
-            box["bbox"] = box_in_image(*corners, image)
-            annotations.append({"image_id": image["id"], **box})
-    if not images:
+    names = sorted(boxes.keys() | absent.keys() | present.keys())
+    if not names:
         raise UserError(
             f"{folder} has none of the images of {box_file.name}: the image of the id abc must be "
             "abc.jpg."
         )
+    images = image_records([paths[name] for name in names], str(root))
+    annotations = []
+    for name, image in zip(names, images, strict=True):
+        with_boxes = {category_id for category_id, *_ in boxes[name]}
+        image["neg_category_ids"] = sorted(absent[name])
+        image["not_exhaustive_category_ids"] = sorted(present[name] - with_boxes)
+        for category_id, is_group, corners in boxes.pop(name):
+            corners = [x * image[side] for x, side in zip(corners, _SIDES, strict=True)]
+            annotation = {"category_id": category_id, "bbox": box_in_image(*corners, image)}
+            annotations.append({"image_id": image["id"], "iscrowd": is_group, **annotation})
     return {
         "images": images,
         "annotations": numbered(annotations),
@@ -164,19 +165,22 @@ def _read_split(
     }
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-    """Yield the line number and the values by column of each row."""
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield the line number of each row, and its values of the columns."""
     with _open_csv(path) as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        reader = csv.reader(file)
+        header = next(reader, [])
+        missing = [name for name in columns if name not in header]
         if missing:
             raise UserError(
                 f"{path} must have the column {missing[0]} in its first line. Download it again."
             )
+        values = itemgetter(*map(header.index, columns))
         for row in reader:
-            if any(row[name] is None for name in columns):
+            if len(row) >= len(header):
+                yield reader.line_num, values(row)
+            elif row:
                 raise UserError(f"{path} line {reader.line_num} is cut off. Download it again.")
-            yield reader.line_num, row
 
 
 @contextmanager
@@ -188,20 +192,13 @@ def _open_csv(path: Path) -> Iterator[TextIO]:
         raise UserError(f"{path} is not a CSV file: {error}. Download it again.") from error
 
 
-def _box(row: dict, categories: dict[str, dict], who: str) -> dict:
-    corners = [_number(row[key], who) for key in ("XMin", "YMin", "XMax", "YMax")]
-    return {
-        "category_id": categories[row["LabelName"]]["id"],
-        "iscrowd": int(row.get("IsGroupOf") == "1"),
-        "corners": corners,
-    }
-
-
-def _number(text: str, who: str) -> float:
+def _number(text: str, path: Path, line: int) -> float:
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not 0 <= value <= 1:
-        raise UserError(f"{who} must have numbers from 0 to 1, got '{printable(text)}'.")
+        raise UserError(
+            f"{path} line {line} must have numbers from 0 to 1, got '{printable(text)}'."
+        )
     return value

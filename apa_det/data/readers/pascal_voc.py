@@ -74,7 +74,7 @@ def _names_by_split(folder: Path) -> dict[str, list[str]]:
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
         if path.is_file():
             lines = read_text(path, "a list of images").splitlines()
-            names[split] = [line.split()[0] for line in lines if line.strip()]
+            names[split] = list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
     names = names or {"train": sorted(path.stem for path in annotations.glob("*.xml"))}
     for split, members in names.items():
         if not members:
@@ -131,8 +131,9 @@ def _image_record(root, folder: Path, name: str) -> dict:
     """Take the size from the XML, else from the image; the file must exist."""
     images = folder / "JPEGImages"
     named = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
-    candidates = [images / f"{name}{e}" for e in (".jpg", ".png", *IMAGE_EXTENSIONS)]
-    path = next((p for p in (images / named, *candidates) if p.is_file()), candidates[0])
+    extensions = [e for lower in (".jpg", *IMAGE_EXTENSIONS) for e in (lower, lower.upper())]
+    candidates = [images / f"{name}{extension}" for extension in extensions] + [images / named]
+    path = next((path for path in candidates if path.is_file()), candidates[0])
     record = image_record(0, path, str(folder))
     try:
         size = [int(root.findtext(f"size/{key}") or 0) for key in ("width", "height")]
@@ -141,8 +142,8 @@ def _image_record(root, folder: Path, name: str) -> dict:
     if min(size) > 0 and size != [record["width"], record["height"]]:
         raise UserError(
             f"{folder / 'Annotations' / name}.xml says that {path} has the size "
-            f"{size[0]} x {size[1]}, but it has {record['width']} x {record['height']}. Correct "
-            "the size and the boxes."
+            f"{size[0]} x {size[1]}, but it has {record['width']} x {record['height']}, with its "
+            "EXIF rotation if any. Correct the size and the boxes."
         )
     return record
 

@@ -1,18 +1,20 @@
 """What all readers return, and its conversion to LVIS format."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
+from tqdm import tqdm
 
 from ...errors import MissingFileError, UserError
 from ..coco_to_lvis import coco_to_lvis
 from ..frequency import COMMON_MAX, RARE_MAX
+from ..image_files import exif_orientation
+from ..validation import structure_problems
 
 IMAGE_EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_EXIF_ORIENTATION = 0x0112
 
 
 class Source(NamedTuple):
@@ -43,26 +45,23 @@ class Source(NamedTuple):
                 "train", if there is one.
             rare_max: largest image count of a rare category.
             common_max: the same for a common category.
+
+        Raises:
+            UserError: a record is not valid in LVIS format, e.g. the name of a class.
         """
-        converted = {}
         for name, split in self.splits.items():
-            source = count_from or (self.splits.get("train") if name != "train" else None)
-            lvis = coco_to_lvis(split, count_from=source, rare_max=rare_max, common_max=common_max)
-            for image, original in zip(lvis["images"], split["images"], strict=True):
-                if "neg_category_ids" in original:
-                    _keep_labels(image, original)
-            converted[name] = lvis
-        return converted
-
-
-def _keep_labels(image: dict, original: dict) -> None:
-    """Replace the negatives of an exhaustively annotated image by the verified ones."""
-    absent = set(image["neg_category_ids"])
-    uncertain = {*image["not_exhaustive_category_ids"], *original["not_exhaustive_category_ids"]}
-    image["neg_category_ids"] = sorted(
-        absent.intersection(original["neg_category_ids"]) - uncertain
-    )
-    image["not_exhaustive_category_ids"] = sorted(uncertain)
+            for problem in structure_problems(split, coco=True):
+                raise UserError(f"The split {name}: {problem.message}.")
+        train = self.splits.get("train")
+        return {
+            name: coco_to_lvis(
+                split,
+                count_from=count_from or (train if name != "train" else None),
+                rare_max=rare_max,
+                common_max=common_max,
+            )
+            for name, split in self.splits.items()
+        }
 
 
 def require_file(path: Path, what: str) -> Path:
@@ -89,8 +88,18 @@ def read_text(path: Path, what: str) -> str:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the image files in a folder and its subfolders, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS)
+    """Return the image files in a folder and its subfolders, sorted, without hidden files."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+    )
+
+
+def image_records(paths: Sequence[Path], image_root: str) -> list[dict]:
+    """Return the :func:`image_record` of each path, with ids from 1."""
+    bar = tqdm(paths, "images", delay=2, unit="image")
+    return [image_record(i, path, image_root) for i, path in enumerate(bar, start=1)]
 
 
 def image_record(image_id: int, path: Path, image_root: str) -> dict:
@@ -104,7 +113,7 @@ def image_record(image_id: int, path: Path, image_root: str) -> dict:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # rotated by 90 degrees
+            if exif_orientation(image) >= 5:  # rotated by 90 degrees
                 width, height = height, width
     # Pillow's errors for corrupt files
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -1,14 +1,14 @@
 """YOLO datasets: a ``data.yaml``, and a text file of normalized boxes or polygons per image."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from ...errors import MissingFileError, UserError
 from ...text import printable
-from .source import Source, box_in_image, find_images, image_record, numbered, read_text
+from ...utils.yaml_files import read_yaml
+from .source import Source, box_in_image, find_images, image_records, numbered, read_text
 
 _TOLERANCE = 0.01  # by which coordinates may leave the image, as in YOLO's own loader
 
@@ -61,14 +61,7 @@ def read_yolo(data_yaml: str | os.PathLike) -> Source:
 
 
 def _read_config(data_yaml: Path) -> dict:
-    try:
-        config = yaml.safe_load(read_text(data_yaml, "the description of the dataset"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{data_yaml} is not valid yaml: {printable(error, 200)}.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{data_yaml} must have the keys names, train and val.")
+    config = read_yaml(data_yaml)
     for key in ("path", "train", "val", "test"):
         value = config.get(key) or ""
         lists = key != "path" and isinstance(value, list)
@@ -82,15 +75,14 @@ def _class_names(config: dict, data_yaml: Path) -> dict[int, str]:
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not (names and isinstance(names, dict)) or not all(
-        type(i) is int and i >= 0 and isinstance(name, str | int | float)
-        for i, name in names.items()
+        type(i) is int and i >= 0 and type(name) in (str, int, float) for i, name in names.items()
     ):
         raise UserError(
             f"{data_yaml}: names must be a list of class names, or {{index: name}} with indices "
-            "from 0."
+            "from 0. Quote names such as yes, no, on and off."
         )
     names = {i: str(name) for i, name in sorted(names.items())}
-    repeated = [name for name in names.values() if list(names.values()).count(name) > 1]
+    repeated = [name for name, count in Counter(names.values()).items() if count > 1]
     if repeated:
         raise UserError(f"{data_yaml}: names must be unique, got '{printable(repeated[0])}' twice.")
     if config.get("nc", len(names)) != len(names):
@@ -116,7 +108,7 @@ def _image_files(entries: str | list, root: Path, key: str) -> list[Path]:
             )
     if not paths:
         raise UserError(f"{key} has no images: check the folder.")
-    return paths
+    return list(dict.fromkeys(paths))
 
 
 def _listed(line: str, folder: Path, root: Path) -> Path:
@@ -134,7 +126,7 @@ def _label_file(image: Path) -> Path:
 
 
 def _read_split(paths: list[Path], root: str, names: dict[int, str]) -> dict:
-    images = [image_record(i, path, root) for i, path in enumerate(paths, start=1)]
+    images = image_records(paths, root)
     annotations = (
         annotation
         for path, image in zip(paths, images, strict=True)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-from ..frequency import FREQUENCY_LABELS, frequency_group
+from ..class_names import dataset_categories, dataset_groups
+from ..frequency import FREQUENCY_LABELS, FrequencyGroups
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,34 @@ def count_classes(dataset: Sequence[dict], num_classes: int = 0) -> ClassCounts:
 def class_groups(counts: ClassCounts, dataset_names: Sequence[str] = ()) -> list[str]:
     """Return the frequency group of each class: "r", "c" or "f".
 
+    They are those of the evaluation: the file's ``frequency``, else by the image count, with the
+    thresholds of the dataset.
+
     Args:
         counts: counts of the whole training set.
-        dataset_names: registered datasets in the training set. The groups of a single dataset are
-            ``class_frequency`` of its metadata, if present. Otherwise they follow from the image
-            counts, as in LVIS.
+        dataset_names: registered datasets in the training set. Several ones must give a class the
+            same ``frequency``; otherwise it follows from the image count in all of them.
     """
-    if len(dataset_names) == 1:
-        groups = MetadataCatalog.get(dataset_names[0]).get("class_frequency")
-        if groups is not None:
-            return list(groups)
-    return [frequency_group(int(count)) for count in counts.image_count]
+    datasets = [_known_categories(name) for name in dataset_names]
+    by_count, groups = counts.image_count.tolist(), []
+    for i in range(max(counts.num_classes, *map(len, datasets), 0)):
+        known = [dataset[i] if i < len(dataset) else {} for dataset in datasets]
+        given = {category.get("frequency") for category in known}
+        count = by_count[i] if i < len(by_count) else 0
+        category = {"image_count": count, **(known[0] if len(known) == 1 else {})}
+        if len(given) == 1:
+            category["frequency"] = given.pop()
+        groups.append(category)
+    single = len(dataset_names) == 1
+    lvis = dataset_groups(dataset_names[0]) if single else FrequencyGroups.lvis()
+    return [lvis.names[group] for group in lvis.assign(groups).tolist()]
+
+
+def _known_categories(name: str) -> list[dict]:
+    if name in DatasetCatalog:
+        return dataset_categories(name)
+    frequencies = MetadataCatalog.get(name).get("class_frequency", ())
+    return [{"frequency": frequency} for frequency in frequencies]
 
 
 def epoch_table(counts: ClassCounts, groups: Sequence[str], repeats: np.ndarray) -> str:

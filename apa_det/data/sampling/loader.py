@@ -5,11 +5,18 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from detectron2.config import CfgNode, configurable
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts, samplers
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+    samplers,
+)
 from detectron2.structures import BoxMode
 from torch.utils.data import Sampler
 
 from ...errors import UserError
+from ..mapper import APADatasetMapper, has_rle, instances
+from .bad_images import KEY, BadImageReplacer
 from .counts import class_groups, count_classes, epoch_table
 from .registry import TRAIN_SAMPLER_REGISTRY
 
@@ -50,14 +57,20 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
     if isinstance(dataset, list) and name in TRAIN_SAMPLER_REGISTRY:
         logger.info("Using training sampler %s", name)
         sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
-    args = build_detection_train_loader.from_config(cfg, mapper, dataset=dataset, sampler=sampler)
-    return {**args, "dataset_names": datasets.TRAIN}
+    mapper = mapper or APADatasetMapper(cfg, is_train=True)
+    return {
+        **build_detection_train_loader.from_config(cfg, mapper, dataset=dataset, sampler=sampler),
+        "dataset_names": datasets.TRAIN,
+        "seed": cfg.SEED if cfg.SEED >= 0 else None,
+        "max_bad_images": cfg.INPUT.MAX_BAD_IMAGES,
+    }
 
 
 @configurable(from_config=_from_config)
 def build_train_loader(
     dataset: list[dict],
     *,
+    mapper: Callable[[dict], dict] | None,
     sampler: str | Sampler | None = "TrainingSampler",
     repeat_thresh: float = 0.0,
     repeat_sqrt: bool = True,
@@ -68,6 +81,7 @@ def build_train_loader(
     frequent_share: float = 0.5,
     dataset_names: str | Sequence[str] = (),
     seed: int | None = None,
+    max_bad_images: int = 0,
     **kwargs,
 ) -> Iterable[list[dict]]:
     """Build detectron2's training loader with a sampler of ``TRAIN_SAMPLER_REGISTRY``.
@@ -78,6 +92,7 @@ def build_train_loader(
     Args:
         dataset: detectron2 dataset dicts, or a PyTorch dataset (then ``sampler`` must be its
             sampler, or None).
+        mapper: from dataset dicts to samples, e.g. :class:`apa_det.data.APADatasetMapper`.
         sampler: a registered name, or a sampler of this dataset. The following arguments are
             passed to registered samplers that accept them.
         repeat_thresh, repeat_sqrt, repeat_rounding: see :class:`RepeatFactorTrainingSampler`.
@@ -88,12 +103,19 @@ def build_train_loader(
         dataset_names: registered datasets in ``dataset``, for the frequency groups; see
             :func:`class_groups`.
         seed: seed of the sampler. None: a random one, shared by all processes.
+        max_bad_images: number of images per process to replace if the mapper raises a UserError;
+            see :class:`apa_det.data.sampling.bad_images.BadImageReplacer`.
         kwargs: further arguments of :func:`detectron2.data.build_detection_train_loader`.
 
     Raises:
-        UserError: an unknown sampler, or arguments that it rejects.
+        UserError: an unknown sampler, or arguments that it rejects; ``max_bad_images`` < 0; or the
+            mapper uses masks, and an instance of ``dataset`` has none.
     """
     names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
+    if max_bad_images < 0:
+        raise UserError(f"{KEY} must be >= 0, got {max_bad_images}.")
+    if isinstance(dataset, list) and getattr(mapper, "use_instance_mask", False):
+        _require_masks(dataset, mapper)
     if isinstance(sampler, str):
         _require_known(sampler, "sampler")
         settings = {
@@ -110,7 +132,24 @@ def build_train_loader(
         accepted = inspect.signature(sampler_class).parameters
         sampler = sampler_class(dataset, **{k: v for k, v in settings.items() if k in accepted})
     _log_epoch(dataset, sampler, names)
-    return build_detection_train_loader(dataset, sampler=sampler, **kwargs)
+    if max_bad_images:
+        if isinstance(dataset, list):
+            dataset = DatasetFromList(dataset, copy=False)
+        dataset, mapper = BadImageReplacer(dataset, mapper, max_bad_images, seed), None
+    return build_detection_train_loader(dataset, mapper=mapper, sampler=sampler, **kwargs)
+
+
+def _require_masks(dataset: list[dict], mapper: Callable[[dict], dict]) -> None:
+    for record in dataset:
+        if any(instance.get("segmentation") is None for instance in instances(record)):
+            raise UserError(
+                f"An annotation of the image {record.get('file_name')} has no segmentation, but "
+                "the model trains masks: add it, or set MODEL.MASK_ON to False (in a LazyConfig, "
+                "dataloader.train.mapper.use_instance_mask, and remove the mask head)."
+            )
+    images = sum(map(has_rle, dataset))
+    if images and isinstance(mapper, APADatasetMapper) and mapper.instance_mask_format == "polygon":
+        logger.info("%d images have RLE masks: all their masks are used as bitmaps.", images)
 
 
 def without_small(

@@ -16,8 +16,11 @@ from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
+from ...data import ensure_metadata
+from ...data.class_names import align_training_sets
 from ...errors import UserError
 from ...evaluation import Detections, GroundTruth, LongTailEvaluator, evaluate
+from ...evaluation.by_name import model_classes
 from ...evaluation.predictions import detections_from_instances
 from ...evaluation.side_by_side import format_number
 from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
@@ -124,11 +127,15 @@ def fit_calibration(
         )
     job = job.with_calibration(method, 1.0)
     job.check(eval_only=True)
-    job.read_class_counts()
     name = job.train_datasets[0]
+    for dataset in job.train_datasets:
+        ensure_metadata(dataset)
+    model = load_model(job)
+    names = model_classes(model)
+    if names is not None:
+        align_training_sets(job.train_datasets, names)
     logger.info("Choosing %d images of %s", num_images, name)
     evaluator = LongTailEvaluator(name, groups=job.groups, subset=num_images, subset_only=True)
-    model = load_model(job)
     loader = build_subset_loader(job, name, evaluator.subset.image_ids)
     return score_strengths(
         model, loader, evaluator.subset, evaluator.category_ids, method, strengths

@@ -6,6 +6,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 
 from ...errors import UserError
+from ...evaluation.by_name import by_name
 from ...evaluation.evaluator import RESULTS_FILE
 from ..job import Job
 from ..testing import load_model
@@ -38,7 +39,7 @@ def write_predictions(job: Job, output_dir: str) -> str:
     if job.test_time_augmentation:
         model = job.augmented(model)
     loader = job.build_test_loader(job.read_test_records(name))
-    results = inference_on_dataset(model, loader, evaluator)
+    results = inference_on_dataset(model, loader, by_name(evaluator, name, model))
     if comm.is_main_process():
         print_csv_format(results)
     return os.path.join(output_dir, RESULTS_FILE)

@@ -2,23 +2,27 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from urllib.parse import urlparse
 
 import torch
 import torch.distributed.fsdp
-from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ...checkpoint import read_class_names
 from ...checkpoint.download import download_checkpoint
-from ...data import ensure_metadata, require_dataset_files
+from ...data import require_dataset_files
+from ...data.class_names import align_training_sets
 from ...errors import MissingFileError, UserError
 from ...evaluation import load_engine
+from ...text import printable
+from ..decoupled import last_checkpoint
 from ..job import Job
+from ..model_classes import check_classes, check_num_classes
 
 logger = logging.getLogger(__name__)
+
+_PUBLISHED = "https://github.com/kostas1515/AGLU"
 
 
 def check_job(job: Job, *, eval_only: bool = False, resume: bool = False) -> None:
@@ -34,54 +38,26 @@ def check_job(job: Job, *, eval_only: bool = False, resume: bool = False) -> Non
     """
     _check_backend(job)
     require_weights(job, eval_only=eval_only, resume=resume)
-    _check_datasets(job, eval_only)
+    for name in (*(() if eval_only else job.train_datasets), *job.test_datasets):
+        require_dataset_files(name)
+    names = check_classes(job, eval_only=eval_only, resume=resume)
     if not eval_only:
         _check_transfer(job)
         _check_solver(job)
     job.check(eval_only=eval_only)
     if eval_only:  # in training, check_training_sets does it
+        if names is not None:
+            align_training_sets(job.counted_datasets(), names)
         job.read_class_counts()
     _check_evaluation(job)
     if job.best_metric and not eval_only:
         _check_best_metric(job)
 
 
-def check_num_classes(job: Job, dataset_names: Sequence[str]) -> None:
-    """Raise a UserError for a dataset whose number of classes differs from the model's.
-
-    Skips datasets without class names, and models with an unknown number of classes. Reads datasets
-    of :func:`apa_det.data.register_lvis_format` that have not been read yet.
-    """
-    known = job.num_classes()
-    if known is None:
-        return
-    num_classes, key = known
-    for name in dataset_names:
-        ensure_metadata(name)
-        classes = MetadataCatalog.get(name).get("thing_classes")
-        if classes is not None and len(classes) != num_classes:
-            raise UserError(
-                f"The dataset {name} has {len(classes)} classes, but {key} is {num_classes}: set "
-                f"it to {len(classes)}."
-            )
-
-
 def check_training_sets(job: Job) -> None:
-    """Check the training sets after the loader has read them; see :func:`check_num_classes`."""
+    """Check the training sets after the loader has read them."""
     check_num_classes(job, job.train_datasets)
     job.read_class_counts()
-    for name in job.test_datasets if job.train_datasets else ():
-        train_name = job.train_datasets[0]
-        trained, tested = (
-            MetadataCatalog.get(n).get("thing_classes", []) for n in (train_name, name)
-        )
-        for i, (train_class, test_class) in enumerate(zip(trained, tested, strict=False)):
-            if train_class != test_class:
-                logger.warning(
-                    "Class %d is %r in %s but %r in %s: the metrics treat them as the same class.",
-                    *(i, train_class, train_name, test_class, name),
-                )
-                break
 
 
 def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
@@ -90,14 +66,13 @@ def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
     If it is given by a URL, it is downloaded.
     """
     key = job.KEYS["weights"]
-    last = os.path.join(job.output_dir, "last_checkpoint")
-    if resume and PathManager.isfile(last):
-        with PathManager.open(last) as f:
-            path = os.path.join(job.output_dir, f.read().strip())
-        if not PathManager.isfile(path):
+    last = last_checkpoint(job) if resume else None
+    if last is not None:
+        if not PathManager.isfile(last):
             raise MissingFileError(
-                f"{last} names {path}, which does not exist: write the name of another checkpoint "
-                "of this folder into it, or delete it to start a new training."
+                f"{os.path.join(job.output_dir, 'last_checkpoint')} names {last}, which does not "
+                "exist: write the name of another checkpoint of this folder into it, or delete it "
+                "to start a new training."
             )
         return
     if eval_only and not job.weights:
@@ -107,9 +82,11 @@ def require_weights(job: Job, *, eval_only: bool, resume: bool) -> None:
         return
     url = urlparse(job.weights)
     if not url.scheme and url.path and not PathManager.isfile(url.path):
+        published = url.path.endswith("_APA.pth")  # the names in our configs
+        where = f" The authors of APA publish theirs at {_PUBLISHED}." if published else ""
         raise MissingFileError(
-            f"{key} is {url.path}, which does not exist: set it to the path of a checkpoint, or to "
-            '"" to train from random weights.'
+            f"{key} is {printable(url.path, 300)}, which does not exist: set it to the path of a "
+            f'checkpoint, or to "" to train from random weights.{where}'
         )
 
 
@@ -120,15 +97,6 @@ def _check_backend(job: Job) -> None:
             f"{job.KEYS['device']} is cpu, but the processes communicate by NCCL, which needs "
             "GPUs: set it to cuda, or hide the GPUs with CUDA_VISIBLE_DEVICES= in the environment."
         )
-
-
-def _check_datasets(job: Job, eval_only: bool) -> None:
-    train = () if eval_only else job.train_datasets
-    for name in (*train, *job.test_datasets):
-        require_dataset_files(name)
-    check_num_classes(job, job.test_datasets)
-    # Reading the other training sets takes long: check_training_sets runs after the loader does it.
-    check_num_classes(job, [n for n in train if MetadataCatalog.get(n).get("thing_classes")])
 
 
 def _check_transfer(job: Job) -> None:
@@ -144,8 +112,6 @@ def _check_transfer(job: Job) -> None:
 def _check_solver(job: Job) -> None:
     _require_equal_parts(job)
     keys = job.KEYS
-    if job.ema_decay is not None and not 0 <= job.ema_decay < 1:
-        raise UserError(f"{keys['ema_decay']} must be in [0, 1), got {job.ema_decay}.")
     if job.ema_decay is not None and job.precise_bn_iters:
         raise UserError(
             f"{keys['precise_bn']} computes statistics for the trained weights, but {keys['ema']} "
@@ -164,9 +130,7 @@ def _require_equal_parts(job: Job) -> None:
     batch, parts, keys = job.batch_size, job.num_parts, job.KEYS
     reference = job.reference_world_size
     processes = reference or comm.get_world_size()
-    if parts < 1:
-        raise UserError(f"{keys['num_parts']} must be >= 1, got {parts}.")
-    if batch is not None and (batch < 1 or batch % (processes * parts)):
+    if batch is not None and batch % (processes * parts):
         source = f" ({keys['reference_world_size']})" if reference else ""
         raise UserError(
             f"{keys['batch_size']} must be a multiple of {processes * parts}, got {batch}: each of "

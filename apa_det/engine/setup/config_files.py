@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
@@ -11,14 +13,22 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig
 from yaml import YAMLError
 
-from ...config import add_apa_config
+from ...config import add_apa_config, must_be, yaml_kinds
 from ...data import register_lvis_format
 from ...errors import MissingFileError, UserError
+from ...text import printable, shown
 from ...utils.yaml_files import has_lazy_calls, merge_overrides, merge_yaml_config
 
 logger = logging.getLogger(__name__)
 
 _LAZY_PARTS = ("model", "dataloader", "optimizer", "lr_multiplier", "train")
+_UNSET = -(2**62)  # number of classes; no valid one
+_UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: (.+)")
+_WRONG_TYPE = re.compile(
+    r"Type mismatch \(<class '(.+?)'> vs. <class '(.+?)'>\) with values \(.* vs\. (.*)\) "
+    r"for config key: (\S+)",
+    re.DOTALL,
+)
 _OVERRIDES = "The overrides on the command line"
 
 
@@ -32,13 +42,75 @@ def read_config(config_file: str, opts: Sequence = ()) -> CfgNode:
     Raises:
         UserError: the file is missing, or it or an override is not valid.
     """
+    return read_config_and_unset(config_file, opts)[0]
+
+
+def read_config_and_unset(config_file: str, opts: Sequence = ()) -> tuple[CfgNode, list[str]]:
+    """Read a config as :func:`read_config` does.
+
+    Returns:
+        The config, and those of the keys ``MODEL.ROI_HEADS.NUM_CLASSES`` and
+        ``MODEL.RETINANET.NUM_CLASSES`` that neither a file nor an override sets.
+    """
     cfg = get_cfg()
     add_apa_config(cfg)
+    nodes = {name: cfg.MODEL[name].NUM_CLASSES for name in ("ROI_HEADS", "RETINANET")}
+    for name in nodes:
+        cfg.MODEL[name].NUM_CLASSES = _UNSET
     if config_file:
         _require_file(config_file)
-        merge_yaml_config(cfg, config_file)
-    merge_overrides(cfg, opts, _OVERRIDES)
-    return cfg
+        with _explained_errors(config_file):
+            merge_yaml_config(cfg, config_file)
+    _require_yaml_keys(cfg, opts)
+    with _explained_errors(_OVERRIDES):
+        merge_overrides(cfg, opts, _OVERRIDES)
+    unset = [name for name in nodes if cfg.MODEL[name].NUM_CLASSES == _UNSET]
+    for name in unset:
+        cfg.MODEL[name].NUM_CLASSES = nodes[name]
+    return cfg, [f"MODEL.{name}.NUM_CLASSES" for name in unset]
+
+
+@contextmanager
+def _explained_errors(source: str) -> Iterator[None]:
+    """Replace the text of yacs' errors by what a value must be, or by a similar key."""
+    try:
+        yield
+    except UserError as error:
+        cause = str(error.__cause__.args[0]) if error.__cause__ and error.__cause__.args else ""
+        if unknown := _UNKNOWN_KEY.search(cause):
+            raise UserError(f"{source}: {_unknown_key(unknown[1])}") from error
+        if wrong := _WRONG_TYPE.fullmatch(cause):
+            raise UserError(f"{source}: {_type_fault(*wrong.groups())}.") from error
+        raise
+
+
+def _unknown_key(key: str) -> str:
+    kinds = yaml_kinds()
+    ending = f".{key.rpartition('.')[2].upper()}"
+    near = [name for name in kinds if name.endswith(ending)][:3]
+    near = near or get_close_matches(key.upper(), kinds, n=1, cutoff=0.75)
+    near = [key.upper()] if key.upper() in kinds else near
+    question = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"there is no config key {printable(key)}.{question}"
+
+
+def _require_yaml_keys(cfg: CfgNode, opts: Sequence) -> None:
+    if len(opts) % 2:
+        raise UserError(f"{_OVERRIDES} must be KEY VALUE pairs, got {shown(list(opts))}.")
+    for key in map(str, opts[::2]):
+        node = cfg
+        for name in key.split("."):
+            if not isinstance(node, CfgNode) or name not in node:
+                raise UserError(f"{_OVERRIDES}: {_unknown_key(key)}")
+            node = node[name]
+
+
+def _type_fault(expected: str, given: str, value: str, key: str) -> str:
+    if (expected, given) == ("float", "int"):
+        return f"{key} must be a float, got {value}: write {value}.0"
+    kind = yaml_kinds().get(key)
+    value = shown(value) if given == "str" else printable(value, 120)
+    return key + must_be(kind.text if kind else "a group of keys", value)
 
 
 def is_lazy_config(path: str) -> bool:
@@ -99,16 +171,18 @@ def _require_key(cfg: DictConfig, option: str) -> None:
         if not isinstance(node, DictConfig) or "_target_" in node:
             return
         if name not in node:
+            near = get_close_matches(name, node, n=1)
+            question = f" Did you mean {near[0]}?" if near else ""
             raise UserError(
-                f"The config has no key {key}: {name} must be one of {', '.join(node)}. To add a "
-                f"key, write +{option}"
+                f"The config has no key {key}: {name} must be one of {', '.join(node)}.{question} "
+                f"To add a key, write +{option}"
             )
         node = node[name]
 
 
 def _require_file(path: str) -> None:
     if not os.path.isfile(path):
-        raise MissingFileError(f"There is no config file {path}.")
+        raise MissingFileError(f"There is no config file {printable(path, 500)}.")
 
 
 def call_target(node: DictConfig) -> Callable | None:
@@ -135,18 +209,15 @@ def available_device(device: str, key: str) -> str:
     return device
 
 
-def register_datasets(
-    entries: Sequence[Sequence[str]], key: str, *, allow_outside_root: bool
-) -> None:
-    """Register the datasets in LVIS format that a config lists under a key.
+def register_datasets(entries: Sequence[Sequence[str]], *, allow_outside_root: bool) -> None:
+    """Register the datasets in LVIS format that a config lists.
 
     Args:
+        entries: name, JSON file and image root of each.
         allow_outside_root: see :func:`apa_det.data.register_lvis_format`.
 
     Raises:
-        UserError: an entry is not ``[name, json_file, image_root]``, or the name is taken.
+        UserError: the name is taken.
     """
     for entry in entries:
-        if len(entry) != 3 or not all(isinstance(value, str) for value in entry):
-            raise UserError(f"{key} must list [name, json_file, image_root], got {entry}.")
         register_lvis_format(*entry, allow_outside_root=allow_outside_root)

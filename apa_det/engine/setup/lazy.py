@@ -4,10 +4,11 @@ import copy
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetMapper
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.solver import LRMultiplier
@@ -16,12 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ...data import build_train_loader, ensure_metadata
+from ...data import APADatasetMapper, build_train_loader, ensure_metadata
+from ...data.class_names import align_training_sets
 from ...data.frequency import FrequencyGroups
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator
+from ...evaluation.by_name import by_name
 from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
 from ..job import Job
+from ..loading import CheckedLoader
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
 from .config_files import available_device, call_target, register_datasets
@@ -71,7 +75,7 @@ class LazyJob(Job):
         self.config = cfg
         self.seed = get("seed", -1)
         self.output_dir = train.output_dir
-        self.weights = train.init_checkpoint
+        self.weights = train.init_checkpoint or ""
         self.device = train.device
         self.train_datasets = self._dataset_names("train")
         self.test_datasets = self._dataset_names("test")
@@ -109,10 +113,13 @@ class LazyJob(Job):
         """Register the config's datasets, choose an available device, and return the job."""
         register_datasets(
             cfg.dataloader.get("lvis_format", ()),
-            cls.KEYS["lvis_format"],
             allow_outside_root=cfg.dataloader.get("allow_outside_root", False),
         )
         cfg.train.device = available_device(cfg.train.device, cls.KEYS["device"])
+        for split in ("train", "test"):
+            mapper = OmegaConf.select(cfg, f"dataloader.{split}.mapper")
+            if mapper is not None and call_target(mapper) is DatasetMapper:
+                mapper._target_ = APADatasetMapper  # reads any image and any mask
         return cls(cfg)
 
     def _enabled(self, key: str) -> bool:
@@ -132,6 +139,12 @@ class LazyJob(Job):
         return None
 
     def build_model(self) -> nn.Module:
+        unset = self.unset_num_classes()
+        if unset:
+            raise UserError(
+                f"{unset[0]} is not set, and neither a dataset nor the checkpoint gives the number "
+                "of classes: set it."
+            )
         model = instantiate(self.config.model).to(self.device)
         logger.info("Model:\n%s", model)
         return model
@@ -171,6 +184,7 @@ class LazyJob(Job):
         return LongTailEvaluator(**{**arguments, "dataset_name": dataset_name, **kwargs})
 
     def build_trainer(self):
+        align_training_sets(self.train_datasets)  # the evaluator reads the order of classes
         self._evaluator = self._build_evaluator()  # before training, as its files may be invalid
         return JobTrainer(self)
 
@@ -182,8 +196,9 @@ class LazyJob(Job):
     def _test(self, model: nn.Module, evaluator: DatasetEvaluator | None) -> OrderedDict:
         if evaluator is None:
             return OrderedDict()
-        loader = instantiate(self.config.dataloader.test)
-        results = inference_on_dataset(model, loader, evaluator)
+        loader = CheckedLoader(instantiate(self.config.dataloader.test))
+        name = self.config.dataloader.evaluator.get("dataset_name") or [*self.test_datasets, ""][0]
+        results = inference_on_dataset(model, loader, by_name(evaluator, name, model))
         if comm.is_main_process():
             print_csv_format(results)
         return results
@@ -296,6 +311,16 @@ class LazyJob(Job):
     def num_classes(self) -> tuple[int, str] | None:
         return self._select("roi_heads.num_classes") or self._select("num_classes")
 
+    def unset_num_classes(self) -> list[str]:
+        model = OmegaConf.to_container(self.config.model, resolve=False)
+        return [*_unset_keys(model, "model")]
+
+    def with_num_classes(self, number: int) -> "LazyJob":
+        cfg = copy.deepcopy(self.config)
+        for key in self.unset_num_classes():
+            OmegaConf.update(cfg, key, number)
+        return LazyJob(cfg)
+
     def metric_names(self) -> list[str] | None:
         if self.config.dataloader.get("evaluator") is None:
             return []
@@ -304,15 +329,21 @@ class LazyJob(Job):
         has_boxes_only = self._select("roi_heads") and not self._select("roi_heads.mask_head")
         return self.long_tail_metric_names(has_masks=not has_boxes_only)
 
+    def counted_datasets(self) -> list[str]:
+        names = [n for key in self.box_predictors() for n in self._calibration_datasets(key)]
+        return [*dict.fromkeys(names)]
+
+    def _calibration_datasets(self, key: str) -> list[str]:
+        names = OmegaConf.select(self.config, f"{key}.calibration_datasets") or ()
+        return [names] if isinstance(names, str) else list(names)
+
     def read_class_counts(self) -> None:
+        for name in self.counted_datasets():
+            ensure_metadata(name)
         for key in self.box_predictors():
-            names = OmegaConf.select(self.config, f"{key}.calibration_datasets") or ()
-            names = [names] if isinstance(names, str) else list(names)
-            for name in names:
-                ensure_metadata(name)
             method = OmegaConf.select(self.config, f"{key}.calibration") or ""
             if method in CALIBRATION_REGISTRY and CALIBRATION_REGISTRY.get(method).needs_counts:
-                CALIBRATION_REGISTRY.get(method).class_values(names)
+                CALIBRATION_REGISTRY.get(method).class_values(self._calibration_datasets(key))
 
     def check(self, *, eval_only: bool) -> None:
         if eval_only and self.config.dataloader.get("evaluator") is None:
@@ -341,6 +372,18 @@ class LazyJob(Job):
                     f"{self.KEYS['reference_world_size']} needs {key}, which the config does not "
                     f"have: set {self.KEYS['reference_world_size']} to 0."
                 )
+
+
+def _unset_keys(node: object, key: str) -> Iterator[str]:
+    """Yield the keys ``num_classes`` within a plain config that are None or "???"."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    for name, value in node.items():
+        if name == "num_classes" and value in (None, "???"):
+            yield f"{key}.{name}"
+        yield from _unset_keys(value, f"{key}.{name}")
 
 
 def _tta_config(model: nn.Module):

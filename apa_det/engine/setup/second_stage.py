@@ -10,7 +10,6 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig
 
 from ...data import build_train_loader
-from ...data.sampling import TRAIN_SAMPLER_REGISTRY
 from ...errors import UserError
 from .config_files import call_target
 
@@ -57,9 +56,6 @@ def lazy_second_stage(cfg: DictConfig) -> DictConfig | None:
             "train.decoupled sets dataloader.train.sampler: dataloader.train must be "
             "L(apa_det.data.build_train_loader)(...)."
         )
-    if second.sampler not in TRAIN_SAMPLER_REGISTRY:
-        names = ", ".join(name for name, _ in TRAIN_SAMPLER_REGISTRY)
-        raise UserError(f"train.decoupled.sampler must be one of {names}; got {second.sampler!r}.")
     stage = copy.deepcopy(cfg)
     stage.train.update(
         decoupled=None,

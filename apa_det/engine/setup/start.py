@@ -9,13 +9,15 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
+from ...config import check_values
 from ...utils.writable import require_writable_folder
 from ..job import Job
+from ..model_classes import choose_num_classes
 from ..trainer import Trainer
 from .checks import check_job
-from .config_files import is_lazy_config, read_config, read_lazy_config
+from .config_files import is_lazy_config, read_config_and_unset, read_lazy_config
 from .lazy import LazyJob
 from .yaml import YamlJob
 
@@ -37,31 +39,39 @@ def setup_job(args: argparse.Namespace) -> Job:
         UserError: the config is invalid, see :func:`check_job`. The output folder has only the log
             then.
     """
-    config = _read(os.fspath(args.config_file), args.opts, getattr(args, "imports", None) or ())
+    imports = getattr(args, "imports", None) or ()
+    config, unset = _read(os.fspath(args.config_file), args.opts, imports)
     is_yaml = isinstance(config, CfgNode)
     output_dir = config.OUTPUT_DIR if is_yaml else config.train.output_dir
     require_writable_folder(output_dir, (YamlJob if is_yaml else LazyJob).KEYS["output_dir"])
     setup_logger(output_dir, distributed_rank=comm.get_rank(), name="apa_det")
-    job = _prepare(config)
+    job = _prepare(config, unset)
+    job = choose_num_classes(job, eval_only=args.eval_only, resume=args.resume)
     check_job(job, eval_only=args.eval_only, resume=args.resume)
     default_setup(job.config, args)
     return job
 
 
 def read_job(
-    config_file: str | os.PathLike, opts: Sequence[str] = (), imports: Sequence[str] = ()
+    config_file: str | os.PathLike,
+    opts: Sequence[str] = (),
+    imports: Sequence[str] = (),
+    *,
+    eval_only: bool = False,
 ) -> Job:
-    """Read a config and register its datasets; check nothing and create no output folder.
+    """Read a config and register its datasets; check its values only, and create no output folder.
 
     Args:
         config_file: a yaml config or a LazyConfig.
         opts: overrides: ``KEY VALUE`` pairs of a yaml config, ``key=value`` of a LazyConfig.
         imports: the modules that were imported to register components.
+        eval_only: the job loads a trained checkpoint; see :func:`choose_num_classes`.
 
     Raises:
         UserError: a file is missing, or an entry of the config is invalid.
     """
-    return _prepare(_read(os.fspath(config_file), opts, imports))
+    job = _prepare(*_read(os.fspath(config_file), opts, imports))
+    return choose_num_classes(job, eval_only=eval_only)
 
 
 def overrides(config_file: str, values: Mapping[str, object]) -> list[str]:
@@ -72,25 +82,31 @@ def overrides(config_file: str, values: Mapping[str, object]) -> list[str]:
     return [str(x) for name, value in values.items() for x in (YamlJob.KEYS[name], value)]
 
 
-def _read(config_file: str, opts: Sequence[str], imports: Sequence[str]) -> CfgNode | DictConfig:
+def _read(
+    config_file: str, opts: Sequence[str], imports: Sequence[str]
+) -> tuple[CfgNode | DictConfig, list[str]]:
+    """Return the config, and the keys that :func:`read_config_and_unset` returns."""
+    unset: list[str] = []
     if is_lazy_config(config_file):
         config = read_lazy_config(config_file, opts)
-        before = config.train.get("imports", ())
-        config.train.imports = [*imports]
+        node, key = config.train, "imports"
     else:
-        config = read_config(config_file, opts)
-        before = config.IMPORTS
-        config.IMPORTS = [*imports]
+        config, unset = read_config_and_unset(config_file, opts)
+        node, key = config, "IMPORTS"
+    before = node.get(key) if isinstance(node, CfgNode | DictConfig) else None
+    before = before if isinstance(before, list | ListConfig) else ()  # checked below
     missing = [name for name in before if name not in imports]
     if missing:
         logger.warning(
             "%s was written by a run with %s: add these flags if a component is not registered.",
             *(config_file, " ".join(f"--import {name}" for name in missing)),
         )
-    return config
+    check_values(config)
+    node[key] = [*imports]
+    return config, unset
 
 
-def _prepare(config: CfgNode | DictConfig) -> Job:
+def _prepare(config: CfgNode | DictConfig, unset: Sequence[str]) -> Job:
     if isinstance(config, CfgNode):
-        return YamlJob.prepare(config, Trainer)
+        return YamlJob.prepare(config, Trainer, unset)
     return LazyJob.prepare(config)

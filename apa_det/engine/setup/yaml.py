@@ -2,28 +2,17 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import (
-    DatasetMapper,
-    MetadataCatalog,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import verify_results
 from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
     ROI_HEADS_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    RPN_HEAD_REGISTRY,
     GeneralizedRCNNWithTTA,
 )
 from detectron2.utils import comm
@@ -32,16 +21,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...config import add_apa_config
-from ...data import ensure_metadata
+from ...data import APADatasetMapper, ensure_metadata
 from ...data.frequency import FrequencyGroups
-from ...data.sampling import require_train_sampler
 from ...errors import UserError
-from ...evaluation import LongTailEvaluator, require_extra_metrics
+from ...evaluation import LongTailEvaluator
 from ...modeling import APAInjected, meta_architecture
 from ...modeling.calibration import CALIBRATION_REGISTRY
 from ...modeling.losses import BoxClassLoss
 from ..job import Job
-from .checks import check_num_classes
+from ..model_classes import check_num_classes
 from .config_files import available_device, register_datasets
 from .second_stage import yaml_second_stage
 
@@ -50,16 +38,6 @@ _NUM_CLASSES_NODES = {
     "GeneralizedRCNN": "ROI_HEADS",
     "PanopticFPN": "ROI_HEADS",
     "RetinaNet": "RETINANET",
-}
-_REGISTRIES = {
-    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
-    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
-    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
-    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
-    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
-    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
 }
 _COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
@@ -95,12 +73,14 @@ class YamlJob(Job):
     }
     LONG_TAIL_ADVICE = "set TEST.LONG_TAIL to True for a dataset in COCO format"
 
-    def __init__(self, cfg: CfgNode, trainer: type[DefaultTrainer]):
+    def __init__(self, cfg: CfgNode, trainer: type[DefaultTrainer], unset_keys: Sequence[str] = ()):
         """
         Args:
             cfg: the config; its datasets are registered.
             trainer: :class:`~apa_det.engine.Trainer` or a subclass, which builds the parts.
+            unset_keys: see :func:`read_config_and_unset`.
         """
+        self._unset_keys = unset_keys
         solver, test = cfg.SOLVER, cfg.TEST
         self.config = cfg
         self._trainer = trainer
@@ -142,16 +122,17 @@ class YamlJob(Job):
         self.imports = cfg.IMPORTS
 
     @classmethod
-    def prepare(cls, cfg: CfgNode, trainer: type[DefaultTrainer]) -> "YamlJob":
+    def prepare(
+        cls, cfg: CfgNode, trainer: type[DefaultTrainer], unset_keys: Sequence[str] = ()
+    ) -> "YamlJob":
         """Register the config's datasets, choose an available device, and return the job."""
         register_datasets(
             cfg.DATASETS.LVIS_FORMAT,
-            cls.KEYS["lvis_format"],
             allow_outside_root=cfg.DATASETS.ALLOW_OUTSIDE_ROOT,
         )
         cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE, cls.KEYS["device"])
         cfg.freeze()
-        return cls(cfg, trainer)
+        return cls(cfg, trainer, unset_keys)
 
     def _changed(self, values: Mapping[str, object]) -> "YamlJob":
         cfg = self.config.clone()
@@ -163,7 +144,6 @@ class YamlJob(Job):
         return YamlJob(cfg, self._trainer)
 
     def build_model(self) -> nn.Module:
-        self._require_registered_names()
         return self._trainer.build_model(self.config)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -179,7 +159,7 @@ class YamlJob(Job):
         return self._trainer.build_train_loader(job.config)
 
     def build_test_mapper(self) -> Callable[[dict], dict]:
-        return DatasetMapper(self.config, is_train=False)
+        return APADatasetMapper(self.config, is_train=False)
 
     def read_test_records(self, dataset_name: str) -> list[dict]:
         proposals = None
@@ -228,7 +208,6 @@ class YamlJob(Job):
         if not self.config.SOLVER.DECOUPLED.MAX_ITER:
             return [self]
         stage = self._changed(yaml_second_stage(self.config))
-        require_train_sampler(stage.config)
         return [self, stage]
 
     def changed(self, values: Mapping[str, object]) -> "YamlJob":
@@ -257,6 +236,13 @@ class YamlJob(Job):
             return None
         return self.config.MODEL[node].NUM_CLASSES, f"MODEL.{node}.NUM_CLASSES"
 
+    def unset_num_classes(self) -> list[str]:
+        known = self.num_classes()
+        return [known[1]] if known and known[1] in self._unset_keys else []
+
+    def with_num_classes(self, number: int) -> "YamlJob":
+        return self._changed(dict.fromkeys(self.unset_num_classes(), number))
+
     def metric_names(self) -> list[str] | None:
         has_masks, names = self.config.MODEL.MASK_ON, []
         for dataset in self.test_datasets:
@@ -269,6 +255,12 @@ class YamlJob(Job):
             else:
                 return None  # another evaluator, with unknown metrics
         return names
+
+    def counted_datasets(self) -> Sequence[str]:
+        name = self.config.MODEL.ROI_BOX_HEAD.CALIBRATION
+        if not name or not CALIBRATION_REGISTRY.get(name).needs_counts:
+            return ()
+        return self.train_datasets
 
     def read_class_counts(self) -> None:
         name = self.config.MODEL.ROI_BOX_HEAD.CALIBRATION
@@ -286,13 +278,10 @@ class YamlJob(Job):
 
     def check(self, *, eval_only: bool) -> None:
         cfg = self.config
-        self._require_registered_names()
         if not self.train_datasets and not eval_only:
             raise UserError("DATASETS.TRAIN is empty: set it to a dataset.")
         if eval_only:
             self.first_test_dataset()
-        if not eval_only:
-            require_train_sampler(cfg)
         if cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS and self.train_datasets:
             ensure_metadata(self.train_datasets[0])  # the model needs its class_image_count
         self._check_injection()
@@ -302,17 +291,6 @@ class YamlJob(Job):
                 "TEST.AUG.ENABLED works with MODEL.META_ARCHITECTURE GeneralizedRCNN only, got "
                 f"{meta_architecture(cfg)}: set it to False."
             )
-        require_extra_metrics(self.extra_metrics, "TEST.EXTRA_METRICS")
-
-    def _require_registered_names(self) -> None:
-        for key, registry in _REGISTRIES.items():
-            *nodes, name = key.split(".")
-            value = reduce(getitem, nodes, self.config)[name]
-            if value not in ("", "PrecomputedProposals") and value not in registry:
-                raise UserError(
-                    f"{key} must be a registered name, got {value!r}: fix it, or give --import "
-                    "with the module that registers it."
-                )
 
     def _check_injection(self) -> None:
         default = get_cfg()
@@ -330,9 +308,6 @@ class YamlJob(Job):
         if not head.CALIBRATION:
             return
         key = f"{_CALIBRATION} {head.CALIBRATION}"
-        if head.CALIBRATION not in CALIBRATION_REGISTRY:
-            known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
-            raise UserError(f"{_CALIBRATION} must be one of {known}; got {head.CALIBRATION!r}.")
         if meta_architecture(self.config) in ("RetinaNet", "FCOS"):
             raise UserError(f"{key} works with RoI heads only: leave it empty.")
         if ROI_HEADS_REGISTRY.get(heads).__module__.startswith("detectron2."):

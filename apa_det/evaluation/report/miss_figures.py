@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
+from ...data.image_files import read_image
 from ...data.lvis_format import relative_file_name
 from ...data.records import to_rle
+from ...errors import UserError
 from ...utils.plotting import DPI, GREY, label
 from ..ground_truth import GroundTruth
 from ..misses import ImageResults
@@ -37,8 +38,8 @@ def draw_misses(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
         name = relative_file_name(results[0].record)
         try:
             image = read_image(os.path.join(comparison.image_root, name), "RGB")
-        except OSError as error:
-            logger.warning("%s is missing from the report, it cannot be read: %s", name, error)
+        except UserError as error:
+            logger.warning("%s It is missing from the report.", error)
             continue
         panels = [("ground truth", _draw_ground_truth(image, width, truth, results[0]))]
         for file, result in zip(comparison.files, results, strict=True):

@@ -1,15 +1,18 @@
 from detectron2 import model_zoo
 
-from apa_det.data import build_train_loader
+from apa_det.data import APADatasetMapper, build_train_loader
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
-dataloader.train.mapper.image_format = "RGB"
+dataloader.train.mapper.update(_target_=APADatasetMapper, image_format="RGB")
+dataloader.test.mapper._target_ = APADatasetMapper
 dataloader.train.mapper.augmentations[0].short_edge_length = [800]
 # Other samplers than plain shuffling: e.g. sampler="ClassAwareTrainingSampler"
 dataloader.train.update(
     _target_=build_train_loader,
     sampler="TrainingSampler",
     dataset_names="${.dataset.names}",
+    # Replace up to this many images that cannot be read: see INPUT.MAX_BAD_IMAGES
+    max_bad_images=0,
 )
 
 # Datasets in LVIS format to register: a list of [name, json_file, image_root]

@@ -68,6 +68,17 @@ def test_cvat_with_masks(cvat, save, tmp_path):
     assert lvis["info"]["coco_to_lvis"]["crowds"] == lvis["info"]["coco_to_lvis"]["unusable"] == 1
 
 
+def test_mostly_boxes(cvat, save, tmp_path, capsys):
+    """A single mask among boxes makes it a dataset of masks: the output says how to go on."""
+    cvat["annotations"] = [cvat["annotations"][0]] + [
+        cvat["annotations"][1] | {"id": i} for i in (2, 4)
+    ]
+    assert len(run(cvat, save, tmp_path)["annotations"]) == 1
+    out = capsys.readouterr().out
+    assert "Dropped: 0 crowds, 2 without a usable box or mask" in out
+    assert "Most annotations are dropped: to train on boxes alone, remove all masks" in out
+
+
 def test_cvat_boxes(cvat, save, tmp_path):
     """A dataset without any polygon keeps its boxes."""
     cvat["annotations"] = [a | {"segmentation": [], "iscrowd": 0} for a in cvat["annotations"][:2]]

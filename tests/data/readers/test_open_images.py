@@ -28,6 +28,9 @@ LABELS = (
     "yy,verification,/m/fly,1\n"
 )
 
+TRAIN_BOXES = "oi/oidv6-train-annotations-bbox.csv"
+TRAIN_LABELS = "oi/train-annotations-human-imagelabels-boxable.csv"
+
 
 @pytest.fixture
 def files(save, tmp_path):
@@ -53,6 +56,14 @@ def test_by_hand(files, convert, caplog):
     assert (second["neg_category_ids"], second["not_exhaustive_category_ids"]) == ([1], [4])
     assert [c["image_count"] for c in train["categories"]] == [1, 0, 0, 0]
     assert "Skipped the rows of 2 images" in caplog.text
+
+
+def test_line_ends_and_byte_order_marks(files, save):
+    expected = read_open_images(files)
+    for name, text in ((TRAIN_BOXES, BOXES), (TRAIN_LABELS, LABELS)):
+        path = save(name, "")
+        path.write_bytes(("\ufeff" + text.replace("\n", "\r\n") + "\r\n").encode())
+    assert read_open_images(files) == expected
 
 
 def test_contradictions(files, save):
@@ -82,10 +93,6 @@ def test_repeated_class_names(files, save):
     assert names == ["Cat", "Dog", "Fly, small", "Ant", "Cat (/m/x)"]
 
 
-TRAIN_BOXES = "oi/oidv6-train-annotations-bbox.csv"
-TRAIN_LABELS = "oi/train-annotations-human-imagelabels-boxable.csv"
-
-
 @pytest.mark.parametrize(
     "name, content, message",
     [
@@ -110,6 +117,12 @@ def test_errors(name, content, message, files, save):
     save(name, content)
     with pytest.raises(UserError, match=message):
         read_open_images(files)
+
+
+def test_what_lvis_format_cannot_hold(files, save):
+    save("oi/class-descriptions-boxable.csv", CLASSES.replace("Cat", "C\x1bat"))
+    with pytest.raises(UserError, match=r"The split train: category 1: name must .*C\\x1bat"):
+        read_open_images(files).to_lvis()
 
 
 def test_missing_files(files):

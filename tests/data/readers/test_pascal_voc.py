@@ -77,6 +77,18 @@ def test_without_lists_all_images_are_train(voc):
     assert split[0] == "train" and len(split[1]["images"]) == 3
 
 
+def test_the_file_name_of_the_xml_is_the_last_resort(voc, save):
+    """Renamed files often keep the old name inside; cameras write .JPG."""
+    save("VOC/Annotations/c.xml", xml(name="a.jpg"))
+    (voc / "JPEGImages/c.jpg").rename(voc / "JPEGImages/c.JPG")
+    save("VOC/ImageSets/Main/val.txt", "\ufeffc\r\nc\r\n")
+    (image,) = read_pascal_voc(voc).splits["val"]["images"]
+    assert image["file_name"] == "JPEGImages/c.JPG"
+    (voc / "JPEGImages/c.JPG").unlink()
+    (image,) = read_pascal_voc(voc).splits["val"]["images"]
+    assert image["file_name"] == "JPEGImages/a.jpg"
+
+
 def test_categories_of_the_training_set(voc):
     categories = [{"id": 9, "name": "dog", "image_count": 3}, {"id": 4, "name": "cat"}]
     splits = read_pascal_voc(voc, categories).splits

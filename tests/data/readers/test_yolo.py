@@ -3,6 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
+from PIL import Image
 
 from apa_det.data.readers import read_yolo
 from apa_det.errors import MissingFileError, UserError
@@ -91,6 +92,30 @@ def test_ways_to_name_images(yolo, save, tmp_path):
     assert source.splits["train"]["images"][0]["file_name"] == "train/a.png"
 
 
+def test_repeated_and_hidden_images(yolo, save):
+    """An image listed twice counts once; ._a.png is what macOS puts beside a.png."""
+    expected = read_yolo(yolo)
+    save("set/images/train/._a.png", "no image")
+    assert read_yolo(yolo) == expected
+    save("set/list.txt", "images/train/a.png\r\nimages/train/sub/b.png\r\n./images/train/a.png")
+    save("data.yaml", "\ufeff" + DATA.replace("images/train", "list.txt"))
+    assert read_yolo(yolo) == expected
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_data_are_ignored(yolo, save, tmp_path):
+    """As in training."""
+    damaged = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 20
+    Image.new("RGB", (80, 40)).save(tmp_path / "set/images/train/a.png", exif=damaged)
+    (first, _) = read_yolo(yolo).splits["train"]["images"]
+    assert (first["width"], first["height"]) == (80, 40)
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    Image.new("RGB", (80, 40)).save(tmp_path / "set/images/train/a.png", exif=rotated)
+    (first, _) = read_yolo(yolo).splits["train"]["images"]
+    assert (first["width"], first["height"]) == (40, 80)
+
+
 def test_test_images_without_labels_are_left_out(yolo, save):
     save("set/images/test/d.png", (10, 10))
     save("data.yaml", DATA + "test: images/test\n")
@@ -114,16 +139,17 @@ BOMB += DATA.replace("[cat, dog, fly]", "*a12")
         ("set/labels/train/a.txt", "cat 0 0 1 1", "line 1 must be numbers, got 'cat 0 0 1 1'"),
         ("set/labels/train/a.txt", "3 0 0 1 1", r"the class 3, which is not in names \(0 to 2\)"),
         ("set/labels/train/a.txt", "0.5 0 0 1 1", "the class 0.5, which is not in names"),
-        ("data.yaml", "names: [cat", "data.yaml is not valid yaml"),
-        ("data.yaml", "cat", "must have the keys names, train and val"),
+        ("data.yaml", "names: [cat", "data.yaml: invalid yaml"),
+        ("data.yaml", "cat", "must be a yaml file of keys and values"),
         (
             "data.yaml",
             DATA.replace("[cat, dog, fly]", "cat"),
             "names must be a list of class names",
         ),
+        ("data.yaml", DATA.replace("fly", "no"), "Quote names such as yes, no"),
         ("data.yaml", DATA.replace("fly", "cat"), "names must be unique, got 'cat' twice"),
-        ("data.yaml", "[" * 5000, "data.yaml is not valid yaml"),
-        ("data.yaml", BOMB, "names must be a list of class names"),
+        ("data.yaml", "[" * 5000, "data.yaml is nested too deeply"),
+        ("data.yaml", BOMB, "data.yaml has more than 60,000 values"),
         ("data.yaml", DATA.replace("path: set", "path: [set]"), "path must be a path.$"),
         ("data.yaml", DATA.replace("images/val", "[[a]]"), "val must be a path or a list"),
         ("data.yaml", DATA + "nc: 2", "nc must be the number of names, 3"),
@@ -140,7 +166,7 @@ def test_errors(name, content, message, yolo, save):
 
 
 def test_missing_files(yolo, tmp_path, save):
-    with pytest.raises(MissingFileError, match="none.yaml, the description of the dataset"):
+    with pytest.raises(MissingFileError, match="There is no file .*none.yaml"):
         read_yolo(tmp_path / "none.yaml")
     save("set/list.txt", "images/train/none.png\nimages/train/a.png\n")
     save("data.yaml", DATA.replace("images/train", "list.txt"))

@@ -5,10 +5,14 @@ import csv
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from apa_det.analysis import ACTIVATION, CLASS_SCORE, GATE
-from apa_det.engine import setup_job
+from apa_det.checkpoint import transfer_rows
+from apa_det.data import ensure_metadata
+from apa_det.engine import read_job, setup_job
+from apa_det.engine.jobs import analyze_checkpoint
 
 SIZES = {"summary.png", "gates.png", "activations.png", "class_scores.png", "layers.csv"}
 
@@ -41,6 +45,21 @@ def test_yaml(arguments, tool, tmp_path, capsys):
     assert {row["classes"] for row in scores} == {"ground truth", "other"}
     assert {row["group"] for row in scores} <= {"rare", "common", "frequent"}
     assert {(row["lambda"], row["kappa"]) for row in scores} == {("0.0", "1.0")}
+
+
+def test_classes_go_by_name(arguments, tmp_path):
+    opts = ("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.WEIGHTS", f"{tmp_path}/model.pth")
+    job = read_job(arguments().config_file, opts)
+    torch.manual_seed(0)
+    state = job.build_model().state_dict()
+    ensure_metadata("tiny_val")
+    names = MetadataCatalog.get("tiny_val").thing_classes
+    tables = []
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        turned = transfer_rows(state, state, order, 4).state
+        torch.save({"model": turned, "class_names": [names[i] for i in order]}, job.weights)
+        tables.append(analyze_checkpoint(job, 3).table())
+    assert "rare" in tables[0] and tables[0] == tables[1]
 
 
 def test_lazy(quickstart, tool, tmp_path, monkeypatch):

@@ -6,9 +6,12 @@ import pytest
 import torch
 import yaml
 from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 
+from apa_det.checkpoint import transfer_rows
+from apa_det.data import register_lvis_format
 from apa_det.engine import LazyJob, read_lazy_config, setup_job
 from apa_det.engine.jobs.calibrate import CalibrationFit, fit_calibration, score_strengths
 from apa_det.engine.testing import build_subset_loader
@@ -61,6 +64,26 @@ def test_rows_equal_evaluation(arguments, checkpoint, method, score, cascade):
         loader = build_subset_loader(job, "tiny_train", evaluator.subset.image_ids)
         metrics = inference_on_dataset(model, loader, evaluator)["subset/bbox"]
         assert row == pytest.approx({name: metrics[name] for name in row}, nan_ok=True)
+
+
+@pytest.mark.parametrize("method", ["NorCal", "TauNorm"])
+def test_classes_go_by_name(arguments, checkpoint, tiny_dataset, tmp_path, method):
+    """A checkpoint with the classes of the training set in another order."""
+    register_lvis_format("tiny_turned", f"{tiny_dataset}/train.json", str(tiny_dataset))
+    options = (*checkpoint(), "DATASETS.TRAIN", "('tiny_turned',)")
+    job = setup_job(arguments(*options, eval_only=True))
+    expected = fit_calibration(job, method, 8, (0.0, 0.8))
+    names = MetadataCatalog.get("tiny_turned").thing_classes
+    state = torch.load(job.weights)["model"]
+    turned = transfer_rows(state, state, [2, 0, 3, 1], 4).state
+    assert not torch.equal(
+        *(s["roi_heads.box_predictor.cls_score.weight"] for s in (state, turned))
+    )
+    torch.save({"model": turned, "class_names": [names[i] for i in (2, 0, 3, 1)]}, job.weights)
+    fit = fit_calibration(setup_job(arguments(*options, eval_only=True)), method, 8, (0.0, 0.8))
+    for row, expected_row in zip(fit.metrics, expected.metrics, strict=True):
+        assert row == pytest.approx(expected_row, nan_ok=True, abs=1e-4)
+    DatasetCatalog.remove("tiny_turned"), MetadataCatalog.remove("tiny_turned")
 
 
 def test_the_model_is_restored(arguments, checkpoint):

@@ -1,9 +1,10 @@
 import json
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from apa_det.data import register_lvis_format
+from apa_det.data import ensure_metadata, register_lvis_format
 from apa_det.engine import Trainer, YamlJob, check_job, read_config
 from apa_det.errors import MissingFileError, UserError
 
@@ -48,13 +49,8 @@ def test_good_configs(make_job):
         (["DATASETS.TEST", ("tiny_vall",)], UserError, 'named "tiny_vall".*tiny_val'),
         (["DATASETS.TRAIN", ("nowhere",)], UserError, 'No dataset named "nowhere"'),
         (["DATASETS.TRAIN", ()], UserError, "DATASETS.TRAIN is empty"),
-        (
-            ["MODEL.BACKBONE.NAME", "mine"],
-            UserError,
-            "BACKBONE.NAME must be a registered .*--import",
-        ),
         (["DATASETS.TEST", ("lvis_v1_val",)], MissingFileError, "Download"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", 5], UserError, "tiny_val has 4 .*NUM_CLASSES is 5"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 5], UserError, "tiny_train has 4 .*NUM_CLASSES is 5"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], UserError, "MODEL.RETINANET.NUM_CLASSES is 80"),
         (
             ["MODEL.META_ARCHITECTURE", "APAInjected"]
@@ -67,7 +63,6 @@ def test_good_configs(make_job):
             UserError,
             "no effect with .*ARCHITECTURE GeneralizedRCNN: set .*ARCHITECTURE to APAInjected",
         ),
-        (["SOLVER.ACCUMULATE", 0], UserError, "ACCUMULATE must be >= 1, got 0"),
         (
             ["SOLVER.ACCUMULATE", 3],
             UserError,
@@ -77,11 +72,6 @@ def test_good_configs(make_job):
             ["SOLVER.ACCUMULATE", 2, "SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.IMS_PER_BATCH", 24],
             UserError,
             "multiple of 16, .* 8 processes .SOLVER.REFERENCE_WORLD_SIZE.",
-        ),
-        (
-            ["SOLVER.EMA.DECAY", 1.0, "SOLVER.EMA.ENABLED", True],
-            UserError,
-            r"in \[0, 1\), got 1.0",
         ),
         (
             ["SOLVER.EMA.ENABLED", True, "TEST.PRECISE_BN.ENABLED", True],
@@ -112,16 +102,6 @@ def test_good_configs(make_job):
             "bbox/APfew",
         ),
         (["TEST.FREQUENCY_GROUPS", "few:3"], UserError, "and the last must not have one"),
-        (
-            ["TEST.EXTRA_METRICS", ["speed"]],
-            UserError,
-            "EXTRA_METRICS must be among AR, .*got speed",
-        ),
-        (
-            [*CALIBRATION, "Norcal"],
-            UserError,
-            "CALIBRATION must be one of .*NorCal, TauNorm; got 'Norcal'",
-        ),
         ([*CALIBRATION, "NorCal"], UserError, "no effect on StandardROIHeads: set"),
         (
             [*CALIBRATION, "NorCal", "MODEL.ROI_HEADS.NAME", "APAROIHeads"],
@@ -158,7 +138,8 @@ def test_subset_of_coco_format(make_job, tiny_dataset):
     metadata.set(
         json_file=f"{tiny_dataset}/val.json", image_root=str(tiny_dataset), evaluator_type="coco"
     )
-    metadata.thing_classes = list("abcd")
+    ensure_metadata("tiny_val")
+    metadata.thing_classes = MetadataCatalog.get("tiny_val").thing_classes
     DatasetCatalog.register("engine_check_coco", list)
     options = ("DATASETS.TEST", ("engine_check_coco",), "TEST.SUBSET", 3)
     with pytest.raises(UserError, match="or set TEST.LONG_TAIL to True"):
@@ -168,7 +149,7 @@ def test_subset_of_coco_format(make_job, tiny_dataset):
 
 
 def test_evaluation_ignores_settings_of_training(make_job, tmp_path):
-    (tmp_path / "model.pth").touch()
+    torch.save({"model": {}}, tmp_path / "model.pth")
     weights = ("MODEL.WEIGHTS", tmp_path / "model.pth")
     unused = ("DATASETS.TRAIN", ("nowhere",), "SOLVER.AMP.ENABLED", True)
     check_job(make_job(*weights, *unused), eval_only=True)
@@ -214,7 +195,7 @@ def test_federated_loss_reads_the_image_counts(make_job, tiny_dataset, register)
 
 def test_calibration_reads_the_image_counts(make_job, tiny_dataset, register, tmp_path):
     weights = tmp_path / "model.pth"
-    weights.touch()
+    torch.save({"model": {}}, weights)
     register("engine_calibrated", tiny_dataset / "train.json", tiny_dataset)
     options = (*CALIBRATION, "NorCal", "MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH", 0.5)
     options += ("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.WEIGHTS", weights)
@@ -233,6 +214,6 @@ def test_fsdp_with_old_torch(make_job, monkeypatch):
 
 def test_evaluation_ignores_the_solver(make_job, tmp_path):
     weights = tmp_path / "model.pth"
-    weights.touch()
+    torch.save({"model": {}}, weights)
     job = make_job("SOLVER.IMS_PER_BATCH", 3, "SOLVER.ACCUMULATE", 2, "MODEL.WEIGHTS", weights)
     check_job(job, eval_only=True)

@@ -27,10 +27,10 @@ def test_cpu_without_cuda(arguments, output, monkeypatch):
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (("MODEL.NO_SUCH_KEY", 1), "Non-existent key: MODEL.NO_SUCH_KEY"),
+        (("MODEL.NO_SUCH_KEY", 1), "there is no config key MODEL.NO_SUCH_KEY"),
         (("SOLVER.MAX_ITER", "many"), "SOLVER.MAX_ITER"),
-        (("SOLVER.MAX_ITER",), "odd length"),
-        (("DATASETS.LVIS_FORMAT", "[['name', 'file']]"), "must list .name, json_file, image_root."),
+        (("SOLVER.MAX_ITER",), "must be KEY VALUE pairs, got"),
+        (("DATASETS.LVIS_FORMAT", "[['name', 'file']]"), r"LVIS_FORMAT\[0\] must be a list of"),
         (("DATASETS.LVIS_FORMAT", "[['tiny_val', 'a', 'b']]"), "registered already"),
     ],
 )
@@ -45,7 +45,7 @@ def test_bad_options(arguments, output, opts, message):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("MODEL: {NO_SUCH_KEY: 1}", "bad.yaml: Non-existent config key: MODEL.NO_SUCH_KEY"),
+        ("MODEL: {NO_SUCH_KEY: 1}", "bad.yaml: there is no config key MODEL.NO_SUCH_KEY"),
         ("MODEL: [", "bad.yaml: "),
         ("_BASE_: missing.yaml", "bad.yaml: .*missing.yaml"),
     ],

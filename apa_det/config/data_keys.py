@@ -1,0 +1,140 @@
+"""The config keys of data and evaluation."""
+
+from .key import Key, Section
+from .kinds import boolean, integer, list_of, name_in, number, one_of, text
+
+DATA = Section(
+    "Data",
+    (
+        Key(
+            "DATASETS.LVIS_FORMAT",
+            [],
+            list_of(list_of(text, 3)),
+            "Datasets in LVIS format to register, each as [name, json_file, image_root].",
+        ),
+        Key(
+            "DATASETS.ALLOW_OUTSIDE_ROOT",
+            False,
+            boolean,
+            "Their file names may leave their image_root: by `..`, or as absolute paths. Set it "
+            "only for datasets that you trust.",
+        ),
+        Key(
+            "INPUT.MAX_BAD_IMAGES",
+            0,
+            integer(">= 0"),
+            "Training: replace up to this many images that cannot be read, or have another size "
+            "than annotated, by other ones, and log them. Each process counts its own, from its "
+            "start. 0: the first one is an error. Which image replaces another depends on `SEED` "
+            "alone.",
+        ),
+        Key(
+            "DATALOADER.MIN_IMAGE_SIDE",
+            0,
+            integer(">= 0"),
+            "Leave out training images with a side below this many pixels. 0: keep all.",
+        ),
+        Key(
+            "DATALOADER.MIN_BOX_SIDE",
+            0.0,
+            number(">= 0"),
+            "Leave out training boxes with a side below this many pixels, or outside of their "
+            "image. An image that loses all its boxes stays. 0: keep all.",
+        ),
+        Key(
+            "DATALOADER.REPEAT_ROUNDING",
+            "stochastic",
+            one_of("stochastic", "up"),
+            "Rounding of the repeat factors of RepeatFactorTrainingSampler and "
+            "InstanceAwareRepeatFactorTrainingSampler: stochastic in each epoch, or up.",
+        ),
+        Key(
+            "DATALOADER.FREQUENT_SHARE",
+            0.5,
+            number("in (0, 1]"),
+            "UndersamplingTrainingSampler: fraction of the images with only frequent classes that "
+            "an epoch keeps. All other images are kept.",
+        ),
+        Key(
+            "DATALOADER.RANDOM_SUBSET_RATIO",
+            1.0,
+            number("in (0, 1]"),
+            "RandomSubsetTrainingSampler: fraction of the images that are used. detectron2's "
+            "sampler reads this key, but its config lacks it.",
+        ),
+    ),
+    "`DATALOADER.SAMPLER_TRAIN` also takes InstanceAwareRepeatFactorTrainingSampler (which uses "
+    "`DATALOADER.REPEAT_THRESHOLD`), ClassAwareTrainingSampler (which draws all classes equally "
+    "often) and UndersamplingTrainingSampler.",
+)
+
+EVALUATION = Section(
+    "Evaluation",
+    (
+        Key(
+            "TEST.BEST_METRIC",
+            "",
+            text,
+            "Metric by which the best model is saved as `model_best.pth`, e.g. `bbox/AP` or "
+            "`segm/APr`. Empty: it is not saved.",
+        ),
+        Key(
+            "TEST.SUBSET",
+            0,
+            integer(">= 0"),
+            "During training, evaluate only this many images of each test set, chosen so that rare "
+            "categories are included. The metrics get the prefix `subset/`, e.g. "
+            "`subset/bbox/AP`. After the last iteration the whole test set is evaluated. 0: always "
+            "evaluate the whole test set.",
+        ),
+        Key(
+            "TEST.ENGINE",
+            "fast",
+            one_of("fast", "lvis"),
+            "Evaluation engine: fast (ultrafast-pycocotools) or lvis (lvis-api), which give the "
+            "same numbers. If ultrafast-pycocotools is not installed, fast falls back to lvis.",
+        ),
+        Key(
+            "TEST.LONG_TAIL",
+            False,
+            boolean,
+            "Evaluate datasets in COCO format with the LVIS metrics, which include AP by frequency "
+            "group, instead of the COCO metrics.",
+        ),
+        Key(
+            "TEST.FREQUENCY_GROUPS",
+            "",
+            text,
+            "Frequency groups, each with its maximum image count, e.g. `r:10,c:100,f`; or a .json "
+            'file `{"category": "group", ...}`. Empty: those of LVIS, as given in the dataset\'s '
+            "file.",
+        ),
+        Key(
+            "TEST.COUNT_FROM",
+            "",
+            text,
+            "Registered dataset (usually the training set) that provides the image counts of the "
+            "categories. Empty: the evaluated dataset itself.",
+        ),
+        Key(
+            "TEST.EXTRA_METRICS",
+            [],
+            list_of(name_in("apa_det.evaluation:METRIC_REGISTRY", "boundary")),
+            "Further metrics: AR (average recall, also by frequency group), fixed (AP-fixed), pool "
+            "(AP-pool), boundary (mask boundary AP; needs the fast engine) or a custom metric. All "
+            "but AR add evaluation time.",
+        ),
+        Key(
+            "TEST.PER_CATEGORY",
+            False,
+            boolean,
+            "Write the AP of each category to `OUTPUT_DIR/inference/<iou_type>_per_category.csv`.",
+        ),
+        Key(
+            "TEST.SAVE_PREDICTIONS",
+            False,
+            boolean,
+            "Write the predictions to `OUTPUT_DIR/inference/lvis_instances_results.json`.",
+        ),
+    ),
+)

@@ -1,0 +1,42 @@
+"""The table of all config keys of apa_det, and their defaults."""
+
+import copy
+
+from detectron2.config import CfgNode
+
+from .backbone_keys import BACKBONES, INJECTION
+from .data_keys import DATA, EVALUATION
+from .head_keys import BOX_HEAD, CASCADE, MASK_HEAD, MATCHING
+from .key import Key, Section
+from .kinds import list_of, text
+from .training_keys import TRAINING, WEIGHTS
+
+GENERAL = Section(
+    "General",
+    (
+        Key(
+            "IMPORTS",
+            [],
+            list_of(text),
+            "Modules given by `--import` of the commands, which register components. Recorded here "
+            "for information, never imported from here.",
+        ),
+    ),
+)
+SECTIONS = [
+    *(GENERAL, BACKBONES, INJECTION, BOX_HEAD, MATCHING, CASCADE, MASK_HEAD),
+    *(WEIGHTS, TRAINING, DATA, EVALUATION),
+]
+KEYS = {key.name: key for section in SECTIONS for key in section.keys}
+
+
+def add_apa_config(cfg: CfgNode) -> None:
+    """Add all keys of apa_det to a detectron2 config. The defaults change nothing."""
+    for key in KEYS.values():
+        *nodes, name = key.name.split(".")
+        node = cfg
+        for part in nodes:
+            if part not in node:
+                node[part] = CfgNode()
+            node = node[part]
+        node[name] = copy.deepcopy(key.default)
