@@ -15,19 +15,24 @@ _GATE_KEY = "MODEL.APA.GATE"
 _UPSAMPLE = "MODEL.ROI_MASK_HEAD.UPSAMPLE"
 _LEARNED = "MODEL.ROI_MASK_HEAD.PREDICTOR_LEARN_TEMPERATURE"
 _GATE = re.compile(r"(.*(?:^|\.)(?:roi_|fc_)?gate)\.(.+)")
+_CARAFE = r".*\.upsample\.channel_compressor\..*"
 _COUNTER = ".num_batches_tracked"
 
 
 class Features(NamedTuple):
-    """What the tensors of a detector say about its architecture."""
+    """What the tensors of a detector say about its architecture. None of a config: any value."""
 
     classifier_rows: int
-    heads: str  # "mask_rcnn", "faster_rcnn" or "cascade_rcnn", with a mask head or without
+    heads: str  # mask_rcnn, faster_rcnn, cascade_rcnn or cascade_mask_rcnn
     depth: int | None = 50
     groups: int = 1
     aglu: bool = True
     wrapped_cauchy: bool = False
     swin: bool = False
+    carafe: bool | None = None
+
+    def fit(self, config: "Features") -> bool:
+        return all(b in (None, a) for a, b in zip(self, config, strict=True))
 
 
 class PublishedConfig(NamedTuple):
@@ -46,8 +51,8 @@ class PublishedConfig(NamedTuple):
         return f"configs/{self.path}" + (f" with {settings}" if settings else "")
 
 
-def _masks(upsample: str, learned: bool) -> dict[str, object]:
-    return {_GATE_KEY: "se", _UPSAMPLE: upsample, _LEARNED: learned}
+def _masks(upsample: str, learned: bool, gate: str = "se") -> dict[str, object]:
+    return {_GATE_KEY: gate, _UPSAMPLE: upsample, _LEARNED: learned}
 
 
 _V3DET = dict(classifier_rows=13205, wrapped_cauchy=True)
@@ -76,6 +81,14 @@ _CONFIGS = [
         _masks("deconv", False),
     ),
     *(
+        (
+            f"{LVIS}/mask_rcnn_R_{depth}_FPN_normed_FRACAL_2x.yaml",
+            Features(1204, "mask_rcnn", depth, aglu=False, carafe=True),
+            _masks("carafe", depth == 50, "none"),
+        )
+        for depth in (50, 101)
+    ),
+    *(
         (f"{V3DET}/{heads}_{name}_2x.yaml", Features(heads=heads, **features), gate)
         for heads in ("faster_rcnn", "cascade_rcnn")
         for name, features, gate in (
@@ -89,7 +102,7 @@ _CONFIGS = [
     (
         f"{V3DET}/mask_rcnn_R_50_FPN_normed_sigmoid_2x.yaml",
         Features(heads="mask_rcnn", **_NORMED),
-        {_GATE_KEY: "none", _UPSAMPLE: "deconv", _LEARNED: False},
+        _masks("deconv", False, "none"),
     ),
     (
         f"{V3DET}/faster_rcnn_swin_B_FPN_AGLU_2x.py",
@@ -109,7 +122,7 @@ def published_config(state: Mapping[str, Tensor]) -> PublishedConfig | None:
     features, settings = _features(state), _settings(state)
     fitting = []
     for path, config, defaults in _CONFIGS:
-        if config == features:
+        if features is not None and features.fit(config):
             known = {k: v for k, v in settings.items() if k in defaults or k.startswith(_GATE_KEY)}
             overrides = {k: v for k, v in known.items() if defaults.get(k) != v}
             fitting.append(PublishedConfig(path, overrides))
@@ -132,14 +145,14 @@ def _features(state: Mapping[str, Tensor]) -> Features | None:
         aglu=_has(state, r"backbone\.(?!.*gate\.).*\.lambda_param"),
         wrapped_cauchy=_has(state, r".*\.cls_score\.g"),
         swin=_has(state, r"backbone\.bottom_up\.layers\..*"),
+        carafe=_has(state, _CARAFE),
     )
 
 
 def _settings(state: Mapping[str, Tensor]) -> dict[str, object]:
-    carafe = _has(state, r".*\.upsample\.channel_compressor\..*")
     return {
         **gate_settings(state),
-        _UPSAMPLE: "carafe" if carafe else "deconv",
+        _UPSAMPLE: "carafe" if _has(state, _CARAFE) else "deconv",
         _LEARNED: _has(state, r".*mask_head\.(.*\.)?predictor\.temperature"),
     }
 

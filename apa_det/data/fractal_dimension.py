@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..utils.json_files import local_path
 from .class_counts import require_datasets
+from .class_names import category_ids
 from .validation import read_coco_or_lvis_json
 
 MAX_GRID = 64
@@ -74,7 +75,7 @@ class ClassBoxes:
     """The box centers of a dataset. Crowd regions count as boxes.
 
     Attributes:
-        categories: (K,) ids and names, ascending.
+        categories: ids and names of the K classes, in their order.
         num_images: number of images, with and without annotations.
         centers: (N, 2) float64, in pixels.
         image_sizes: (N, 2) int64, width and height of the image of each box.
@@ -90,14 +91,20 @@ class ClassBoxes:
     image_counts: np.ndarray
 
 
-def read_class_boxes(json_file: str | os.PathLike) -> ClassBoxes:
+def read_class_boxes(json_file: str | os.PathLike, ids: Sequence[int] | None = None) -> ClassBoxes:
     """Read the boxes of a file in LVIS or COCO format. The last files read are cached.
+
+    Args:
+        json_file: the file.
+        ids: its category ids, in the order of the classes. None: in ascending order.
 
     Raises:
         MissingFileError: the file does not exist.
-        UserError: the file is invalid.
+        UserError: the file is invalid, or has other categories.
     """
-    return _read(*_version(json_file))
+    status = os.stat(local_path(json_file))
+    ids = None if ids is None else tuple(ids)
+    return _read(os.fspath(json_file), ids, status.st_mtime_ns, status.st_size)
 
 
 def shares_and_dimensions(dataset_names: Sequence[str]) -> Tensor:
@@ -106,7 +113,8 @@ def shares_and_dimensions(dataset_names: Sequence[str]) -> Tensor:
     They are computed from the annotation files of the datasets together, and cached in memory.
 
     Args:
-        dataset_names: registered datasets with the same classes, in LVIS or COCO format.
+        dataset_names: registered datasets with the same classes, in LVIS or COCO format, already
+            loaded.
 
     Returns:
         float32, shape (K, 2), by contiguous id: the share of the images that contain the class,
@@ -116,27 +124,29 @@ def shares_and_dimensions(dataset_names: Sequence[str]) -> Tensor:
         UserError: a dataset has no file or an invalid one, or the datasets have different classes.
     """
     require_datasets(dataset_names)
-    files = []
+    parts = []
     for name in dataset_names:
-        json_file = MetadataCatalog.get(name).get("json_file")
-        if json_file is None:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("json_file") is None:
             raise UserError(
                 f"Fractal dimensions need the annotation file of the dataset {name}, which its "
                 "metadata do not name. Register the dataset with DATASETS.LVIS_FORMAT."
             )
-        files.append(_version(json_file))
-    return _shares_and_dimensions(tuple(files))
-
-
-def _version(json_file: str | os.PathLike) -> tuple[str, int, int]:
-    status = os.stat(local_path(json_file))
-    return os.fspath(json_file), status.st_mtime_ns, status.st_size
+        parts.append(read_class_boxes(metadata.json_file, category_ids(metadata).tolist()))
+    if len({tuple(part.categories.values()) for part in parts}) != 1:
+        raise UserError(f"The datasets {', '.join(dataset_names)} have different classes.")
+    return _shares_and_dimensions(*parts)
 
 
 @lru_cache(maxsize=2)
-def _read(json_file: str, *version: int) -> ClassBoxes:
+def _read(json_file: str, ids: tuple[int, ...] | None, *version: int) -> ClassBoxes:
     dataset = read_coco_or_lvis_json(json_file)
-    categories = dict(sorted((c["id"], c["name"]) for c in dataset["categories"]))
+    names = dict(sorted((c["id"], c["name"]) for c in dataset["categories"]))
+    if ids is not None and names.keys() != {*ids}:
+        raise UserError(
+            f"{json_file} has other categories than its registered dataset: register it again."
+        )
+    categories = names if ids is None else {i: names[i] for i in ids}
     images, annotations = dataset["images"], dataset["annotations"]
     if not images:
         raise UserError(f"{json_file} has no images: use the annotations of a training set.")
@@ -161,10 +171,7 @@ def _read(json_file: str, *version: int) -> ClassBoxes:
 
 
 @lru_cache(maxsize=2)
-def _shares_and_dimensions(files: tuple[tuple[str, int, int], ...]) -> Tensor:
-    parts = [_read(*file) for file in files]
-    if len({tuple(part.categories.values()) for part in parts}) != 1:
-        raise UserError(f"{', '.join(file[0] for file in files)} must have the same classes.")
+def _shares_and_dimensions(*parts: ClassBoxes) -> Tensor:
     centers, sizes, classes = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("centers", "image_sizes", "classes")

@@ -206,21 +206,6 @@ class TauNorm(Calibration):
 
     linear_only = True
 
-    @classmethod
-    def class_values(cls, dataset_names: Sequence[str]) -> Tensor:
-        """Return what the calibration needs to know of the training datasets.
-
-        Args:
-            dataset_names: registered datasets with the same classes, already loaded.
-
-        Returns:
-            Shape (K, ...), by contiguous id: by default the image counts, (K,).
-
-        Raises:
-            UserError: the datasets do not provide the values.
-        """
-        return class_counts(dataset_names)
-
     def logits(self, logits: Tensor, layer: nn.Module, num_classes: int) -> Tensor:
         return tau_norm(logits, layer.weight, layer.bias, num_classes, self.strength)
 

@@ -52,7 +52,8 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
             kwargs: those of :class:`detectron2.modeling.roi_heads.CascadeROIHeads`.
 
         Raises:
-            UserError: ``score_average`` is unknown, or a list has the wrong length.
+            UserError: ``score_average`` is unknown or does not support the calibration, or a list
+                has the wrong length.
         """
         heads = [] if mask_head is None or isinstance(mask_head, nn.Module) else list(mask_head)
         if heads:
@@ -72,6 +73,12 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
                     f"{name} must have one entry for each of the {self.num_cascade_stages} stages, "
                     f"got {len(values)}."
                 )
+        calibrations = [p.calibration for p in self.box_predictor if p.calibration is not None]
+        if score_average == "logits" and any(c.linear_only for c in calibrations):
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.CALIBRATION {type(calibrations[0]).__name__} depends on the "
+                f"classifier of each stage: set {key}.SCORE_AVERAGE to probabilities."
+            )
         self.score_average = score_average
         self.stage_loss_weights = tuple(stage_loss_weights)
         self.jitter_repeated_boxes = jitter_repeated_boxes
@@ -165,12 +172,6 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
         for k, predictor in enumerate(self.box_predictor):
             if k > 0:
                 proposals = self._create_proposals_from_boxes(boxes, sizes)
-            if predictor.calibration is not None and predictor.calibration.linear_only:
-                name = type(predictor.calibration).__name__
-                raise UserError(
-                    f"The calibration {name} depends on the classifier of each stage: set "
-                    "MODEL.ROI_BOX_CASCADE_HEAD.SCORE_AVERAGE to probabilities."
-                )
             predictions = self._run_stage(inputs, proposals, k)
             logits = logits + predictions[0] / self.num_cascade_stages
             boxes = predictor.predict_boxes(predictions, proposals)

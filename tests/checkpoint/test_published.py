@@ -14,12 +14,20 @@ from apa_det.errors import UserError
 
 LVIS, V3DET = "LVISv1-InstanceSegmentation", "V3Det-Detection"
 RELU = dict(gate="none", aglu=False)
+SOFTMAX = dict(num_classes=1203, classifier="normed_softmax", **RELU)
 WRAPPED = dict(num_classes=13204, classifier="wrapped_cauchy", masks=False)
 NORMED = dict(num_classes=13204, classifier="normed_sigmoid", masks=False, **RELU)
 DETECTORS = {
     f"{LVIS}/mask_rcnn_SE_R_50_FPN_AGLU_GOL_2x.yaml": dict(num_classes=1203),
     f"{LVIS}/mask_rcnn_SE_R_101_FPN_AGLU_GOL_2x.yaml": dict(
         num_classes=1203, depth=101, temperature=20.0
+    ),
+    f"{LVIS}/mask_rcnn_R_50_FPN_normed_FRACAL_2x.yaml": SOFTMAX,
+    f"{LVIS}/mask_rcnn_R_101_FPN_normed_FRACAL_2x.yaml": dict(
+        SOFTMAX, depth=101, temperature=20.0, carafe=True
+    ),
+    "COCO-InstanceSegmentation/mask_rcnn_SE_R_50_FPN_AGLU_2x.yaml": dict(
+        num_classes=80, classifier="softmax", temperature="none"
     ),
     f"{V3DET}/faster_rcnn_SE_R_50_FPN_AGLU_2x.yaml": WRAPPED,
     f"{V3DET}/cascade_rcnn_SE_R_50_FPN_AGLU_2x.yaml": dict(WRAPPED, cascade=True),
@@ -79,7 +87,8 @@ def test_overrides(options, overrides, published):
 
 
 def test_unknown(published):
-    for options in (dict(num_classes=7), dict(num_classes=1203, cascade=True)):
+    linear = dict(num_classes=1203, classifier="softmax", temperature="none", **RELU)
+    for options in (dict(num_classes=7), dict(num_classes=1203, cascade=True), linear):
         assert published_config(state_of(published, **options)) is None
         assert describe_config(state_of(published, **options)) == ""
     assert published_config({"conv1.weight": torch.zeros(1)}) is None

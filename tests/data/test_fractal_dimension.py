@@ -9,15 +9,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apa_det.data import ensure_metadata, register_lvis_format
+from apa_det.data.class_counts import class_counts
 from apa_det.data.fractal_dimension import (
     fractal_dimensions,
     read_class_boxes,
     shares_and_dimensions,
 )
+from apa_det.data.lvis_format import set_class_order
 from apa_det.errors import MissingFileError, UserError
 
 
@@ -121,7 +124,11 @@ def register(tmp_path):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(dataset))
         if name not in names:
-            MetadataCatalog.get(name).set(json_file=str(path))
+            ids = sorted(i for i, _ in categories)
+            MetadataCatalog.get(name).set(
+                json_file=str(path),
+                thing_dataset_id_to_contiguous_id={i: k for k, i in enumerate(ids)},
+            )
             names.append(name)
         return name
 
@@ -141,6 +148,37 @@ def test_shares_and_dimensions(register):
     np.testing.assert_allclose(shares_and_dimensions([name]), expected, rtol=1e-6)
 
 
+def test_order_of_classes(tmp_path):
+    """Classes go by name: the values follow the order of the model's classes, not of the ids."""
+    box = [0, 0, 9, 9]
+    dataset = {
+        "images": [
+            {"id": i, "width": 60, "height": 30, "file_name": "1.jpg"}
+            | {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+            for i in (1, 2)
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 81},
+            {"id": 2, "image_id": 2, "category_id": 1, "bbox": box, "area": 81},
+            {"id": 3, "image_id": 2, "category_id": 2, "bbox": box, "area": 81},
+        ],
+        "categories": [{"id": i, "name": f"class {i}"} for i in (1, 2)],
+    }
+    (tmp_path / "two.json").write_text(json.dumps(dataset))
+    register_lvis_format("fractal_two", tmp_path / "two.json", tmp_path)
+    try:
+        for order in ([1, 2], [2, 1], [1, 2]):
+            set_class_order("fractal_two", [f"class {i}" for i in order])
+            ensure_metadata("fractal_two")
+            shares = shares_and_dimensions(["fractal_two"])[:, 0].tolist()
+            assert shares == [{1: 1.0, 2: 0.5}[i] for i in order]
+            counts = class_counts(["fractal_two"]).tolist()
+            assert counts == [{1: 2, 2: 1}[i] for i in order]
+    finally:
+        DatasetCatalog.remove("fractal_two")
+        MetadataCatalog.remove("fractal_two")
+
+
 def test_several_datasets(register):
     """Image ids may repeat; boxes and images add up."""
     names = [
@@ -149,7 +187,7 @@ def test_several_datasets(register):
     ]
     np.testing.assert_allclose(shares_and_dimensions(names)[0], [2 / 3, 2.0], rtol=1e-6)
     other = register({1: []}, categories=((1, "cat"),), name="third")
-    with pytest.raises(UserError, match="must have the same classes"):
+    with pytest.raises(UserError, match="first, third have different classes"):
         shares_and_dimensions([names[0], other])
 
 

@@ -16,6 +16,7 @@ from apa_det.engine.checkpointer import StrictCheckpointer
 from apa_det.errors import MissingFileError, UserError
 from apa_det.layers import CBAMGate, SEGate
 from apa_det.pretraining.training import Settings, parameter_groups, pretrain
+from apa_det_cli.pretrain_backbone import parser
 
 CONFIG = Path(__file__).parents[2] / "configs/Quickstart/mask_rcnn_R_18_FPN_APA.yaml"
 COLORS = {"blue": (40, 40, 200), "red": (200, 40, 40)}
@@ -111,14 +112,55 @@ def test_initialization():
         assert len(kappas) == 49 and 0.8 <= kappas.min() < kappas.max() <= 1.2
 
 
-def test_errors(data, tmp_path):
+def test_schedule(data, tmp_path, caplog):
+    """Warm-up from a hundredth, then a cosine over the remaining epochs; no mixup, rates by hand."""
+    small = SMALL | dict(epochs=5, warmup_epochs=2, lr=0.1, mixup=0.0, batch_size=24)
+    with caplog.at_level("INFO", "apa_det.pretraining.training"):
+        pretrain(Settings(str(data), str(tmp_path), workers=0, **small))
+    rates = [float(record.message.split()[3].rstrip(",")) for record in caplog.records]
+    assert rates == pytest.approx([0.001, 0.0505, 0.1, 0.075, 0.025], rel=1e-3)
+
+
+def test_flags():
+    flags = vars(parser().parse_args(["data", "--output", "output"]))
+    del flags["imports"]
+    assert Settings(**flags) == Settings("data", "output")
+
+
+@pytest.mark.parametrize(
+    "flag, value, message",
+    [
+        ("epochs", 0, "--epochs must be an integer >= 1, got 0."),
+        ("lr", float("nan"), "--lr must be a number > 0, got nan."),
+        ("ema_decay", 1.0, r"--ema-decay must be a number in \[0, 1\); got 1.0."),
+        ("warmup_epochs", 100, "--warmup-epochs must be less than the 100 epochs .*, got 100."),
+        ("device", "gpu", "--device must be .*, got 'gpu'."),
+    ],
+)
+def test_ranges(flag, value, message):
+    with pytest.raises(UserError, match=message):
+        Settings("data", "output", **{flag: value})
+
+
+def test_errors(data, output, tmp_path):
     with pytest.raises(MissingFileError, match="must have the folders train and val"):
         pretrain(Settings(str(tmp_path), str(tmp_path / "out")))
-    for name in ("train/a", "train/b", "val/a", "val/c"):
+    for name in ("train/a", "val/a"):
         (tmp_path / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
-    with pytest.raises(UserError, match="train and val differ: b, c"):
-        pretrain(Settings(str(tmp_path), str(tmp_path / "out"), batch_size=1))
+    with pytest.raises(UserError, match="Found 0 images in subfolders of"):
+        pretrain(Settings(str(tmp_path), str(tmp_path / "out")))
+    for name in ("train/b", "val/c"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="val differ: only one has 'b', 'c'"):
+        pretrain(Settings(str(tmp_path), str(tmp_path / "out")))
     for size in (7, 26):
         with pytest.raises(UserError, match="must be even, and at most .* 24; got"):
             pretrain(Settings(str(data), str(tmp_path / "out"), batch_size=size))
+    small = SMALL | dict(epochs=9, workers=0)
+    with pytest.raises(UserError, match="--auto-augment must be a policy of timm, got 'x': .*"):
+        pretrain(Settings(str(data), str(tmp_path / "out"), auto_augment="x", **small))
+    with pytest.raises(MissingFileError, match="absent.pth"):
+        pretrain(Settings(str(data), str(tmp_path / "out"), resume="absent.pth", **small))
+    last = str(output / "last.pth.tar")
+    with pytest.raises(UserError, match="--resume .* is not a last.pth.tar of a training with"):
+        pretrain(Settings(str(data), str(tmp_path / "out"), resume=last, gate="cbam", **small))

@@ -12,6 +12,7 @@ from ...data.fractal_dimension import ClassBoxes, read_class_boxes
 from ...errors import UserError
 from ...evaluation import Detections, GroundTruth, read_results
 from ...modeling import CALIBRATION_REGISTRY, Calibration
+from ...text import listed
 
 _ROWS = 1024
 
@@ -32,7 +33,8 @@ def calibrate_results(
     Args:
         results: a result file, see :func:`apa_det.evaluation.read_results`.
         gt: its ground truth, in LVIS or COCO format.
-        count_from: the training set of the detector, in LVIS or COCO format.
+        count_from: the training set of the detector, in LVIS or COCO format. Its classes have the
+            names of those of ``gt``; their ids may differ.
         method: a name in ``CALIBRATION_REGISTRY`` of a calibration by the training set.
         strength: see :class:`apa_det.modeling.Calibration`.
 
@@ -51,12 +53,13 @@ def calibrate_results(
     calibration = CALIBRATION_REGISTRY.get(method)(strength)
     boxes = read_class_boxes(count_from)
     truth = GroundTruth.from_file(gt)
-    for category_id, name in zip(truth.category_ids.tolist(), truth.category_names, strict=True):
-        if boxes.categories.get(category_id) != name:
-            raise UserError(
-                f'{gt} has the category {category_id} "{name}", but {count_from} does not. Give '
-                "the training set of the same categories."
-            )
+    index = {name: i for i, name in enumerate(boxes.categories.values())}
+    unknown = [name for name in truth.category_names if name not in index]
+    if unknown:
+        raise UserError(
+            f"{gt} has the categories {listed(unknown)}, but {count_from} does not. Give the "
+            "training set of the detector."
+        )
     detections = read_results(results, truth)
     scores = detections.scores
     if not ((scores >= 0) & (scores <= 1)).all():
@@ -66,16 +69,21 @@ def calibrate_results(
         )
     if not strength:
         return detections
-    classes = np.searchsorted(list(boxes.categories), detections.category_ids)
+    by_category = np.array([index[name] for name in truth.category_names])
+    classes = by_category[np.searchsorted(truth.category_ids, detections.category_ids)]
     values = _class_values(calibration, boxes, os.fspath(count_from))
     return replace(detections, scores=_calibrated(calibration, scores, classes, values))
 
 
 def _class_values(calibration: Calibration, boxes: ClassBoxes, json_file: str) -> Tensor:
-    """Return the class values of a training set that is not registered."""
+    """Return the class values of a training set, which is registered only for this call."""
     name = f"apa_det.calibrate_results {json_file}"
     counts = [{"id": i, "image_count": n} for i, n in enumerate(boxes.image_counts.tolist(), 1)]
-    MetadataCatalog.get(name).set(json_file=json_file, class_image_count=counts)
+    MetadataCatalog.get(name).set(
+        json_file=json_file,
+        class_image_count=counts,
+        thing_dataset_id_to_contiguous_id={i: k for k, i in enumerate(boxes.categories)},
+    )
     try:
         return calibration.class_values([name])
     finally:

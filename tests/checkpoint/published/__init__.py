@@ -35,12 +35,19 @@ class Detector(nn.Module):
         cascade=False,
         masks=True,
         temperature=None,
+        carafe=None,
     ):
+        """
+        Args:
+            temperature: of the mask predictor. None: a learned one. "none": no cosine predictor.
+            carafe: None: with a learned temperature.
+        """
         super().__init__()
         self.backbone = SEResNet(depth, gate, per_channel, aglu=aglu)
         self.neck = FPN()
         self.rpn_head = RPNHead()
-        self.roi_head = RoIHead(num_classes, classifier, cascade, masks, temperature)
+        carafe = temperature is None if carafe is None else carafe
+        self.roi_head = RoIHead(num_classes, classifier, cascade, masks, temperature, carafe)
 
     def maps(self, image):
         """FPN features of a (3, H, W) RGB image with values from 0 to 255.

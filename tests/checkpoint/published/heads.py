@@ -111,24 +111,33 @@ class WrappedCauchy(nn.Linear):
 
 
 class NormedLinear(nn.Linear):
+    def __init__(self, in_features, out_features, temperature):
+        super().__init__(in_features, out_features)
+        self.temperature = temperature
+
     def forward(self, x):
         weight = self.weight / (self.weight.norm(dim=1, keepdim=True) + 1e-6)
-        x = x / (x.norm(dim=1, keepdim=True) + 1e-6) * 50
+        x = x / (x.norm(dim=1, keepdim=True) + 1e-6) * self.temperature
         return F.linear(x, weight, self.bias)
 
 
 class BBoxHead(nn.Module):
-    """classifier: gumbel (LVIS), wrapped_cauchy or normed_sigmoid (V3Det)."""
+    """classifier: gumbel or normed_softmax (LVIS), softmax (COCO), wrapped_cauchy or normed_sigmoid
+    (V3Det)."""
 
     def __init__(self, num_classes, classifier):
         super().__init__()
         self.shared_fcs = nn.ModuleList([nn.Linear(256 * 49, 1024), nn.Linear(1024, 1024)])
-        if classifier == "wrapped_cauchy":
-            self.fc_cls = WrappedCauchy(1024, num_classes + 1)
-        else:
-            kind = NormedLinear if classifier == "normed_sigmoid" else nn.Linear
-            self.fc_cls = kind(1024, num_classes)
-        self.fc_reg = nn.Linear(1024, 4 * num_classes if classifier == "gumbel" else 4)
+        self.classifier = classifier
+        self.fc_cls = {
+            "gumbel": lambda: nn.Linear(1024, num_classes),
+            "softmax": lambda: nn.Linear(1024, num_classes + 1),
+            "normed_softmax": lambda: NormedLinear(1024, num_classes + 1, 20),
+            "normed_sigmoid": lambda: NormedLinear(1024, num_classes, 50),
+            "wrapped_cauchy": lambda: WrappedCauchy(1024, num_classes + 1),
+        }[classifier]()
+        agnostic = classifier in ("wrapped_cauchy", "normed_sigmoid")
+        self.fc_reg = nn.Linear(1024, 4 if agnostic else 4 * num_classes)
 
     def forward(self, features):
         x = features.flatten(1)
@@ -137,11 +146,11 @@ class BBoxHead(nn.Module):
         return self.fc_cls(x), self.fc_reg(x)
 
     def scores(self, logits):
-        if isinstance(self.fc_cls, WrappedCauchy):
-            return logits.softmax(dim=1)[:, :-1]
-        if isinstance(self.fc_cls, NormedLinear):
+        if self.classifier == "gumbel":
+            return torch.exp(-torch.exp(-logits))
+        if self.classifier == "normed_sigmoid":
             return logits.sigmoid()
-        return torch.exp(-torch.exp(-logits))
+        return logits.softmax(dim=1)[:, :-1]
 
 
 class CARAFE(nn.Module):
@@ -176,14 +185,17 @@ class NormedConv(nn.Conv2d):
 
 
 class MaskHead(nn.Module):
-    """CARAFE and a learned temperature, as in R50; or a deconvolution and a fixed one, in R101."""
+    """CARAFE or a deconvolution, and a cosine predictor, or a plain one (temperature "none")."""
 
-    def __init__(self, num_classes, temperature=None):
+    def __init__(self, num_classes, temperature, carafe):
         super().__init__()
         self.convs = nn.ModuleList(Conv(256, 256, 3, padding=1) for _ in range(4))
-        self.carafe = temperature is None
-        self.upsample = CARAFE() if self.carafe else nn.ConvTranspose2d(256, 256, 2, stride=2)
-        self.conv_logits = NormedConv(256, num_classes, temperature)
+        self.carafe = carafe
+        self.upsample = CARAFE() if carafe else nn.ConvTranspose2d(256, 256, 2, stride=2)
+        plain = temperature == "none"
+        self.conv_logits = (
+            nn.Conv2d(256, num_classes, 1) if plain else NormedConv(256, num_classes, temperature)
+        )
 
     def forward(self, x):
         for conv in self.convs:
@@ -193,11 +205,11 @@ class MaskHead(nn.Module):
 
 
 class RoIHead(nn.Module):
-    def __init__(self, num_classes, classifier, cascade, masks, temperature):
+    def __init__(self, num_classes, classifier, cascade, masks, temperature, carafe):
         super().__init__()
         stages = 3 if cascade else 1
         heads = nn.ModuleList(BBoxHead(num_classes, classifier) for _ in range(stages))
         self.bbox_head = heads if cascade else heads[0]
         if masks:
-            heads = nn.ModuleList(MaskHead(num_classes, temperature) for _ in range(stages))
+            heads = nn.ModuleList(MaskHead(num_classes, temperature, carafe) for _ in range(stages))
             self.mask_head = heads if cascade else heads[0]
