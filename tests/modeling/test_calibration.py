@@ -46,6 +46,7 @@ def dataset(tmp_path):
     MetadataCatalog.get(name).set(
         json_file=str(path),
         class_image_count=[{"id": i + 1, "image_count": n} for i, n in enumerate(COUNTS)],
+        thing_dataset_id_to_contiguous_id={i: i for i in range(3)},
     )
     yield name
     MetadataCatalog.remove(name)

@@ -51,9 +51,8 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
         proposal_files=datasets.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
     )
     sampler = None
-    if isinstance(dataset, list):
-        loader = cfg.DATALOADER
-        dataset = without_small(dataset, loader.MIN_IMAGE_SIDE, loader.MIN_BOX_SIDE)
+    loader = cfg.DATALOADER
+    dataset = without_small(dataset, loader.MIN_IMAGE_SIDE, loader.MIN_BOX_SIDE)
     if isinstance(dataset, list) and name in TRAIN_SAMPLER_REGISTRY:
         logger.info("Using training sampler %s", name)
         sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
@@ -96,8 +95,7 @@ def build_train_loader(
         sampler: a registered name, or a sampler of this dataset. The following arguments are
             passed to registered samplers that accept them.
         repeat_thresh, repeat_sqrt, repeat_rounding: see :class:`RepeatFactorTrainingSampler`.
-        min_image_side, min_box_side: see :func:`without_small`; for dataset dicts, and samplers
-            that are given by name.
+        min_image_side, min_box_side: see :func:`without_small`; not if ``sampler`` is a sampler.
         subset_ratio: see :class:`RandomSubsetTrainingSampler`.
         frequent_share: see :class:`UndersamplingTrainingSampler`.
         dataset_names: registered datasets in ``dataset``, for the frequency groups; see
@@ -108,14 +106,21 @@ def build_train_loader(
         kwargs: further arguments of :func:`detectron2.data.build_detection_train_loader`.
 
     Raises:
-        UserError: an unknown sampler, or arguments that it rejects; ``max_bad_images`` < 0; or the
-            mapper uses masks, and an instance of ``dataset`` has none.
+        UserError: an unknown sampler, or arguments that it rejects; ``max_bad_images`` < 0; no
+            image is large enough; or the mapper uses masks, and an instance of ``dataset`` has
+            none.
     """
     names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     if max_bad_images < 0:
         raise UserError(f"{KEY} must be >= 0, got {max_bad_images}.")
     if isinstance(dataset, list) and getattr(mapper, "use_instance_mask", False):
         _require_masks(dataset, mapper)
+    if isinstance(sampler, Sampler) and (min_image_side or min_box_side):
+        raise UserError(
+            "min_image_side and min_box_side change the dataset, for which the sampler is already "
+            "built: set both to 0, or give the name of a sampler."
+        )
+    dataset = without_small(dataset, min_image_side, min_box_side)
     if isinstance(sampler, str):
         _require_known(sampler, "sampler")
         settings = {
@@ -127,7 +132,6 @@ def build_train_loader(
             "dataset_names": names,
             "seed": seed,
         }
-        dataset = without_small(dataset, min_image_side, min_box_side)
         sampler_class = TRAIN_SAMPLER_REGISTRY.get(sampler)
         accepted = inspect.signature(sampler_class).parameters
         sampler = sampler_class(dataset, **{k: v for k, v in settings.items() if k in accepted})
@@ -165,38 +169,44 @@ def without_small(
         min_box_side: minimum width and height of a box, in pixels. 0: keep all.
 
     Raises:
-        UserError: no image is left.
+        UserError: no image is left, or ``dataset`` is not a list.
     """
-    kept = dataset
-    if min_image_side:
-        kept = [image for image in kept if min(image["width"], image["height"]) >= min_image_side]
-        if dataset and not kept:
-            raise UserError(
-                f"No training image has sides of {min_image_side} pixels. Lower "
-                "DATALOADER.MIN_IMAGE_SIDE (min_image_side in a LazyConfig)."
-            )
-    boxes = left = 0
-    if min_box_side:
-        result = []
-        for image in kept:
-            annotations = image["annotations"]
-            large = [a for a in annotations if _is_large(a, image, min_box_side)]
-            boxes, left = boxes + len(annotations), left + len(large)
-            all_large = len(large) == len(annotations)
-            result.append(image if all_large else {**image, "annotations": large})
-        kept = result
-    if min_image_side or min_box_side:
-        logger.info(
-            "Left out %d images with a side below %g, and %d boxes with a side below %g or outside "
-            "of their image.",
-            *(len(dataset) - len(kept), min_image_side, boxes - left, min_box_side),
+    if not (min_image_side or min_box_side):
+        return dataset
+    if not isinstance(dataset, list):
+        raise UserError(
+            "DATALOADER.MIN_IMAGE_SIDE and MIN_BOX_SIDE need datasets of dicts: set both to 0."
         )
-    return kept
+    large = [r for r in dataset if min(r["width"], r["height"]) >= min_image_side]
+    if dataset and not large:
+        raise UserError(
+            f"No training image has sides of {min_image_side} pixels. Lower "
+            "DATALOADER.MIN_IMAGE_SIDE (min_image_side in a LazyConfig)."
+        )
+    result = (
+        [_with_large_boxes(record, min_box_side) for record in large] if min_box_side else large
+    )
+    boxes = sum(
+        len(a.get("annotations", ())) - len(b.get("annotations", ()))
+        for a, b in zip(large, result, strict=True)
+    )
+    logger.info(
+        "Left out %d images with a side below %g, and %d boxes with a side below %g or outside of "
+        "their image.",
+        *(len(dataset) - len(large), min_image_side, boxes, min_box_side),
+    )
+    return result
 
 
-def _is_large(annotation: dict, image: dict, min_side: float) -> bool:
+def _with_large_boxes(record: dict, min_side: float) -> dict:
+    annotations = record.get("annotations", [])
+    large = [a for a in annotations if _is_large(a, record, min_side)]
+    return record if len(large) == len(annotations) else {**record, "annotations": large}
+
+
+def _is_large(annotation: dict, record: dict, min_side: float) -> bool:
     x, y, w, h = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
-    inside = min(x + w, image["width"]) > max(x, 0) and min(y + h, image["height"]) > max(y, 0)
+    inside = min(x + w, record["width"]) > max(x, 0) and min(y + h, record["height"]) > max(y, 0)
     return inside and min(w, h) >= min_side
 
 

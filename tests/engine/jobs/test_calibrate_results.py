@@ -58,6 +58,24 @@ def test_equals_the_calibration_of_all_scores(files, arguments, method, strength
         assert np.array_equal(ours.scores, given.scores)
 
 
+def test_classes_go_by_name(files, tmp_path):
+    """The training set may have other category ids, in another order."""
+    train = json.loads(files[2].read_text())
+    for record, key in (
+        *((category, "id") for category in train["categories"]),
+        *((annotation, "category_id") for annotation in train["annotations"]),
+    ):
+        record[key] = 1000 - record[key]
+    for image in train["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [1000 - i for i in image[key]]
+    other = tmp_path / "train.json"
+    other.write_text(json.dumps(train))
+    expected = calibrate_results(*files, "FRACAL", 1.0)
+    ours = calibrate_results(*files[:2], other, "FRACAL", 1.0)
+    np.testing.assert_allclose(ours.scores, expected.scores, rtol=1e-12)
+
+
 @pytest.mark.parametrize("score", ["sigmoid", "apa"])
 def test_equals_the_calibrated_detector(arguments, files, tmp_path, score):
     """NMS is by class, and a calibration keeps the order within a class."""
@@ -95,7 +113,9 @@ def test_errors(files, tmp_path):
     train["categories"][0]["name"] = "another"
     other = tmp_path / "train.json"
     other.write_text(json.dumps(train))
-    with pytest.raises(UserError, match="val.json has the category .*, but .*train.json does not"):
+    with pytest.raises(
+        UserError, match="val.json has the categories .*, but .*train.json does not"
+    ):
         calibrate_results(*files[:2], other, "FRACAL", 1.0)
     detections = json.loads(files[0].read_text())
     detections[0]["score"] = 1.5
