@@ -344,7 +344,7 @@ def _missing(
     layout: Layout, renamed: Renamed, expected: dict[str, Tensor]
 ) -> Iterable[TensorRecord]:
     filled = {target: tensor for _, target, tensor in renamed if target is not None}
-    partial = tuple(f"{gate}." for gate, *_ in partial_gates(filled, expected))
+    partial = tuple(f"{gate}." for gate in partial_gates(filled, expected))
     for name, tensor in expected.items():
         if name not in filled and not name.endswith(OPTIONAL_BUFFERS):
             needed = (

@@ -187,7 +187,7 @@ def gate_settings(names: Iterable[str]) -> dict[str, object]:
 
 def partial_gates(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> list[tuple[str, set[str], set[str]]]:
+) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Return the gates of a model of which a file has some tensors, but not all, or others.
 
     Args:
@@ -195,18 +195,20 @@ def partial_gates(
         expected: the state dict of the model.
 
     Returns:
-        For each such gate, its name, and the names of its tensors in the file and in the model.
+        By the name of each such gate, its tensors in the file and in the model, by name.
     """
     files, models = _by_gate(state), _by_gate(expected)
-    result = []
+    result = {}
     for gate, ours in models.items():
         theirs = files.get(gate, {})
-        fits = theirs.keys() == ours.keys() and all(
-            theirs[name].numel() == tensor.numel() for name, tensor in ours.items()
-        )
+        fits = theirs.keys() == ours.keys() and not _different_sizes(theirs, ours)
         if theirs and not fits:
-            result.append((gate, set(theirs), set(ours)))
+            result[gate] = theirs, ours
     return result
+
+
+def _different_sizes(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, tensor in ours.items() if theirs[name].numel() != tensor.numel()]
 
 
 def require_whole_gates(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -214,11 +216,22 @@ def require_whole_gates(state: Mapping[str, Tensor], expected: Mapping[str, Tens
     partial = partial_gates(state, expected)
     if not partial:
         return
-    gate, theirs, ours = partial[0]
-    settings = ", ".join(f"{key} to {value}" for key, value in gate_settings(state).items())
+    gate, (theirs, ours) = next(iter(partial.items()))
+    if theirs.keys() == ours.keys():
+        name = _different_sizes(theirs, ours)[0]
+        difference = (
+            f"{gate}.{name} has the shape {tuple(theirs[name].shape)} in the file, and "
+            f"{tuple(ours[name].shape)}"
+        )
+        fix = f"{_GATE_KEY}_PER_CHANNEL and {_GATE_KEY}_REDUCTION to those of the file"
+    else:
+        difference = (
+            f"{gate} has the tensors {', '.join(sorted(theirs))} in the file, and "
+            f"{', '.join(sorted(ours))}"
+        )
+        fix = ", ".join(f"{key} to {value}" for key, value in gate_settings(state).items())
     raise UserError(
-        f"The gates differ: {gate} has the tensors {', '.join(sorted(theirs))} in the file, and "
-        f"{', '.join(sorted(ours))} in the model. Set {settings}; or set MODEL.REINITIALIZE to "
+        f"The gates differ: {difference} in the model. Set {fix}; or set MODEL.REINITIALIZE to "
         '["*gate.*"] to start all gates anew.'
     )
 

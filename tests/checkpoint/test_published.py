@@ -150,6 +150,18 @@ def test_no_part_of_a_gate(ours, theirs, classifiers, make_cfg, tmp_path):
     StrictCheckpointer(model, strict=False, reinitialized=["*gate.*"]).load(files[theirs])
 
 
+def test_gates_of_other_sizes(make_cfg, tmp_path):
+    theirs, ours = (backbone_of(make_cfg(4, per_channel=value)) for value in (True, False))
+    path = str(tmp_path / "per_channel.pth")
+    torch.save({"model": theirs.state_dict(), "__author__": "apa_det"}, path)
+    message = (
+        r"res2.0.gate.activation.lambda_param has the shape \(1, 256, 1, 1\) in the file, and "
+        r"\(1,\) in the model. Set MODEL.APA.GATE_PER_CHANNEL and"
+    )
+    with pytest.raises(UserError, match=message):
+        StrictCheckpointer(ours, strict=False).load(path)
+
+
 @pytest.mark.parametrize("gate", GATES)
 def test_gate_settings(gate, classifiers):
     names = convert({"model": classifiers[gate]}).state

@@ -113,7 +113,7 @@ def test_initialization():
 
 
 def test_schedule(data, tmp_path, caplog):
-    """Warm-up from a hundredth, then a cosine over the remaining epochs; no mixup, rates by hand."""
+    """Warm-up from a hundredth, then a cosine over the remaining epochs. Also without mixup."""
     small = SMALL | dict(epochs=5, warmup_epochs=2, lr=0.1, mixup=0.0, batch_size=24)
     with caplog.at_level("INFO", "apa_det.pretraining.training"):
         pretrain(Settings(str(data), str(tmp_path), workers=0, **small))
