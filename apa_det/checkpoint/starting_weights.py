@@ -158,7 +158,8 @@ def _from_file(path: str, names: Sequence[str], masks: bool) -> StartingWeights:
 
 def _published(path: str, base: str, settings: Sequence[Setting]) -> StartingWeights:
     weights = Setting(_WEIGHTS, path, "published for APA, with the model of the base config")
-    return StartingWeights(base, (weights, *settings), score="gumbel")
+    amp = Setting("SOLVER.AMP.ENABLED", True, "faster, and needs less memory")
+    return StartingWeights(base, (weights, *settings, amp), score="gumbel")
 
 
 def _rows(state: dict, layer: str) -> int | None:

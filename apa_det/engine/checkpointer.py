@@ -127,11 +127,12 @@ class StrictCheckpointer(DetectionCheckpointer):
         """Check the weights under their final names, also those that heuristics have matched."""
         super()._convert_ndarray_to_tensor(state_dict)
         expected = self.model.state_dict()
+        loaded = expected
         if not self.strict:
-            expected = {k: v for k, v in expected.items() if not matches(k, self.reinitialized)}
+            loaded = {k: v for k, v in expected.items() if not matches(k, self.reinitialized)}
         try:
             require_finite_floats(state_dict, expected)
-            require_whole_gates(state_dict, expected)
+            require_whole_gates(state_dict, loaded)
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error
 

@@ -76,7 +76,7 @@ class SEGate(nn.Module):
 
 
 class _SpatialAttention(nn.Module):
-    """Mixin: max and mean over channels, a 7×7 convolution, a norm and an activation."""
+    """A gate with max and mean over channels, a 7×7 convolution, a norm and an activation."""
 
     def _add_spatial(self, activation: Activation, norm: Norm) -> None:
         self.spatial_conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)

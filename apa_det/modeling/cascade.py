@@ -156,9 +156,8 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
         losses = {**super()._forward_box(features, proposals, targets), **self._mask_losses}
         del self._mask_losses, self._mask_features
         if self.stage_loss_weights:
-            weights = {f"_stage{k}": weight for k, weight in enumerate(self.stage_loss_weights)}
             losses = {
-                name: loss * weights["_stage" + name.rpartition("_stage")[2]]
+                name: loss * self.stage_loss_weights[int(name.rpartition("_stage")[2])]
                 for name, loss in losses.items()
             }
         return losses

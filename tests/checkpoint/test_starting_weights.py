@@ -135,7 +135,8 @@ def test_published_files(depth, tmp_path):
     cfg = read_config(str(configs_folder() / start.base))
     assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.APA.ACTIVATION) == (depth, "aglu")
     assert cfg.MODEL.ROI_BOX_HEAD.CLASS_SCORE == start.score == "gumbel"
-    assert values(start) == {"MODEL.WEIGHTS": str(path), "MODEL.TRANSFER_FROM": "lvis_v1_train"}
+    expected = {"MODEL.WEIGHTS": str(path), "SOLVER.AMP.ENABLED": True}
+    assert values(start) == {**expected, "MODEL.TRANSFER_FROM": "lvis_v1_train"}
     torch.save({"state_dict": published(depth, carafe=depth == 101)}, path)
     head = "MODEL.ROI_MASK_HEAD"
     other = choose_starting_weights(str(path), NAMES, masks=True)
@@ -144,7 +145,7 @@ def test_published_files(depth, tmp_path):
     assert values(other)[f"{head}.PREDICTOR_LEARN_TEMPERATURE"] == (depth == 101)
     torch.save({"model": published(depth, detector=False)}, path)
     start = choose_starting_weights(str(path), NAMES, masks=True)
-    assert values(start) == {"MODEL.WEIGHTS": str(path)}
+    assert values(start) == expected
 
 
 def test_torchvision(tmp_path):

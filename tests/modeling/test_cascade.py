@@ -146,6 +146,14 @@ def test_repeated_boxes(cascade):
         ([f"{CASCADE}.SCORE_AVERAGE", "scores"], "must be probabilities or logits; got 'scores'"),
         ([f"{CASCADE}.STAGE_LOSS_WEIGHTS", [1.0]], "one entry for each of the 3 stages, got 1"),
         (["MODEL.ROI_HEADS.LOW_QUALITY_IOU", 0.5], "has no low-quality matches"),
+        (
+            [
+                *("MODEL.ROI_BOX_HEAD.CALIBRATION", "TauNorm"),
+                *("MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH", 1.0),
+                *(f"{CASCADE}.SCORE_AVERAGE", "logits"),
+            ],
+            "CALIBRATION TauNorm depends on the classifier of each stage",
+        ),
     ],
 )
 def test_errors(overrides, message):
