@@ -1,5 +1,6 @@
 """Fractal dimensions: how evenly the boxes of each class spread over the image."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ import torch
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import MissingFileError, UserError
 from ..utils.json_files import local_path
 from .class_counts import require_datasets
 from .class_names import category_ids
 from .validation import read_coco_or_lvis_json
+
+logger = logging.getLogger(__name__)
 
 MAX_GRID = 64
 MIN_BOXES = 4  # the fit of a slope needs two grids, 1 x 1 and 2 x 2
@@ -121,7 +124,9 @@ def shares_and_dimensions(dataset_names: Sequence[str]) -> Tensor:
         where zero images are treated as 1; and :func:`fractal_dimensions`.
 
     Raises:
-        UserError: a dataset has no file or an invalid one, or the datasets have different classes.
+        UserError: a dataset names no file or an invalid one, or the datasets have different
+            classes.
+        MissingFileError: the file of a dataset does not exist.
     """
     require_datasets(dataset_names)
     parts = []
@@ -132,7 +137,12 @@ def shares_and_dimensions(dataset_names: Sequence[str]) -> Tensor:
                 f"Fractal dimensions need the annotation file of the dataset {name}, which its "
                 "metadata do not name. Register the dataset with DATASETS.LVIS_FORMAT."
             )
-        parts.append(read_class_boxes(metadata.json_file, category_ids(metadata).tolist()))
+        try:
+            parts.append(read_class_boxes(metadata.json_file, category_ids(metadata).tolist()))
+        except MissingFileError as error:
+            raise MissingFileError(
+                f"Fractal dimensions need the annotation file of the dataset {name}: {error}"
+            ) from error
     if len({tuple(part.categories.values()) for part in parts}) != 1:
         raise UserError(f"The datasets {', '.join(dataset_names)} have different classes.")
     return _shares_and_dimensions(*parts)
@@ -140,6 +150,7 @@ def shares_and_dimensions(dataset_names: Sequence[str]) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _read(json_file: str, ids: tuple[int, ...] | None, *version: int) -> ClassBoxes:
+    logger.info("Reading the boxes of %s", json_file)
     dataset = read_coco_or_lvis_json(json_file)
     names = dict(sorted((c["id"], c["name"]) for c in dataset["categories"]))
     if ids is not None and names.keys() != {*ids}:

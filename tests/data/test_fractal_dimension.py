@@ -205,6 +205,9 @@ def test_errors(register, tmp_path):
     MetadataCatalog.get("boxes_nowhere").set(thing_classes=["cat"])
     with pytest.raises(UserError, match="annotation file of the dataset boxes_nowhere, which"):
         shares_and_dimensions(["boxes_nowhere"])
+    MetadataCatalog.get("boxes_nowhere").set(json_file=str(tmp_path / "absent.json"))
+    with pytest.raises(MissingFileError, match="of the dataset boxes_nowhere: .*absent.json does"):
+        shares_and_dimensions(["boxes_nowhere"])
     MetadataCatalog.remove("boxes_nowhere")
     with pytest.raises(UserError, match="need a training dataset"):
         shares_and_dimensions([])
