@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train_detector",
     "eval": "evaluate_detector",
     "quickstart": "quickstart",
+    "pretrain": "pretrain_backbone",
     "prepare-dataset": "prepare_dataset",
     "evaluate-predictions": "evaluate_predictions",
     "compare": "compare_configs",

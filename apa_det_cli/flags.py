@@ -77,7 +77,8 @@ def add_ground_truth(parser: argparse.ArgumentParser, **kwargs) -> None:
 
 def add_results(parser: argparse.ArgumentParser, **kwargs) -> None:
     """Add ``--results``."""
-    parser.add_argument("--results", nargs="+", metavar="FILE", help="result files", **kwargs)
+    kwargs = {"nargs": "+", "metavar": "FILE", **kwargs}
+    parser.add_argument("--results", help="result files", **kwargs)
 
 
 def add_count_from(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """Each lazy config equals its yaml: model, data, optimizer and schedule."""
 
+import inspect
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import ListConfig
 from torch import Tensor
 
-from apa_det import add_apa_config
+from apa_det import AGLU, add_apa_config
 from apa_det.config import check_values
 from apa_det.data import build_train_loader
 from apa_det.engine import build_optimizer
@@ -179,6 +180,9 @@ def test_same_data(name):
     assert (loader.train.dataset_names,) == cfg.DATASETS.TRAIN
     if loader.train.sampler == "RepeatFactorTrainingSampler":
         assert loader.train.repeat_thresh == cfg.DATALOADER.REPEAT_THRESHOLD
+    for key in ("repeat_rounding", "min_image_side", "min_box_side"):
+        default = inspect.signature(build_train_loader).parameters[key].default
+        assert loader.train.get(key, default) == cfg.DATALOADER[key.upper()], key
     evaluators = {"COCO": COCOEvaluator, "V3Det": V3DetEvaluator}
     evaluator = evaluators.get(name.split("-")[0], LongTailEvaluator)
     assert loader.evaluator._target_ is evaluator
@@ -287,3 +291,21 @@ def test_vitdet():
     with torch.no_grad():
         ours, theirs = (m.backbone.net(x)["last_feat"] for m in (model.eval(), theirs))
     torch.testing.assert_close(ours, theirs, atol=0.02 * theirs.abs().max().item(), rtol=0)
+
+
+def test_swin():
+    """An AGLU in each MLP, with the published initialization; the published number of weights."""
+    pytest.importorskip("timm", reason="detectron2's Swin needs timm")
+    lazy = load_lazy("V3Det-Detection/faster_rcnn_swin_B_FPN_AGLU_2x")
+    lazy.model.model.roi_heads.num_classes = 4
+    model = instantiate(lazy.model)
+    curves = [m for m in model.modules() if isinstance(m, AGLU)]
+    lambdas, kappas = (torch.tensor([getattr(m, n).item() for m in curves]) for n in _CURVE)
+    assert len(curves) == 2 + 2 + 18 + 2 and all(m.lambda_min == 1e-8 for m in curves)
+    assert 0.1 <= lambdas.min() < lambdas.max() <= 1 and 0 <= kappas.min() < kappas.max() <= 1
+    # Swin-B without its classifier, as published, and two parameters per AGLU; a norm per output
+    expected = 86_743_224 + 2 * 24 + 2 * (128 + 256 + 512)
+    assert sum(p.numel() for p in model.backbone.bottom_up.parameters()) == expected
+
+
+_CURVE = ("lambda_param", "kappa_param")

@@ -21,11 +21,11 @@ V3DET_R50 = f"{V3DET}/faster_rcnn_SE_R_50_FPN_AGLU_2x.yaml"
 K = {LVIS: 1203, COCO: 80, COCO_BOXES: 80, V3DET: 13204}
 
 
-def load(name):
+def load(name, device="cpu"):
     cfg = get_cfg()
     add_apa_config(cfg)
     cfg.merge_from_file(str(CONFIGS / name))
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device
     return cfg
 
 
@@ -79,21 +79,35 @@ def wrapped_cauchy(k):
     return box_outputs(k, k + 1, agnostic=True) + k + 1
 
 
+def plain_se(blocks=R50):
+    """Count the parameters of the gates without LayerNorm."""
+    return sum(n * 2 * c * (c // 16) for n, c in zip(blocks, (256, 512, 1024, 2048), strict=True))
+
+
 COMMON = FPN + RPN
 SIZES = {
     LVIS_R50: resnet(R50) + BOX_HEAD + box_outputs(1203, 1203) + carafe_mask_head(1203),
     f"{LVIS}/mask_rcnn_SE_R_101_FPN_AGLU_GOL_2x.yaml": resnet(R101)
     + BOX_HEAD
     + box_outputs(1203, 1203)
-    + carafe_mask_head(1203),
+    + plain_mask_head(1203),
     f"{LVIS}/mask_rcnn_SE_X_101_64x4d_FPN_AGLU_GOL_2x.yaml": resnet(R101, groups=64, width=4)
     + BOX_HEAD
     + box_outputs(1203, 1203)
-    + carafe_mask_head(1203),
+    + plain_mask_head(1203),
     f"{LVIS}/mask_rcnn_R_50_FPN_softmax_2x.yaml": resnet(R50, published=False)
     + BOX_HEAD
     + box_outputs(1203, 1204)
     + plain_mask_head(1203),
+    f"{LVIS}/mask_rcnn_R_50_FPN_normed_FRACAL_2x.yaml": resnet(R50, published=False)
+    + BOX_HEAD
+    + box_outputs(1203, 1204)
+    + carafe_mask_head(1203),
+    f"{LVIS}/mask_rcnn_R_101_FPN_normed_FRACAL_2x.yaml": resnet(R101, published=False)
+    + BOX_HEAD
+    + box_outputs(1203, 1204)
+    + carafe_mask_head(1203)
+    - 1,  # a fixed temperature
     f"{COCO}/mask_rcnn_SE_R_50_FPN_AGLU_2x.yaml": resnet(R50)
     + BOX_HEAD
     + box_outputs(80, 81)
@@ -101,12 +115,23 @@ SIZES = {
     V3DET_R50: resnet(R50) + BOX_HEAD + wrapped_cauchy(13204),
     f"{V3DET}/cascade_rcnn_SE_R_50_FPN_AGLU_2x.yaml": resnet(R50)
     + 3 * (BOX_HEAD + wrapped_cauchy(13204)),
+    f"{V3DET}/faster_rcnn_R_50_FPN_wrapped_cauchy_2x.yaml": resnet(R50, published=False)
+    + BOX_HEAD
+    + wrapped_cauchy(13204),
+    f"{V3DET}/cascade_rcnn_SE_R_50_FPN_wrapped_cauchy_2x.yaml": resnet(R50, published=False)
+    + plain_se()
+    + 3 * (BOX_HEAD + wrapped_cauchy(13204)),
+    f"{V3DET}/mask_rcnn_R_50_FPN_normed_sigmoid_2x.yaml": resnet(R50, published=False)
+    + BOX_HEAD
+    + box_outputs(13204, 13204, agnostic=True)
+    + plain_mask_head(13204),
 }
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_number_of_parameters(name):
-    model = build_model(load(name))
+    with torch.device("meta"):
+        model = build_model(load(name, "meta"))
     assert sum(p.numel() for p in model.parameters()) == SIZES[name] + COMMON
 
 
@@ -161,6 +186,9 @@ def test_schedule(name):
     cfg = load(name)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == K[Path(name).parent.name]
     base, warmup, factor, first, second, end = SCHEDULES[Path(name).parent.name]
+    if cfg.DATASETS.TRAIN == ("v3det_train_sam",):  # 24 images per batch instead of 32
+        base = base * 24 / 32
+        first, second, end = (steps * 32 // 24 for steps in (first, second, end))
     assert end == cfg.SOLVER.MAX_ITER
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=cfg.SOLVER.BASE_LR)
     scheduler = build_lr_scheduler(cfg, optimizer)
@@ -191,21 +219,56 @@ def test_lvis_settings():
     cfg = load(LVIS_R50)
     assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
     assert cfg.INPUT.MAX_SIZE_TRAIN == cfg.INPUT.MAX_SIZE_TEST == 1333
-    assert cfg.INPUT.FORMAT == "RGB" and cfg.SOLVER.IMS_PER_BATCH == 16 and cfg.SOLVER.AMP.ENABLED
-    assert cfg.DATALOADER.REPEAT_THRESHOLD == 0.001
-    predictor = build_model(cfg).roi_heads.box_predictor
+    assert cfg.INPUT.FORMAT == "RGB" and cfg.SOLVER.IMS_PER_BATCH == 16
+    assert cfg.DATALOADER.REPEAT_THRESHOLD == 0.001 and cfg.DATALOADER.REPEAT_ROUNDING == "up"
+    assert (cfg.DATALOADER.MIN_IMAGE_SIDE, cfg.DATALOADER.MIN_BOX_SIDE) == (32, 1.0)
+    model = build_model(cfg)
+    matchers = model.proposal_generator.anchor_matcher, model.roi_heads.proposal_matcher
+    assert [matcher.min_quality for matcher in matchers] == [0.3, 0.5]
+    predictor = model.roi_heads.box_predictor
+    # torch's defaults: standard deviations 1 / √(3 · inputs)
+    layers = model.roi_heads.box_head.fc1, model.roi_heads.box_head.fc2, predictor.bbox_pred
+    stds = [layer.weight.std().item() for layer in layers]
+    assert stds == pytest.approx([0.00516, 0.018, 0.018], rel=0.01)
+    assert all(layer.bias.any() for layer in layers)
     assert predictor.test_score_thresh == 1e-4 and predictor.test_nms_thresh == 0.3
     assert predictor.test_topk_per_image == 300
     assert predictor.class_score == "gumbel" and predictor.logit_clamp == 10
     assert (predictor.cls_score.weight == 0.001).all() and (predictor.cls_score.bias == -2).all()
 
 
+@pytest.mark.parametrize("name", [str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*_2x.yaml")])
+def test_float32(name):
+    """As in the authors' code, which ignores the mixed precision of its configs."""
+    assert not load(name).SOLVER.AMP.ENABLED
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_lvis_mask_heads(depth):
+    """SE-R50: CARAFE, and a learned temperature from 4.5². SE-R101: a deconvolution, and 20."""
+    head = load(f"{LVIS}/mask_rcnn_SE_R_{depth}_FPN_AGLU_GOL_2x.yaml").MODEL.ROI_MASK_HEAD
+    settings = head.UPSAMPLE, head.PREDICTOR_TEMPERATURE, head.PREDICTOR_LEARN_TEMPERATURE
+    assert settings == (("carafe", 4.5**2, True) if depth == 50 else ("deconv", 20, False))
+
+
+def test_coco_starts_from_relu():
+    cfg = load(f"{COCO}/mask_rcnn_SE_R_50_FPN_AGLU_2x.yaml")
+    assert cfg.MODEL.WEIGHTS == "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+    assert (cfg.MODEL.APA.ACTIVATION, cfg.MODEL.APA.GATE) == ("aglu", "se")
+
+
 def test_v3det_settings():
     cfg = load(V3DET_R50)
+    assert (cfg.DATALOADER.MIN_IMAGE_SIDE, cfg.DATALOADER.REPEAT_ROUNDING) == (4, "up")
+    assert cfg.MODEL.ROI_HEADS.JITTER_REPEATED_BOXES == 0.01
+    assert (cfg.MODEL.RPN.LOW_QUALITY_IOU, cfg.MODEL.ROI_HEADS.LOW_QUALITY_IOU) == (0.3, None)
     assert (cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN) == (4000, 2000)
     assert cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST == 0.6 and cfg.SOLVER.IMS_PER_BATCH == 32
     assert cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE == 35
     cascade = load(f"{V3DET}/cascade_rcnn_SE_R_50_FPN_AGLU_2x.yaml")
+    settings = cascade.MODEL.ROI_BOX_CASCADE_HEAD
+    assert settings.SCORE_AVERAGE == "logits" and settings.STAGE_LOSS_WEIGHTS == [1, 0.5, 0.25]
+    assert cascade.MODEL.RPN.BOUNDARY_THRESH == 0
     inverse = [
         [1 / w for w in weights] for weights in cascade.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS
     ]

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .layouts import Layout, recognize, select_state
-from .names import BOTTOM_UP, to_detectron2, to_published
+from .names import (
+    BOTTOM_UP,
+    to_detectron2,
+    to_detectron2_value,
+    to_published,
+    to_published_value,
+)
+from .published import partial_gates, published_config
 
 logger = logging.getLogger(__name__)
 
@@ -84,11 +91,13 @@ class Conversion:
         layout: layout of the input.
         state: all tensors that fit, by name.
         records: one per tensor of the input, and one per tensor of the model that the input lacks.
+        config: the config that fits a published detector, as a sentence part; "" if unknown.
     """
 
     layout: Layout
     state: dict[str, Tensor]
     records: list[TensorRecord]
+    config: str = ""
 
     def check(self) -> None:
         """Raise UserError if a tensor of the input does not fit or one of the model is missing."""
@@ -105,7 +114,7 @@ class Conversion:
         raise UserError(
             f"The checkpoint ({self.layout.value}) does not fit the model: {example[status]} "
             f"({', '.join(f'{n} {status}' for status, n in counts.items())}). Use the config that "
-            "it was trained with, or convert only what fits (--allow-partial)."
+            f"it was trained with{self.config}, or convert only what fits (--allow-partial)."
         )
 
     def unfilled(self) -> list[str]:
@@ -166,10 +175,16 @@ def convert(checkpoint: dict, model: nn.Module | None = None, *, ema: bool = Fal
         )
     expected = None if model is None else model.state_dict()
     renamed = _rename(state, layout, expected)
-    conversion = _settle(layout, renamed, expected)
+    conversion = _settle(layout, renamed, expected, describe_config(state))
     require_finite_floats(conversion.state, expected)
     conversion.records.extend(_missing(layout, renamed, expected or {}))
     return conversion
+
+
+def describe_config(state: Mapping[str, Tensor]) -> str:
+    """Return ", which is configs/..." for a published detector, else ""."""
+    config = published_config(state)
+    return f", which is {config}" if config else ""
 
 
 def adapt(checkpoint: dict, model: nn.Module) -> dict:
@@ -260,6 +275,7 @@ def reverse(state: dict[str, Tensor]) -> Conversion:
         target = to_published(source, cbam=cbam)
         if tensor.numel() == 1 and name.endswith(_SCALARS):
             tensor = tensor.reshape(1)
+        tensor = to_published_value(target or "", tensor)
         renamed.append((name, target, tensor))
     return _settle(Layout.DETECTRON2, renamed, None)
 
@@ -274,6 +290,7 @@ def _rename(state: dict[str, Tensor], layout: Layout, expected: Expected) -> Ren
     renamed = []
     for name, tensor in state.items():
         target = to_detectron2(prefix + name)
+        tensor = to_detectron2_value(prefix + name, tensor)
         if target is not None and target.startswith(BOTTOM_UP):
             target = bottom_up + target.removeprefix(BOTTOM_UP)
         if expected is None and name.endswith(".tempearture") and tensor.numel() == 1:
@@ -304,7 +321,7 @@ def _bottom_up(expected: Expected) -> str:
     return "backbone." if "backbone.stem.conv1.weight" in (expected or {}) else BOTTOM_UP
 
 
-def _settle(layout: Layout, renamed: Renamed, expected: Expected) -> Conversion:
+def _settle(layout: Layout, renamed: Renamed, expected: Expected, config: str = "") -> Conversion:
     state, records = {}, []
     for source, target, tensor in renamed:
         shape, expected_shape = tuple(tensor.shape), None
@@ -320,17 +337,20 @@ def _settle(layout: Layout, renamed: Renamed, expected: Expected) -> Conversion:
             status = "same name" if source == target else "renamed"
             state[target] = tensor
         records.append(TensorRecord(status, source, target, shape, expected_shape))
-    return Conversion(layout, state, records)
+    return Conversion(layout, state, records, config)
 
 
 def _missing(
     layout: Layout, renamed: Renamed, expected: dict[str, Tensor]
 ) -> Iterable[TensorRecord]:
-    filled = {target for _, target, _ in renamed}
+    filled = {target: tensor for _, target, tensor in renamed if target is not None}
+    partial = tuple(f"{gate}." for gate in partial_gates(filled, expected))
     for name, tensor in expected.items():
         if name not in filled and not name.endswith(OPTIONAL_BUFFERS):
-            needed = layout not in _EXTRAS or (
-                name.startswith(_bottom_up(expected)) and not _EXTRAS[layout].fullmatch(name)
+            needed = (
+                layout not in _EXTRAS
+                or name.startswith(partial)
+                or (name.startswith(_bottom_up(expected)) and not _EXTRAS[layout].fullmatch(name))
             )
             status = "missing" if needed else "initialized"
             yield TensorRecord(status, None, name, None, tuple(tensor.shape))

@@ -1,6 +1,9 @@
 """Names of the published layouts and their counterparts in detectron2, module by module."""
 
+import re
 from functools import lru_cache
+
+from torch import Tensor
 
 from ..modeling.resnet import NUM_BLOCKS
 
@@ -39,6 +42,33 @@ _MASK_HEAD = {
 }
 _BOX_PREDICTOR = {"fc_cls": "cls_score", "fc_reg": "bbox_pred"}
 
+_SWIN_BLOCK = {
+    "norm1": "norm1",
+    "attn.w_msa": "attn",
+    "attn.w_msa.qkv": "attn.qkv",
+    "attn.w_msa.proj": "attn.proj",
+    "norm2": "norm2",
+    "ffn.layers.0.0": "mlp.fc1",
+    "ffn.layers.0.1": "mlp.act",
+    "ffn.layers.1": "mlp.fc2",
+}
+_SWIN = {
+    "patch_embed.projection": "patch_embed.proj",
+    "patch_embed.norm": "patch_embed.norm",
+    **{f"norm{i}": f"norm{i}" for i in range(4)},
+    **{
+        f"stages.{i}.downsample.{layer}": f"layers.{i}.downsample.{layer}"
+        for i in range(3)
+        for layer in ("norm", "reduction")
+    },
+    **{
+        f"stages.{i}.blocks.{j}.{theirs}": f"layers.{i}.blocks.{j}.{ours}"
+        for i in range(4)
+        for j in range(18)
+        for theirs, ours in _SWIN_BLOCK.items()
+    },
+}
+
 _PARAMETERS = {"tempearture": "temperature"}  # spelled this way in the published files
 
 
@@ -57,10 +87,39 @@ def to_published(name: str, *, cbam: bool = False) -> str | None:
     return module and f"{module}.{inverse.get(parameter, parameter)}"
 
 
+def to_detectron2_value(name: str, tensor: Tensor) -> Tensor:
+    """Reorder the channels of Swin's patch merging, given a published name and its tensor.
+
+    There the 2 × 2 neighbors of a channel are adjacent, row by row; in detectron2, the channels of
+    a neighbor are, column by column.
+    """
+    if not _is_merging(name, tensor):
+        return tensor
+    split = tensor.reshape(*tensor.shape[:-1], -1, 2, 2)  # channel, row, column
+    return split.movedim(-3, -1).transpose(-3, -2).reshape(tensor.shape)
+
+
+def to_published_value(name: str, tensor: Tensor) -> Tensor:
+    """Invert :func:`to_detectron2_value`; the name is the published one."""
+    if not _is_merging(name, tensor):
+        return tensor
+    split = tensor.reshape(*tensor.shape[:-1], 2, 2, -1)  # column, row, channel
+    return split.transpose(-3, -2).movedim(-1, -3).reshape(tensor.shape)
+
+
+def _is_merging(name: str, tensor: Tensor) -> bool:
+    valid = tensor.numel() > 0 and tensor.dim() > 0 and tensor.shape[-1] % 4 == 0
+    return valid and _MERGING.fullmatch(name) is not None
+
+
+_MERGING = re.compile(r"backbone\.stages\.\d\.downsample\.(norm|reduction)\.(weight|bias)")
+
+
 @lru_cache
 def _modules(gate: str) -> dict[str, str]:
     block = _BLOCK | (_CBAM if gate == "cbam" else _SE)
-    modules = {f"backbone.{theirs}": BOTTOM_UP + ours for theirs, ours in _STEM.items()}
+    backbone = _STEM | _SWIN
+    modules = {f"backbone.{theirs}": BOTTOM_UP + ours for theirs, ours in backbone.items()}
     for stage in range(4):
         for i in range(max(blocks[stage] for blocks in NUM_BLOCKS.values())):
             for theirs, ours in block.items():
@@ -77,8 +136,8 @@ def _modules(gate: str) -> dict[str, str]:
         for theirs, ours in _BOX_PREDICTOR.items():
             theirs = f"roi_head.bbox_head{stage}.{theirs}"
             modules[theirs] = f"roi_heads.box_predictor{stage}.{ours}"
-    for theirs, ours in _MASK_HEAD.items():
-        modules[f"roi_head.mask_head.{theirs}"] = f"roi_heads.mask_head.{ours}"
+        for theirs, ours in _MASK_HEAD.items():
+            modules[f"roi_head.mask_head{stage}.{theirs}"] = f"roi_heads.mask_head{stage}.{ours}"
     return modules
 
 

@@ -1,8 +1,7 @@
 """The weights that a training starts from, and the model that fits them."""
 
 import os
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from detectron2.data import MetadataCatalog
 
@@ -10,6 +9,7 @@ from ..data.name_matching import match_classes
 from ..data.recipe import Setting, StartingWeights
 from ..errors import UserError
 from .layouts import Layout, recognize, select_state
+from .published import published_config, resnet_depth
 from .reading import load_checkpoint
 from .transfer import stored_class_names
 
@@ -20,7 +20,6 @@ _IMAGENET = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 _COCO_BASE = "Base-RCNN-FPN.yaml"
 _IMAGENET_BASE = "COCO-InstanceSegmentation/Base-COCO-2x.yaml"
 _PUBLISHED_BASE = "LVISv1-InstanceSegmentation/mask_rcnn_SE_R_{}_FPN_AGLU_GOL_2x.yaml"
-_DEPTHS = {6: 50, 23: 101}  # by the blocks of the third stage
 _WEIGHTS, _TRANSFER, _REINITIALIZE = "MODEL.WEIGHTS", "MODEL.TRANSFER_FROM", "MODEL.REINITIALIZE"
 
 
@@ -135,13 +134,16 @@ def _from_file(path: str, names: Sequence[str], masks: bool) -> StartingWeights:
         )
         return StartingWeights(config, settings, own_config=True)
     layout = recognize(state)
-    depth = _DEPTHS.get(_num_blocks(state))
+    depth = resnet_depth(state)
     has_gates = any(".se.uniact." in name for name in state)
     if depth and has_gates and layout is Layout.CLASSIFIER:
-        return _published(path, depth, [])
-    if depth and has_gates and layout is Layout.PUBLISHED and _rows(state, "fc_cls") == 1203:
+        return _published(path, _PUBLISHED_BASE.format(depth), [])
+    published = published_config(state) if layout is Layout.PUBLISHED else None
+    if published and has_gates and _rows(state, "fc_cls") == 1203:
         lvis = MetadataCatalog.get("lvis_v1_train").thing_classes
-        return _published(path, depth, _class_rows("lvis_v1_train", lvis, names, masks))
+        classes = _class_rows("lvis_v1_train", lvis, names, masks)
+        fit = [Setting(k, v, "as in the weights") for k, v in published.overrides.items()]
+        return _published(path, published.path, [*classes, *fit])
     plain = not any(name.endswith((".lambda_param", ".gate.fc1.weight")) for name in state)
     if depth and plain and layout is Layout.DETECTRON2 and _rows(state, "cls_score") == 81:
         return _coco(path, depth, names, masks)
@@ -154,15 +156,10 @@ def _from_file(path: str, names: Sequence[str], masks: bool) -> StartingWeights:
     )
 
 
-def _published(path: str, depth: int, classes: Sequence[Setting]) -> StartingWeights:
+def _published(path: str, base: str, settings: Sequence[Setting]) -> StartingWeights:
     weights = Setting(_WEIGHTS, path, "published for APA, with the model of the base config")
-    return StartingWeights(_PUBLISHED_BASE.format(depth), (weights, *classes), score="gumbel")
-
-
-def _num_blocks(names: Collection[str]) -> int:
-    """Return the number of bottleneck blocks of the third stage."""
-    pattern = re.compile(r"(?:.*\.)?(?:layer3|res4)\.(\d+)\.conv3\.weight")
-    return len({match.group(1) for match in map(pattern.fullmatch, names) if match})
+    amp = Setting("SOLVER.AMP.ENABLED", True, "faster, and needs less memory")
+    return StartingWeights(base, (weights, *settings, amp), score="gumbel")
 
 
 def _rows(state: dict, layer: str) -> int | None:

@@ -49,7 +49,9 @@ BACKBONES = Section(
             "MODEL.APA.GATE",
             "none",
             _gate,
-            "Attention gate at the end of the residual branch of each block.",
+            "Attention gate at the end of the residual branch of each block: se (of channels), "
+            "plain_se (the original SE: no LayerNorm, no dropout, sigmoid), cbam (of channels, "
+            "then of positions) or spatial (of positions).",
         ),
         Key(
             "MODEL.APA.GATE_PER_STAGE",
@@ -63,6 +65,12 @@ BACKBONES = Section(
             one_of("apa", "sigmoid"),
             "Activation of the gates of the backbone and of the box head, as all following keys "
             "`GATE_*`.",
+        ),
+        Key(
+            "MODEL.APA.GATE_SPATIAL_ACTIVATION",
+            "",
+            one_of("", "apa", "sigmoid"),
+            "Activation of the gates of positions of cbam and spatial. Empty: `GATE_ACTIVATION`.",
         ),
         Key(
             "MODEL.APA.GATE_PER_CHANNEL",

@@ -29,6 +29,26 @@ DATA = Section(
             "alone.",
         ),
         Key(
+            "DATALOADER.MIN_IMAGE_SIDE",
+            0,
+            integer(">= 0"),
+            "Leave out training images with a side below this many pixels. 0: keep all.",
+        ),
+        Key(
+            "DATALOADER.MIN_BOX_SIDE",
+            0.0,
+            number(">= 0"),
+            "Leave out training boxes with a side below this many pixels, or outside of their "
+            "image. An image that loses all its boxes stays. 0: keep all.",
+        ),
+        Key(
+            "DATALOADER.REPEAT_ROUNDING",
+            "stochastic",
+            one_of("stochastic", "up"),
+            "Rounding of the repeat factors of RepeatFactorTrainingSampler and "
+            "InstanceAwareRepeatFactorTrainingSampler: stochastic in each epoch, or up.",
+        ),
+        Key(
             "DATALOADER.FREQUENT_SHARE",
             0.5,
             number("in (0, 1]"),

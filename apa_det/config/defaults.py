@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 
 from .backbone_keys import BACKBONES, INJECTION
 from .data_keys import DATA, EVALUATION
-from .head_keys import BOX_HEAD, MASK_HEAD
+from .head_keys import BOX_HEAD, CASCADE, MASK_HEAD, MATCHING
 from .key import Key, Section
 from .kinds import list_of, text
 from .training_keys import TRAINING, WEIGHTS
@@ -24,7 +24,8 @@ GENERAL = Section(
     ),
 )
 SECTIONS = [
-    *(GENERAL, BACKBONES, INJECTION, BOX_HEAD, MASK_HEAD, WEIGHTS, TRAINING, DATA, EVALUATION)
+    *(GENERAL, BACKBONES, INJECTION, BOX_HEAD, MATCHING, CASCADE, MASK_HEAD),
+    *(WEIGHTS, TRAINING, DATA, EVALUATION),
 ]
 KEYS = {key.name: key for section in SECTIONS for key in section.keys}
 

@@ -260,6 +260,17 @@ def conflicts(cfg: CfgNode) -> Iterator[str]:
             f"MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS, {len(cascade.BBOX_REG_WEIGHTS)}; got "
             f"{len(cascade.IOUS)}"
         )
+    if len(cascade.STAGE_LOSS_WEIGHTS) not in (0, len(cascade.IOUS)):
+        yield (
+            "MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS must be empty, or have as many entries "
+            f"as MODEL.ROI_BOX_CASCADE_HEAD.IOUS, {len(cascade.IOUS)}; got "
+            f"{len(cascade.STAGE_LOSS_WEIGHTS)}"
+        )
+    if model.RPN.LOW_QUALITY_IOU is not None and model.PROPOSAL_GENERATOR.NAME == "RPN":
+        yield (
+            "MODEL.RPN.LOW_QUALITY_IOU must be None with MODEL.PROPOSAL_GENERATOR.NAME RPN, got "
+            f"{model.RPN.LOW_QUALITY_IOU}; set MODEL.PROPOSAL_GENERATOR.NAME to APARPN"
+        )
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         yield (

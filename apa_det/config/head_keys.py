@@ -31,6 +31,14 @@ BOX_HEAD = Section(
             "Activation of the layers of the box head.",
         ),
         Key(
+            "MODEL.ROI_BOX_HEAD.INIT",
+            "detectron2",
+            one_of("detectron2", "xavier", "torch"),
+            "Initialization: detectron2; xavier (uniform, for the FCs, as mmdetection's default) "
+            "or torch (the default of nn.Linear, for the FCs and the box regression, as published "
+            "for LVIS).",
+        ),
+        Key(
             "MODEL.ROI_BOX_HEAD.GATE",
             "none",
             one_of("none", "roi", "fc", "roi_fc"),
@@ -43,6 +51,13 @@ BOX_HEAD = Section(
             one_of("", "softmax", "sigmoid", "gumbel", "apa"),
             "Class score. gumbel: APA with λ → 0, κ = 1. apa: learned λ and κ. Empty: as in "
             "detectron2, sigmoid if `USE_SIGMOID_CE`, else softmax.",
+        ),
+        Key(
+            "MODEL.ROI_BOX_HEAD.BACKGROUND_OUTPUT",
+            True,
+            boolean,
+            "For sigmoid. True: K + 1 outputs, as in detectron2, which does not use that of the "
+            "background. False: K outputs, as in mmdetection.",
         ),
         Key(
             "MODEL.ROI_BOX_HEAD.SCORE_PER_CLASS",
@@ -220,18 +235,77 @@ BOX_HEAD = Section(
             "",
             name_in("apa_det.modeling:CALIBRATION_REGISTRY", ""),
             "Post-hoc calibration of the class scores, in inference only: NorCal or "
-            "LogitAdjustment (by the image counts of `DATASETS.TRAIN`) or TauNorm (for the linear "
-            "`PREDICTOR`). Empty: none.",
+            "LogitAdjustment (by the image counts of `DATASETS.TRAIN`), FRACAL (by the image "
+            "counts, and by how evenly the boxes of a class spread over the images) or TauNorm "
+            "(for the linear `PREDICTOR`). Empty: none.",
         ),
         Key(
             "MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH",
             0.0,
             number(">= 0"),
-            "γ of NorCal, or τ of LogitAdjustment and TauNorm. 0: no effect. `apa-det calibrate` "
-            "fits it on part of the training set.",
+            "γ of NorCal, τ of LogitAdjustment and TauNorm, or strength of FRACAL (1: as "
+            "published). 0: no effect. `apa-det calibrate` fits it on part of the training set.",
         ),
     ),
     "For `APAFastRCNNConvFCHead`, and for its predictor in `APAROIHeads` and `APACascadeROIHeads`.",
+)
+
+MATCHING = Section(
+    "Matching of boxes to ground truth in training",
+    (
+        Key(
+            "MODEL.RPN.LOW_QUALITY_IOU",
+            None,
+            optional(number("in (0, 1]")),
+            "Low-quality matches as in mmdetection: each ground truth box also gets the boxes that "
+            "overlap most with it, if their IoU is at least this value, even if another ground "
+            "truth box overlaps more. None: detectron2's rule. Set `MODEL.PROPOSAL_GENERATOR.NAME` "
+            "to APARPN.",
+        ),
+        Key(
+            "MODEL.ROI_HEADS.LOW_QUALITY_IOU",
+            None,
+            optional(number("in (0, 1]")),
+            "The same in APAROIHeads. None: no low-quality matches, as in detectron2.",
+        ),
+        Key(
+            "MODEL.ROI_HEADS.JITTER_REPEATED_BOXES",
+            0.0,
+            number("in [0, 1)"),
+            "APAROIHeads and APACascadeROIHeads: match proposals to jittered copies of ground "
+            "truth boxes that occur several times in an image. Their coordinates are multiplied by "
+            "factors in 1 ± `JITTER_REPEATED_BOXES`. 0: no jitter.",
+        ),
+    ),
+)
+
+CASCADE = Section(
+    "Cascade R-CNN",
+    (
+        Key(
+            "MODEL.ROI_BOX_CASCADE_HEAD.SCORE_AVERAGE",
+            "probabilities",
+            one_of("probabilities", "logits"),
+            "What is averaged over the stages in inference: probabilities, or logits, as in "
+            "mmdetection.",
+        ),
+        Key(
+            "MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS",
+            [],
+            list_of(number(">= 0")),
+            "Loss weight of each stage; the features then get the whole gradient. Empty: all "
+            "weights are 1, and the features get 1 / number of stages of the gradient, as in "
+            "detectron2.",
+        ),
+        Key(
+            "MODEL.ROI_BOX_CASCADE_HEAD.MASK_HEAD_PER_STAGE",
+            False,
+            boolean,
+            "A mask head for each stage, as in mmdetection. False: one for the proposals of the "
+            "RPN.",
+        ),
+    ),
+    "For `APACascadeROIHeads`.",
 )
 
 MASK_HEAD = Section(

@@ -42,7 +42,7 @@ def class_counts(dataset_names: Sequence[str], kind: ClassCount = "image_count")
     if kind not in get_args(ClassCount):
         kinds = ", ".join(get_args(ClassCount))
         raise UserError(f"MODEL.ROI_BOX_HEAD.CLASS_COUNT must be one of {kinds}; got {kind!r}.")
-    _require_datasets(dataset_names)
+    require_datasets(dataset_names)
     counts = []
     for name in dataset_names:
         by_class = MetadataCatalog.get(name).get("class_image_count")
@@ -62,17 +62,17 @@ def class_counts(dataset_names: Sequence[str], kind: ClassCount = "image_count")
 
 
 def check_num_classes(values: Tensor, num_classes: int, user: str) -> Tensor:
-    """Return ``values`` if they have shape (K,).
+    """Return ``values`` if they have shape (K, ...).
 
     Args:
-        values: one value per class of the training datasets.
+        values: values per class of the training datasets.
         num_classes: K, the number of classes of the model.
         user: what needs the values, for the message.
 
     Raises:
         UserError: the training datasets have another number of classes.
     """
-    if values.shape != (num_classes,):
+    if len(values) != num_classes:
         raise UserError(
             f"{user} got class frequencies of {len(values)} classes for a predictor of "
             f"{num_classes}. Set MODEL.ROI_HEADS.NUM_CLASSES to that of the training dataset."
@@ -96,7 +96,7 @@ def get_scarce_classes(dataset_names: Sequence[str], threshold: float = 0.0011) 
     Raises:
         UserError: missing counts, or datasets with different classes.
     """
-    _require_datasets(dataset_names)
+    require_datasets(dataset_names)
     total = 0
     for name in dataset_names:
         num_images = MetadataCatalog.get(name).get("num_images", _NUM_IMAGES.get(name))
@@ -115,14 +115,15 @@ def class_names(dataset_names: Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no dataset, or its metadata lack the names.
     """
-    _require_datasets(dataset_names)
+    require_datasets(dataset_names)
     names = MetadataCatalog.get(dataset_names[0]).get("thing_classes")
     if names is None:
         raise UserError(f"The dataset {dataset_names[0]} does not give the names of its classes.")
     return names
 
 
-def _require_datasets(dataset_names: Sequence[str]) -> None:
+def require_datasets(dataset_names: Sequence[str]) -> None:
+    """Raise a UserError if there is no dataset."""
     if not dataset_names:
         raise UserError(
             "Class frequencies need a training dataset: name one in DATASETS.TRAIN, or pass "

@@ -128,6 +128,7 @@ def choose_settings(
         Setting("MODEL.MASK_ON", masks, "the annotations have masks" if masks else "no masks"),
         Setting("MODEL.ROI_HEADS.NUM_CLASSES", len(names), "of the training set"),
         *([] if start.own_config else _input(start, num_gpus)),
+        Setting("DATALOADER.MIN_IMAGE_SIDE", 0, "keep small images"),
         *_long_tail(train, num_images, start),
         *_schedule(num_images, start, num_gpus, tested=val is not None),
         *_evaluation(val, num_gpus),

@@ -16,14 +16,14 @@ _DOWNLOAD = (
 
 
 def register_v3det(root: str) -> None:
-    """Register v3det_train and v3det_val. Their files are read on first use.
+    """Register v3det_train, v3det_val and v3det_train_sam. Their files are read on first use.
 
     Args:
         root: folder of v3det/, which contains the images and, in COCO format,
-            annotations/v3det_2023_v1_{train,val}.json.
+            annotations/v3det_2023_v1_{train,val,train_sam}.json; the last has the masks of SAM.
     """
     image_root = os.path.join(root, "v3det")
-    for split in ("train", "val"):
+    for split in ("train", "val", "train_sam"):
         name = f"v3det_{split}"
         json_file = os.path.join(image_root, "annotations", f"v3det_2023_v1_{split}.json")
         DatasetCatalog.register(name, lambda name=name: _load(name))

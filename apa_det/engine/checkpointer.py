@@ -9,8 +9,9 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from ..checkpoint import ClassTransfer, adapt, load_checkpoint, stored_class_names
-from ..checkpoint.conversion import OPTIONAL_BUFFERS, require_finite_floats
+from ..checkpoint.conversion import OPTIONAL_BUFFERS, describe_config, require_finite_floats
 from ..checkpoint.download import download_checkpoint
+from ..checkpoint.published import require_whole_gates
 from ..errors import UserError
 from ..text import listed
 from .ema import averaged_state
@@ -107,6 +108,7 @@ class StrictCheckpointer(AtomicCheckpointer):
             if self.strict:
                 self._require_class_names()
             adapted = adapt(checkpoint, self.model)
+            self._config = describe_config(adapted["model"])
             return adapted if self.strict else self._adapt_classes(checkpoint, adapted)
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error
@@ -126,8 +128,13 @@ class StrictCheckpointer(AtomicCheckpointer):
     def _convert_ndarray_to_tensor(self, state_dict: dict) -> None:
         """Check the weights under their final names, also those that heuristics have matched."""
         super()._convert_ndarray_to_tensor(state_dict)
+        expected = self.model.state_dict()
+        loaded = expected
+        if not self.strict:
+            loaded = {k: v for k, v in expected.items() if not matches(k, self.reinitialized)}
         try:
-            require_finite_floats(state_dict, self.model.state_dict())
+            require_finite_floats(state_dict, expected)
+            require_whole_gates(state_dict, loaded)
         except UserError as error:
             raise UserError(f"{self._path}: {error}") from error
 
@@ -169,9 +176,9 @@ class StrictCheckpointer(AtomicCheckpointer):
             mismatch = _first_mismatch(shapes, missing, unknown)
             raise UserError(
                 f"{self._path} does not fit the model: {mismatch}. --eval-only and --resume need a "
-                "file that fills the whole model: use the config that it was trained with, with "
-                "the same number of classes. To train other classes, start a new training from it "
-                f"({self._key('weights')}), without --resume."
+                "file that fills the whole model: use the config that it was trained with"
+                f"{self._config}, with the same number of classes. To train other classes, start a "
+                f"new training from it ({self._key('weights')}), without --resume."
             )
         names = dict(self.model.named_parameters())
         if names.keys() <= {*shapes, *incompatible.missing_keys}:
@@ -186,9 +193,9 @@ class StrictCheckpointer(AtomicCheckpointer):
             ]
             logger.warning(
                 "%s fills only part of the model. These parameters keep their initialization:"
-                "\n  %s",
-                self._path,
-                "\n  ".join(lines + _grouped(missing)),
+                "\n  %s%s",
+                *(self._path, "\n  ".join(lines + _grouped(missing))),
+                f"\nThe config of the file{self._config}." if self._config else "",
             )
         statistics = [k for k in incompatible.missing_keys if ".class_loss." in k]
         if statistics:

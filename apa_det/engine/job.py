@@ -206,10 +206,10 @@ class Job(ABC):
 
     @abstractmethod
     def read_class_counts(self) -> None:
-        """Read the image counts that the model's calibration needs, if any.
+        """Read what the model's calibration needs of the training sets, e.g. the image counts.
 
         Raises:
-            UserError: a training set is missing or invalid, or has no image counts.
+            UserError: a training set is missing or invalid, or does not provide it.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Attention gates: SE (channel attention) and CBAM (channel and spatial attention)."""
+"""Attention gates: SE (channels), CBAM (channels, then positions) and spatial (positions)."""
 
 import math
 from collections.abc import Callable
@@ -30,13 +30,15 @@ class SEGate(nn.Module):
     """Channel attention: average pool, LayerNorm, two linear layers, dropout, activation.
 
     The layout is that of Alexandridis et al. (ECCV 2024), based on "Squeeze-and-Excitation
-    Networks" (Hu et al., CVPR 2018). Feature vectors (N, C) are gated without pooling.
+    Networks" (Hu et al., CVPR 2018). Feature vectors (N, C) are gated without pooling. The original
+    gate, ``layer_norm=False, dropout=0, activation="sigmoid"``, is named "plain_se".
 
     Args:
         num_channels: number C of input channels.
         activation: "apa", "sigmoid", or a callable that builds a module for a number of channels.
         reduction: the hidden layer has max(C // reduction, 1) channels.
         dropout: dropout probability after the last linear layer.
+        layer_norm: normalize the pooled features by a LayerNorm.
         top_share: fraction of channels with nonzero gates; see :func:`keep_strongest`.
 
     Raises:
@@ -50,12 +52,13 @@ class SEGate(nn.Module):
         activation: Activation = "apa",
         reduction: int = 16,
         dropout: float = 0.1,
+        layer_norm: bool = True,
         top_share: float = 1.0,
     ):
         super().__init__()
         self.top_share = _check_share(top_share)
         hidden = max(num_channels // reduction, 1)
-        self.norm = nn.LayerNorm(num_channels)
+        self.norm = nn.LayerNorm(num_channels) if layer_norm else nn.Identity()
         self.fc1 = nn.Linear(num_channels, hidden, bias=False)
         self.fc2 = nn.Linear(hidden, num_channels, bias=False)
         self.dropout = nn.Dropout(dropout)
@@ -72,7 +75,37 @@ class SEGate(nn.Module):
         return keep_strongest(self.activation(self.dropout(z)), self.top_share)
 
 
-class CBAMGate(nn.Module):
+class _SpatialAttention(nn.Module):
+    """A gate with max and mean over channels, a 7×7 convolution, a norm and an activation."""
+
+    def _add_spatial(self, activation: Activation, norm: Norm) -> None:
+        self.spatial_conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+        self.spatial_norm = get_norm(norm_from_name(norm), 1)
+        self.spatial_activation = get_gate_activation(activation, 1)
+
+    def _gate_positions(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+        return x * self.spatial_activation(self.spatial_norm(self.spatial_conv(pooled)))
+
+
+class SpatialGate(_SpatialAttention):
+    """Spatial attention: the second half of :class:`CBAMGate`.
+
+    Args:
+        activation: as in :class:`SEGate`; it has one channel.
+        norm: norm of the convolution, "EvalBN" or see :func:`detectron2.layers.get_norm`.
+    """
+
+    def __init__(self, *, activation: Activation = "apa", norm: Norm = "BN"):
+        super().__init__()
+        self._add_spatial(activation, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x, of shape (N, C, H, W), by its gates."""
+        return self._gate_positions(x)
+
+
+class CBAMGate(_SpatialAttention):
     """Channel attention, then spatial attention.
 
     The layout is that of Alexandridis et al. (ECCV 2024), based on "CBAM: Convolutional Block
@@ -81,6 +114,7 @@ class CBAMGate(nn.Module):
     channels, through a 7×7 convolution and a norm.
 
     Args:
+        spatial_activation: activation of the spatial attention. None: ``activation``.
         norm: norm of the spatial convolution, "EvalBN" or see :func:`detectron2.layers.get_norm`.
         others: as in :class:`SEGate`, with the same error. ``top_share`` does not apply to spatial
             attention, whose activation has one channel.
@@ -91,6 +125,7 @@ class CBAMGate(nn.Module):
         num_channels: int,
         *,
         activation: Activation = "apa",
+        spatial_activation: Activation | None = None,
         reduction: int = 16,
         dropout: float = 0.1,
         top_share: float = 1.0,
@@ -104,16 +139,13 @@ class CBAMGate(nn.Module):
         self.fc2 = nn.Linear(hidden, num_channels)
         self.dropout = nn.Dropout(dropout)
         self.activation = get_gate_activation(activation, num_channels)
-        self.spatial_conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
-        self.spatial_norm = get_norm(norm_from_name(norm), 1)
-        self.spatial_activation = get_gate_activation(activation, 1)
+        self._add_spatial(spatial_activation or activation, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x, of shape (N, C, H, W), by its gates."""
         z = self._excite(x.mean(dim=(2, 3))) + self._excite(x.amax(dim=(2, 3)))
         x = x * keep_strongest(self.activation(z), self.top_share)[:, :, None, None]
-        pooled = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
-        return x * self.spatial_activation(self.spatial_norm(self.spatial_conv(pooled)))
+        return self._gate_positions(x)
 
     def _excite(self, pooled: Tensor) -> Tensor:
         return self.dropout(self.fc2(self.fc1(self.norm(pooled)).relu()))
@@ -172,17 +204,31 @@ def se(num_channels: int, **gate_args) -> nn.Module:
 
 
 @GATE_REGISTRY.register()
+def plain_se(num_channels: int, **gate_args) -> nn.Module:
+    """Build the original SE gate: no LayerNorm, no dropout, and a sigmoid."""
+    gate_args.update(layer_norm=False, dropout=0.0, activation="sigmoid")
+    return SEGate(num_channels, **gate_args)
+
+
+@GATE_REGISTRY.register()
 def cbam(num_channels: int, **gate_args) -> nn.Module:
     """Build channel and spatial attention: see :class:`CBAMGate`."""
     return CBAMGate(num_channels, **gate_args)
+
+
+@GATE_REGISTRY.register()
+def spatial(num_channels: int, **gate_args) -> nn.Module:
+    """Build spatial attention: see :class:`SpatialGate`, whose arguments it takes."""
+    activation = gate_args.get("spatial_activation") or gate_args.get("activation", "apa")
+    return SpatialGate(activation=activation, norm=gate_args.get("norm", "BN"))
 
 
 def get_gate(gate: Gate, num_channels: int, **gate_args) -> nn.Module | None:
     """Build a gate; return None for "none" and None.
 
     Args:
-        gate: a name in :data:`GATE_REGISTRY` ("se" or "cbam"), "none" or None, or a callable that
-            builds a module for a number of channels.
+        gate: a name in :data:`GATE_REGISTRY` ("se", "plain_se", "cbam" or "spatial"), "none" or
+            None, or a callable that builds a module for a number of channels.
         num_channels: number of channels of its input.
         gate_args: further arguments of :class:`SEGate` or :class:`CBAMGate`.
 
@@ -206,20 +252,25 @@ def gate_from_config(cfg: CfgNode, gate: str) -> Callable[[int], nn.Module | Non
     ``MODEL.RESNETS.NORM``, or BN if that is not a batch norm.
     """
     apa, norm = cfg.MODEL.APA, cfg.MODEL.RESNETS.NORM
-    activation = partial(
-        get_gate_activation,
-        apa.GATE_ACTIVATION,
-        per_channel=apa.GATE_PER_CHANNEL,
-        lambda_range=tuple(apa.GATE_LAMBDA_RANGE),
-        kappa_range=tuple(apa.GATE_KAPPA_RANGE),
-        lambda_min=apa.LAMBDA_MIN,
-    )
+    apa_args = {
+        "per_channel": apa.GATE_PER_CHANNEL,
+        "lambda_range": tuple(apa.GATE_LAMBDA_RANGE),
+        "kappa_range": tuple(apa.GATE_KAPPA_RANGE),
+        "lambda_min": apa.LAMBDA_MIN,
+    }
+    spatial_args = {}
+    if gate in ("cbam", "spatial"):
+        name = apa.GATE_SPATIAL_ACTIVATION or apa.GATE_ACTIVATION
+        spatial_args = {
+            "spatial_activation": partial(get_gate_activation, name, **apa_args),
+            "norm": norm if norm.endswith("BN") else "BN",
+        }
     return partial(
         get_gate,
         gate,
-        activation=activation,
+        activation=partial(get_gate_activation, apa.GATE_ACTIVATION, **apa_args),
         reduction=apa.GATE_REDUCTION,
         dropout=apa.GATE_DROPOUT,
         top_share=apa.GATE_TOP_SHARE,
-        **({"norm": norm if norm.endswith("BN") else "BN"} if gate == "cbam" else {}),
+        **spatial_args,
     )

@@ -1,9 +1,18 @@
 from ..injection import inject, injected, restore
 from .box_head import APAFastRCNNConvFCHead
 from .box_predictor import APAFastRCNNOutputLayers
-from .calibration import CALIBRATION_REGISTRY, Calibration, LogitAdjustment, NorCal, TauNorm
+from .calibration import (
+    CALIBRATION_REGISTRY,
+    FRACAL,
+    Calibration,
+    LogitAdjustment,
+    NorCal,
+    TauNorm,
+)
+from .cascade import APACascadeROIHeads
 from .losses import BOX_CLASS_LOSS_REGISTRY, BoxClassLoss
 from .mask_head import APAMaskRCNNConvUpsampleHead
+from .matching import APARPN, LowQualityMatcher
 from .meta_arch import APAInjected, meta_architecture
 from .norm_folding import fuse
 from .resnet import (
@@ -13,4 +22,4 @@ from .resnet import (
     make_apa_resnet,
 )
 from .resnet_blocks import APABasicBlock, APABasicStem, APABottleneckBlock, APADeformBottleneckBlock
-from .roi_heads import APACascadeROIHeads, APAROIHeads
+from .roi_heads import APAROIHeads

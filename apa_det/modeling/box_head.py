@@ -4,6 +4,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
+from torch import nn
 
 from ..errors import UserError
 from ..layers import activation_from_config, gate_from_config, get_activation, get_gate
@@ -25,6 +26,7 @@ class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
         activation: Activation = "relu",
         roi_gate: Gate = None,
         fc_gate: Gate = None,
+        init: str = "detectron2",
         **kwargs,
     ):
         """
@@ -33,13 +35,16 @@ class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
             roi_gate: gate on the RoI features, after the convolutions and before the FCs; see
                 :func:`apa_det.layers.get_gate`.
             fc_gate: gate on the output of the last FC.
+            init: initialization of the FCs; see :func:`init_linear`.
             kwargs: ``conv_dims``, ``fc_dims`` and ``conv_norm`` of
                 :class:`detectron2.modeling.roi_heads.FastRCNNConvFCHead`.
 
         Raises:
-            UserError: ``fc_gate`` is set, but the head has no FCs.
+            UserError: ``fc_gate`` is set, but the head has no FCs; or ``init`` is unknown.
         """
         super().__init__(input_shape, **kwargs)
+        for fc in self.fcs:
+            init_linear(fc, init)
         channels = input_shape.channels
         for conv in self.conv_norm_relus:
             conv.activation = get_activation(activation, conv.out_channels)
@@ -71,4 +76,27 @@ class APAFastRCNNConvFCHead(FastRCNNConvFCHead):
             "activation": activation_from_config(cfg, cfg.MODEL.ROI_BOX_HEAD.ACTIVATION),
             "roi_gate": gate if "roi" in _GATES[name] else None,
             "fc_gate": gate if "fc" in _GATES[name] else None,
+            "init": cfg.MODEL.ROI_BOX_HEAD.INIT,
         }
+
+
+def init_linear(layer: nn.Linear, init: str) -> None:
+    """Initialize a linear layer of the box head, in place.
+
+    Args:
+        layer: the layer, with detectron2's initialization.
+        init: "detectron2", which changes nothing; "xavier" (uniform, zero biases); or "torch", as
+            :class:`torch.nn.Linear` does.
+
+    Raises:
+        UserError: ``init`` is unknown.
+    """
+    if init == "torch":
+        layer.reset_parameters()
+    elif init == "xavier":
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    elif init != "detectron2":
+        raise UserError(
+            f"MODEL.ROI_BOX_HEAD.INIT must be one of detectron2, xavier, torch; got {init!r}."
+        )

@@ -14,10 +14,11 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..activation import APA, logit_apa
-from ..data.class_counts import check_num_classes, class_counts
+from ..data.class_counts import check_num_classes
 from ..errors import UserError
 from ..kernels import eager
 from ..layers import NormedLinear, WrappedCauchyLinear
+from .box_head import init_linear
 from .calibration import CALIBRATION_REGISTRY, Calibration
 from .losses import SIGMOID, BoxClassLoss, CrossEntropy, Curve, FederatedLoss, build_box_class_loss
 
@@ -41,6 +42,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         *,
         num_classes: int,
         class_score: str = "softmax",
+        background_output: bool = True,
         score_per_class: bool = False,
         score_lambda_range: tuple[float, float] = (1.0, 1.0),
         score_kappa_range: tuple[float, float] = (1.0, 1.0),
@@ -51,6 +53,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         predictor_learn_temperature: bool = False,
         predictor_weight_init: float | None = None,
         predictor_bias_init: float | None = None,
+        init: str = "detectron2",
         logit_clamp: float = 0.0,
         class_loss: BoxClassLoss | None = None,
         use_fed_loss: bool = False,
@@ -65,6 +68,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         Args:
             num_classes: K, the number of foreground classes.
             class_score: "softmax", "sigmoid", "gumbel" or "apa".
+            background_output: for "sigmoid", have detectron2's output of the background, which is
+                not used. False: K outputs, as in mmdetection.
             score_per_class: for "apa", learn λ and κ per class instead of one shared pair.
             score_lambda_range, score_kappa_range, score_lambda_min: see
                 :class:`apa_det.activation.APA`; the initial κ must be positive.
@@ -76,6 +81,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             predictor_temperature, predictor_learn_temperature: only for the normed predictor.
             predictor_weight_init, predictor_bias_init: constants that initialize the classification
                 layer. None: random weights, and biases of 0 or from ``score_prior``.
+            init: initialization of the box regression: "detectron2" or "xavier" (both a normal
+                distribution), or "torch", as :class:`torch.nn.Linear` does.
             logit_clamp: in training, clamp logits to ± this value; 0: no clamping.
             class_loss: one of :mod:`apa_det.modeling.losses`. None:
                 :class:`apa_det.modeling.losses.CrossEntropy`.
@@ -83,9 +90,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 select the class loss :class:`apa_det.modeling.losses.FederatedLoss`.
             calibration: calibration of the scores in inference, a name in
                 ``CALIBRATION_REGISTRY``. "": none.
-            calibration_strength: γ or τ of the calibration, >= 0.
-            calibration_datasets: registered training datasets whose image counts the calibration
-                uses. They are first needed in inference, and must be loaded by then.
+            calibration_strength: strength of the calibration, e.g. γ or τ; >= 0.
+            calibration_datasets: registered training datasets that provide the ``class_values`` of
+                the calibration. They are first needed in inference, and must be loaded by then.
             kwargs: those of :class:`detectron2.modeling.roi_heads.FastRCNNOutputLayers`, without
                 ``use_sigmoid_ce``.
 
@@ -107,6 +114,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             input_shape, num_classes=num_classes, use_sigmoid_ce=class_score != "softmax", **kwargs
         )
         self.class_score, self.logit_clamp = class_score, logit_clamp
+        self.background_output = background_output
+        if init == "torch":
+            init_linear(self.bbox_pred, init)
         if use_fed_loss and class_loss is not None:
             raise UserError("Give either use_fed_loss or class_loss, not both.")
         if use_fed_loss:
@@ -119,11 +129,11 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         self.calibration = _build_calibration(calibration, calibration_strength, predictor)
         is_one = isinstance(calibration_datasets, str)
         self.calibration_datasets = [calibration_datasets] if is_one else calibration_datasets
-        self._image_counts: Tensor | None = None
+        self._class_values: dict[type, Tensor] = {}  # by calibration
         self._check_class_loss()
 
         self.score = None
-        num_outputs = self.class_loss.num_outputs or num_classes + (not self.predicts_apa)
+        num_outputs = self.class_loss.num_outputs or num_classes + self._has_background
         sizes = self.cls_score.in_features, num_outputs
         if predictor == "normed":
             self.cls_score = NormedLinear(
@@ -199,6 +209,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         return {
             **args,
             "class_score": head.CLASS_SCORE or default,
+            "background_output": head.BACKGROUND_OUTPUT,
             "score_per_class": head.SCORE_PER_CLASS,
             "score_lambda_range": tuple(head.SCORE_LAMBDA_RANGE),
             "score_kappa_range": tuple(head.SCORE_KAPPA_RANGE),
@@ -209,6 +220,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             "predictor_learn_temperature": head.PREDICTOR_LEARN_TEMPERATURE,
             "predictor_weight_init": head.PREDICTOR_WEIGHT_INIT,
             "predictor_bias_init": head.PREDICTOR_BIAS_INIT,
+            "init": head.INIT,
             "logit_clamp": head.LOGIT_CLAMP,
             "class_loss": build_box_class_loss(cfg),
             "calibration": head.CALIBRATION,
@@ -264,13 +276,13 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         """Return scores of shape (N, K + 1), whose maximum is the predicted class."""
         if self.class_loss.num_outputs:
             return self.class_loss.probabilities(logits)
-        return self._log_odds(logits) if self.predicts_apa else logits
+        return logits if self._has_background else self._log_odds(logits)
 
     def predict_probs(self, predictions: tuple[Tensor, Tensor], proposals: List[Instances]):  # noqa: UP006
         """As in detectron2, with calibration.
 
         Raises:
-            UserError: the calibration's image counts are unknown, or of another number of classes.
+            UserError: the calibration's class values are unknown, or of another number of classes.
         """
         probabilities = self._probabilities(predictions[0])
         # torch.jit.trace would record len() as a constant
@@ -283,25 +295,35 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 return self.class_loss.probabilities(logits)
             if self.calibration is not None:
                 logits = self.calibration.logits(logits, self.cls_score, self.num_classes)
-        if self.predicts_apa:
+        if not self._has_background:
             logits = self._log_odds(logits)
         if not torch.jit.is_scripting():
             if self.calibration is not None:
-                counts = self._get_counts(logits.device) if self.calibration.needs_counts else None
-                logits = self.calibration.log_odds(logits, counts)
+                name = "binary_log_odds" if self.use_sigmoid_ce else "log_odds"
+                values = self._get_class_values(logits.device)
+                logits = getattr(self.calibration, name)(logits, values)
         return logits.sigmoid() if self.use_sigmoid_ce else logits.softmax(dim=-1)
 
-    def _get_counts(self, device: torch.device) -> Tensor:
-        if self._image_counts is None:
-            counts = class_counts(self.calibration_datasets)
-            user = f"The calibration {type(self.calibration).__name__}"
-            self._image_counts = check_num_classes(counts, self.num_classes, user)
-        self._image_counts = self._image_counts.to(device)
-        return self._image_counts
+    def _get_class_values(self, device: torch.device) -> Tensor | None:
+        kind = type(self.calibration)
+        if not kind.needs_counts:
+            return None
+        if kind not in self._class_values:
+            values = kind.class_values(self.calibration_datasets)
+            user = f"The calibration {kind.__name__}"
+            self._class_values[kind] = check_num_classes(values, self.num_classes, user)
+        self._class_values[kind] = self._class_values[kind].to(device)
+        return self._class_values[kind]
 
     @property
     def predicts_apa(self) -> bool:
         return self.class_score in ["gumbel", "apa"]
+
+    @property
+    def _has_background(self) -> bool:
+        return self.class_score == "softmax" or (
+            self.class_score == "sigmoid" and self.background_output
+        )
 
     def _curve(self, logits: Tensor) -> Curve:
         """Return λ and κ of a class score other than softmax."""
@@ -312,6 +334,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _log_odds(self, logits: Tensor) -> Tensor:
         """Return the log-odds of classes, 0 for the background: float32, shape (N, K + 1)."""
         logits = logits.float()
+        if self.class_score == "sigmoid":
+            return F.pad(logits, (0, 1))
         if torch.jit.is_scripting():
             lambda_, kappa = logits.new_zeros(1), logits.new_ones(1)
             if self.score is not None:

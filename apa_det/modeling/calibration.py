@@ -1,11 +1,18 @@
 """Post-hoc calibration of class scores by class frequency."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from ..data.class_counts import class_counts
+from ..data.fractal_dimension import shares_and_dimensions
 from ..errors import UserError
+
+FRACAL_EXPONENT = 2.0  # λ of the published detectors
 
 CALIBRATION_REGISTRY = Registry("CALIBRATION")
 CALIBRATION_REGISTRY.__doc__ = """
@@ -76,8 +83,58 @@ def tau_norm(logits: Tensor, weight: Tensor, bias: Tensor, num_classes: int, tau
     return (logits.float() - bias) / norms**tau + bias
 
 
+def fracal(logits: Tensor, shares: Tensor, dimensions: Tensor, strength: float) -> Tensor:
+    """FRACAL of a softmax: φ_c + w_c − λ log Φ_c, with w_c = log10(1 / K) − log10 p_c and λ = 2.
+
+    "Fractal Calibration for long-tailed object detection" (Alexandridis et al., CVPR 2025). p_c is
+    the share of the training images that contain class c; 1 / K is the uniform share that replaces
+    it. Φ_c is the fractal dimension of the class: the paper divides its probability by Φ_c^λ and
+    renormalizes, which is the same. The background keeps its logit.
+
+    Args:
+        logits: shape (N, K + 1), background last.
+        shares: shape (K,), p_c > 0.
+        dimensions: shape (K,), Φ_c >= 1; see
+            :func:`apa_det.data.fractal_dimension.fractal_dimensions`.
+        strength: factor of w and λ; 0 changes nothing, 1 is the published calibration.
+
+    Returns:
+        float32, shape (N, K + 1).
+    """
+    adjustment = _frequency_term(shares) - FRACAL_EXPONENT * dimensions.float().log()
+    return logits.float() + strength * F.pad(adjustment, (0, 1))
+
+
+def fracal_binary(log_odds: Tensor, shares: Tensor, dimensions: Tensor, strength: float) -> Tensor:
+    """FRACAL of binary scores: σ(z) · σ(z + w + f), as log-odds.
+
+    f_c = log10(1 / K) − log10(Φ_c^λ / Σ_k Φ_k^λ); w, λ and the strength are those of
+    :func:`fracal`. The paper has sigmoid scores. Here z is also the log-odds of Gumbel and APA
+    scores, and the second factor has the strength as its exponent, so that 0 changes nothing.
+
+    Args:
+        log_odds: shape (N, K + 1); the last column is ignored.
+        shares, dimensions, strength: as for :func:`fracal`.
+
+    Returns:
+        float32, shape (N, K + 1).
+    """
+    z = log_odds.float()
+    if not strength:
+        return z
+    log_weights = (strength * FRACAL_EXPONENT * dimensions.float().log()).log_softmax(dim=0)
+    location_term = -log_weights / math.log(10) - math.log10(len(shares))
+    adjustment = F.pad(strength * _frequency_term(shares) + location_term, (0, 1))
+    minus_log = F.softplus(-z) + strength * F.softplus(-z - adjustment)
+    return -minus_log - torch.log(-torch.expm1(-minus_log))
+
+
+def _frequency_term(shares: Tensor) -> Tensor:
+    return -shares.float().log10() - math.log10(len(shares))
+
+
 class Calibration:
-    """Base class of calibrations. Subclasses override the method that they need.
+    """Base class of calibrations. Subclasses override the methods that they need.
 
     Args:
         strength: >= 0; 0 changes nothing.
@@ -86,7 +143,7 @@ class Calibration:
         UserError: the strength is negative.
     """
 
-    needs_counts = False  # uses the image counts of the classes
+    needs_counts = False  # uses class_values
     linear_only = False  # supports linear classifiers only
 
     def __init__(self, strength: float):
@@ -95,13 +152,32 @@ class Calibration:
             raise UserError(f"{key} must be >= 0, got {strength}.")
         self.strength = strength
 
+    @classmethod
+    def class_values(cls, dataset_names: Sequence[str]) -> Tensor:
+        """Return what the calibration needs to know of the training datasets.
+
+        Args:
+            dataset_names: registered datasets with the same classes, already loaded.
+
+        Returns:
+            Shape (K, ...), by contiguous id: by default the image counts, (K,).
+
+        Raises:
+            UserError: the datasets do not provide the values.
+        """
+        return class_counts(dataset_names)
+
     def logits(self, logits: Tensor, layer: nn.Module, num_classes: int) -> Tensor:
         """Return calibrated logits, (N, K) or (N, K + 1), given the layer that predicted them."""
         return logits
 
-    def log_odds(self, log_odds: Tensor, class_counts: Tensor | None) -> Tensor:
-        """Return calibrated log-odds, (N, K + 1), given the image counts of the classes."""
+    def log_odds(self, log_odds: Tensor, class_values: Tensor | None) -> Tensor:
+        """Return calibrated softmax logits, (N, K + 1), given :meth:`class_values`."""
         return log_odds
+
+    def binary_log_odds(self, log_odds: Tensor, class_values: Tensor | None) -> Tensor:
+        """Return calibrated log-odds of sigmoid, Gumbel and APA scores: by default the same."""
+        return self.log_odds(log_odds, class_values)
 
 
 @CALIBRATION_REGISTRY.register()
@@ -110,8 +186,8 @@ class NorCal(Calibration):
 
     needs_counts = True
 
-    def log_odds(self, log_odds: Tensor, class_counts: Tensor | None) -> Tensor:
-        return nor_cal(log_odds, class_counts, self.strength)
+    def log_odds(self, log_odds: Tensor, class_values: Tensor | None) -> Tensor:
+        return nor_cal(log_odds, class_values, self.strength)
 
 
 @CALIBRATION_REGISTRY.register()
@@ -120,8 +196,8 @@ class LogitAdjustment(Calibration):
 
     needs_counts = True
 
-    def log_odds(self, log_odds: Tensor, class_counts: Tensor | None) -> Tensor:
-        return logit_adjustment(log_odds, class_counts, self.strength)
+    def log_odds(self, log_odds: Tensor, class_values: Tensor | None) -> Tensor:
+        return logit_adjustment(log_odds, class_values, self.strength)
 
 
 @CALIBRATION_REGISTRY.register()
@@ -132,3 +208,20 @@ class TauNorm(Calibration):
 
     def logits(self, logits: Tensor, layer: nn.Module, num_classes: int) -> Tensor:
         return tau_norm(logits, layer.weight, layer.bias, num_classes, self.strength)
+
+
+@CALIBRATION_REGISTRY.register()
+class FRACAL(Calibration):
+    """:func:`fracal` and :func:`fracal_binary`; a strength of 1 is the published calibration."""
+
+    needs_counts = True
+
+    @classmethod
+    def class_values(cls, dataset_names: Sequence[str]) -> Tensor:
+        return shares_and_dimensions(dataset_names)
+
+    def log_odds(self, log_odds: Tensor, class_values: Tensor | None) -> Tensor:
+        return fracal(log_odds, *class_values.unbind(1), self.strength)
+
+    def binary_log_odds(self, log_odds: Tensor, class_values: Tensor | None) -> Tensor:
+        return fracal_binary(log_odds, *class_values.unbind(1), self.strength)

@@ -1,29 +1,78 @@
 """RoI heads that predict boxes with :class:`APAFastRCNNOutputLayers`."""
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_box_head
-from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.structures import Instances
 
-from ..errors import UserError
 from .box_predictor import APAFastRCNNOutputLayers
+from .matching import build_matcher, jitter_targets, restore_boxes
+
+
+class JitterMixin:
+    """RoI heads that match proposals to jittered copies of repeated ground truth boxes."""
+
+    jitter_repeated_boxes: float = 0.0
+
+    @torch.jit.unused
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """As in detectron2. The boxes to regress, and those added as proposals, are the given."""
+        if not self.jitter_repeated_boxes:
+            return super().label_and_sample_proposals(proposals, targets)
+        append_gt = self.proposal_append_gt
+        if append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        targets = jitter_targets(targets, self.jitter_repeated_boxes)
+        self.proposal_append_gt = False
+        try:
+            return restore_boxes(super().label_and_sample_proposals(proposals, targets))
+        finally:
+            self.proposal_append_gt = append_gt
 
 
 @ROI_HEADS_REGISTRY.register()
-class APAROIHeads(StandardROIHeads):
-    """detectron2's standard RoI heads with configurable class scores."""
+class APAROIHeads(JitterMixin, StandardROIHeads):
+    """detectron2's standard RoI heads with configurable class scores and matching."""
 
     # Lets torch.jit.script skip absent heads; detectron2 declares this for its own class only.
     mask_on: torch.jit.Final[bool]
     keypoint_on: torch.jit.Final[bool]
 
+    @configurable
+    def __init__(self, *, jitter_repeated_boxes: float = 0.0, **kwargs):
+        """
+        Args:
+            jitter_repeated_boxes: in training, match proposals to copies of repeated ground truth
+                boxes that are jittered by this amount; see
+                :func:`apa_det.modeling.matching.jitter_repeated_boxes`. 0: to the given boxes.
+            kwargs: those of :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
+        """
+        super().__init__(**kwargs)
+        self.jitter_repeated_boxes = jitter_repeated_boxes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        heads = cfg.MODEL.ROI_HEADS
+        return {
+            **super().from_config(cfg, input_shape),
+            "proposal_matcher": build_matcher(
+                heads.IOU_THRESHOLDS,
+                heads.IOU_LABELS,
+                heads.LOW_QUALITY_IOU,
+                allow_low_quality_matches=False,
+            ),
+            "jitter_repeated_boxes": heads.JITTER_REPEATED_BOXES,
+        }
+
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        pooler, head_shape = _box_pooler(cfg, input_shape)
+        pooler, head_shape = build_box_pooler(cfg, input_shape)
         head = build_box_head(cfg, head_shape)
         return {
             "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
@@ -33,43 +82,9 @@ class APAROIHeads(StandardROIHeads):
         }
 
 
-@ROI_HEADS_REGISTRY.register()
-class APACascadeROIHeads(CascadeROIHeads):
-    """detectron2's Cascade R-CNN heads with configurable class scores at every stage."""
-
-    @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
-        if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-            raise UserError(
-                "APACascadeROIHeads needs class-agnostic boxes: set "
-                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG to True."
-            )
-        if cascade.IOUS[0] != cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]:
-            raise UserError(
-                "MODEL.ROI_BOX_CASCADE_HEAD.IOUS must start with "
-                f"MODEL.ROI_HEADS.IOU_THRESHOLDS, got {cascade.IOUS[0]} and "
-                f"{cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS[0]}."
-            )
-        pooler, head_shape = _box_pooler(cfg, input_shape)
-        heads = [build_box_head(cfg, head_shape) for _ in cascade.IOUS]
-        return {
-            "box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES,
-            "box_pooler": pooler,
-            "box_heads": heads,
-            "box_predictors": [
-                APAFastRCNNOutputLayers(
-                    cfg, head.output_shape, box2box_transform=Box2BoxTransform(weights=weights)
-                )
-                for head, weights in zip(heads, cascade.BBOX_REG_WEIGHTS, strict=True)
-            ],
-            "proposal_matchers": [
-                Matcher([iou], [0, 1], allow_low_quality_matches=False) for iou in cascade.IOUS
-            ],
-        }
-
-
-def _box_pooler(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> tuple[ROIPooler, ShapeSpec]:
+def build_box_pooler(
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec]
+) -> tuple[ROIPooler, ShapeSpec]:
     """Build the pooler of the box heads, and return the shape of what it gives them."""
     head, size = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
     levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]

@@ -216,11 +216,14 @@ def write_json(content, json_file: str | os.PathLike) -> None:
 def json_list(json_file: str | os.PathLike) -> Iterator[Callable[[dict], None]]:
     """Yield a function that appends a record to the JSON list in a file.
 
-    The file is complete when the context exits. After an error it is unchanged.
+    The file is complete when the context exits. After an error it is unchanged. A missing folder is
+    created.
 
     Raises:
         UserError: the file cannot be written.
     """
+    with writing(json_file):
+        PathManager.mkdirs(os.path.dirname(json_file) or ".")
     with open_atomic(json_file) as file:
         separator = "["
 

@@ -18,6 +18,7 @@ model = L(injected)(
     kappa_range=(20.0, 20.0),
 )
 dataloader.train.mapper.use_instance_mask = False
+dataloader.train.update(min_image_side=32, min_box_side=1.0)
 optimizer.lr = 0.01
 optimizer.params.weight_decay_norm = 0.0001
 train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"

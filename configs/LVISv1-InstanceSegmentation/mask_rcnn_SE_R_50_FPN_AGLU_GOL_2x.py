@@ -9,7 +9,9 @@ from apa_det.modeling.losses import DropLoss
 from .mask_rcnn_R_50_FPN_softmax_2x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.update(activation="aglu", gate="se")
+model.roi_heads.box_head.init = "torch"
 model.roi_heads.box_predictor.update(
+    init="torch",
     class_score="gumbel",
     predictor_weight_init=0.001,
     predictor_bias_init=-2.0,

@@ -44,6 +44,7 @@ NAMES = {
     "roi_head.mask_head.upsample.content_encoder.bias": (
         "roi_heads.mask_head.upsample.content_encoder.bias"
     ),
+    "roi_head.mask_head.2.conv_logits.bias": "roi_heads.mask_head.2.predictor.bias",
     "roi_head.mask_head.conv_logits.tempearture": "roi_heads.mask_head.predictor.temperature",
 }
 CBAM_NAMES = {
@@ -67,9 +68,9 @@ def test_names():
         assert to_detectron2(theirs) == ours
         assert to_published(ours, cbam=True) == theirs
     for name in (
-        "roi_head.mask_head.0.conv_logits.weight",
-        "fc.weight",
+        "roi_head.mask_head.3.conv_logits.weight",
         "backbone.layer5.0.bn1.bias",
+        "fc.bias",
     ):
         assert to_detectron2(name) is None
 
@@ -78,7 +79,8 @@ CASES = {
     "mask": dict(),
     "R-101": dict(depth=101),
     "cbam": dict(gate="cbam", per_channel=True),
-    "cascade": dict(v3det=True, cascade=True, masks=False),
+    "cascade": dict(classifier="wrapped_cauchy", cascade=True, masks=False),
+    "cascade masks": dict(classifier="normed_sigmoid", gate="plain_se", cascade=True),
 }
 
 

@@ -109,13 +109,20 @@ def test_no_class_of_coco(coco_file, dataset, tmp_path):
     assert torch.equal(ours["backbone.fpn_lateral2.weight"], theirs["backbone.fpn_lateral2.weight"])
 
 
-def published(depth, detector=True, classes=1203):
+def published(depth, detector=True, classes=1203, carafe=None):
     """The names by which a published file is recognized."""
     prefix = "backbone." if detector else ""
     state = {f"{prefix}layer3.{i}.conv3.weight": 0 for i in range({50: 6, 101: 23}[depth])}
-    state |= {f"{prefix}layer1.0.conv1.weight": 0, f"{prefix}layer1.0.se.uniact.lambda_param": 0}
+    block = ("conv1.weight", "unirect1.lambda_param", "se.uniact.lambda_param", "se.norm.weight")
+    block += ("se.excitation.0.weight", "se.excitation.2.weight")
+    state |= {f"{prefix}layer1.0.{name}": 0 for name in block}
     if detector:
-        state["roi_head.bbox_head.fc_cls.weight"] = classes
+        head, masks = "roi_head.bbox_head", "roi_head.mask_head"
+        state |= {f"{head}.fc_cls.weight": classes, f"{head}.shared_fcs.0.weight": 0}
+        state |= {f"{masks}.conv_logits.weight": 0}
+        if carafe if carafe is not None else depth == 50:
+            state |= {f"{masks}.upsample.channel_compressor.weight": 0}
+            state |= {f"{masks}.conv_logits.tempearture": 0}
     return {name: torch.zeros(rows, 1) for name, rows in state.items()}
 
 
@@ -128,10 +135,17 @@ def test_published_files(depth, tmp_path):
     cfg = read_config(str(configs_folder() / start.base))
     assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.APA.ACTIVATION) == (depth, "aglu")
     assert cfg.MODEL.ROI_BOX_HEAD.CLASS_SCORE == start.score == "gumbel"
-    assert values(start) == {"MODEL.WEIGHTS": str(path), "MODEL.TRANSFER_FROM": "lvis_v1_train"}
+    expected = {"MODEL.WEIGHTS": str(path), "SOLVER.AMP.ENABLED": True}
+    assert values(start) == {**expected, "MODEL.TRANSFER_FROM": "lvis_v1_train"}
+    torch.save({"state_dict": published(depth, carafe=depth == 101)}, path)
+    head = "MODEL.ROI_MASK_HEAD"
+    other = choose_starting_weights(str(path), NAMES, masks=True)
+    assert other.base == start.base
+    assert values(other)[f"{head}.UPSAMPLE"] == ("carafe" if depth == 101 else "deconv")
+    assert values(other)[f"{head}.PREDICTOR_LEARN_TEMPERATURE"] == (depth == 101)
     torch.save({"model": published(depth, detector=False)}, path)
     start = choose_starting_weights(str(path), NAMES, masks=True)
-    assert values(start) == {"MODEL.WEIGHTS": str(path)}
+    assert values(start) == expected
 
 
 def test_torchvision(tmp_path):

@@ -102,7 +102,8 @@ def test_flags_are_the_same_everywhere(name):
         if flag in ("--gt", "--results", "--count-from", "--max-dets", "--import"):
             assert {a.help for a in others} == {action.help}, flag
     writes = {"average-checkpoints", "convert-checkpoint", "ensemble", "export-model", "demo"}
-    writes |= {name for name in PARSERS if name.startswith("prepare-dataset")} | {"compare"}
+    writes |= {name for name in PARSERS if name.startswith("prepare-dataset")}
+    writes |= {"calibrate", "compare", "pretrain"}
     writes -= {"prepare-dataset check"}
     assert ("--output" in found) == (name in writes | {"analyze-activations"})
 

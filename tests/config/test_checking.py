@@ -139,6 +139,18 @@ def test_configs_of_detectron2_and_apa_det_pass():
             "must have as many entries as .*, 3; got 2.",
         ),
         (
+            "MODEL.ROI_BOX_CASCADE_HEAD.STAGE_LOSS_WEIGHTS",
+            [1.0, 0.5],
+            "must be empty, or have as many entries as .*, 3; got 2.",
+        ),
+        ("MODEL.RPN.LOW_QUALITY_IOU", 0.0, r"must be None or a number in \(0, 1\]; got 0.0\."),
+        (
+            "MODEL.RPN.LOW_QUALITY_IOU",
+            0.3,
+            "must be None with MODEL.PROPOSAL_GENERATOR.NAME RPN, got 0.3; set .* to APARPN.",
+        ),
+        ("DATALOADER.REPEAT_ROUNDING", "down", r"must be stochastic or up, got 'down'\."),
+        (
             "MODEL.BACKBONE.NAME",
             "resnet",
             "must be one of build_apa_.*; got 'resnet'. .*--import .*",

@@ -60,7 +60,11 @@ def test_values(kind, good, bad):
         (range_pair(), [1, 0], " must be [low, high] with low <= high; got [1, 0]"),
         (KINDS, "Relu", " must be one of celu, .*silu; got 'Relu'. Did you mean relu\\?"),
         (KINDS, "x", " must be one of celu, .*silu; got 'x'"),
-        (GATES, "x", " must be one of none, .*se; got 'x'. Fix the name, or give --import with .*"),
+        (
+            GATES,
+            "x",
+            " must be one of none, .*spatial; got 'x'. Fix the name, or give --import with .*",
+        ),
         (GATES, "x" * 5000, " must be .* got 'x{40}'.*"),
     ],
 )

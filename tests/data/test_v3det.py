@@ -13,7 +13,7 @@ from apa_det.errors import MissingFileError, UserError
 def root(tmp_path, monkeypatch):
     """Register V3Det in a temporary folder; restore the registration afterwards."""
     before = {}
-    for name in ("v3det_train", "v3det_val"):
+    for name in ("v3det_train", "v3det_val", "v3det_train_sam"):
         before[name] = DatasetCatalog[name], MetadataCatalog.pop(name)
         DatasetCatalog.remove(name)
     register_v3det(str(tmp_path))

@@ -1,5 +1,7 @@
 """detectron2's test-time augmentation with the heads, scores and calibrations of apa_det."""
 
+import json
+
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
@@ -15,9 +17,27 @@ PIXELS = {"rtol": 0, "atol": 1e-4}  # rounding of float32 box coordinates
 
 
 @pytest.fixture(autouse=True)
-def counts():
-    counts = [{"id": i, "image_count": n} for i, n in enumerate((100, 30, 10, 1))]
-    MetadataCatalog.get("augmentation_train").set(class_image_count=counts)
+def training_set(tmp_path):
+    """Images of the classes of the model; class 0 fills them."""
+    numbers = 100, 30, 10, 1
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 100, "height": 100} for i in range(150)]
+    annotations = [
+        {"image_id": i, "category_id": c, "bbox": [i % 10 * 10, i // 10 * 10, 8, 8]}
+        for c, number in enumerate(numbers)
+        for i in range(number)
+    ]
+    content = {
+        "images": images,
+        "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations)],
+        "categories": [{"id": c, "name": str(c)} for c in range(4)],
+    }
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    MetadataCatalog.get("augmentation_train").set(
+        json_file=str(path),
+        class_image_count=[{"id": c, "image_count": n} for c, n in enumerate(numbers)],
+        thing_dataset_id_to_contiguous_id={c: c for c in range(4)},
+    )
     yield
     MetadataCatalog.remove("augmentation_train")
 
@@ -59,6 +79,8 @@ def random_image():
         (False, "softmax", "NorCal"),
         (True, "gumbel", "LogitAdjustment"),
         (False, "apa", "TauNorm"),
+        (False, "softmax", "FRACAL"),
+        (True, "apa", "FRACAL"),
         (True, "sigmoid", ""),
     ],
 )

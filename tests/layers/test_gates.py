@@ -47,6 +47,33 @@ def test_cbam(activation):
     torch.testing.assert_close(gate(x), y * eta(gate.spatial_activation, spatial))
 
 
+def test_plain_se():
+    """Hu et al.: sigmoid(W2 relu(W1 mean(x))), in training too."""
+    gate = get_gate("plain_se", 32, activation="apa", dropout=0.5)
+    assert {name for name, _ in gate.named_parameters()} == {"fc1.weight", "fc2.weight"}
+    x = torch.randn(2, 32, 5, 3)
+    hidden = (x.flatten(2).mean(2) @ gate.fc1.weight.T).relu()
+    gates = (hidden @ gate.fc2.weight.T).sigmoid()
+    torch.testing.assert_close(gate.train()(x), x * gates[:, :, None, None])
+
+
+@pytest.mark.parametrize("activation", ["apa", "sigmoid"])
+def test_spatial(activation):
+    cfg = get_cfg()
+    add_apa_config(cfg)
+    cfg.MODEL.APA.GATE_SPATIAL_ACTIVATION = activation
+    gate = gate_from_config(cfg, "spatial")(32).eval()
+    x = torch.randn(2, 32, 9, 11)
+    pooled = torch.stack([x.max(1).values, x.mean(1)], dim=1)
+    z = F.conv2d(pooled, gate.spatial_conv.weight, padding=3) / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(gate(x), x * eta(gate.spatial_activation, z))
+    # behind a channel gate of another activation
+    cfg.MODEL.APA.GATE_ACTIVATION = "sigmoid" if activation == "apa" else "apa"
+    gate = gate_from_config(cfg, "cbam")(32).eval()
+    assert isinstance(gate.spatial_activation, torch.nn.Sigmoid) == (activation == "sigmoid")
+    assert isinstance(gate.activation, torch.nn.Sigmoid) != (activation == "sigmoid")
+
+
 def test_dropout_acts_on_the_logits():
     torch.manual_seed(0)
     gate = SEGate(64, activation="sigmoid", dropout=0.5)
@@ -68,7 +95,9 @@ def test_get_gate():
     assert get_gate("none", 8) is None and get_gate(None, 8) is None
     assert isinstance(get_gate("cbam", 8, reduction=2), CBAMGate)
     assert isinstance(get_gate(torch.nn.Identity, 8), torch.nn.Identity)
-    with pytest.raises(UserError, match="Unknown gate 'ce'; expected one of none, cbam, se"):
+    with pytest.raises(
+        UserError, match="Unknown gate 'ce'; expected one of none, cbam, plain_se, se, spatial"
+    ):
         get_gate("ce", 8)
 
 

@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from apa_det import AGLU, add_apa_config
 from apa_det.errors import UserError
 from apa_det.layers import SEGate
-from apa_det.modeling import APAFastRCNNConvFCHead
+from apa_det.modeling import APAFastRCNNConvFCHead, APAFastRCNNOutputLayers
 
 SHAPE = ShapeSpec(channels=32, height=7, width=7)
 
@@ -86,3 +86,23 @@ def test_errors():
         build_box_head(make_cfg(GATE="both"), SHAPE)
     with pytest.raises(UserError, match="NUM_FC > 0"):
         APAFastRCNNConvFCHead(SHAPE, conv_dims=[8], fc_dims=[], fc_gate="se")
+
+
+@pytest.mark.parametrize("init", ["torch", "xavier"])
+def test_init(init):
+    """Bounds of the uniform distributions: 1 / √inputs, and √(6 / (inputs + outputs))."""
+    torch.manual_seed(0)
+    head = build_box_head(make_cfg(INIT=init), SHAPE)
+    for fc in head.fcs:
+        inputs, outputs = fc.in_features, fc.out_features
+        bound = inputs**-0.5 if init == "torch" else (6 / (inputs + outputs)) ** 0.5
+        assert 0.98 * bound < fc.weight.abs().max() <= bound
+        assert fc.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert fc.bias.any() == (init == "torch")
+    cfg = make_cfg(INIT=init)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 50
+    regression = APAFastRCNNOutputLayers(cfg, head.output_shape).bbox_pred
+    expected = 64**-0.5 / 3**0.5 if init == "torch" else 0.001
+    assert regression.weight.std().item() == pytest.approx(expected, rel=0.05)
+    with pytest.raises(UserError, match="must be one of detectron2, xavier, torch; got 'he'"):
+        build_box_head(make_cfg(INIT="he"), SHAPE)

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -14,17 +15,38 @@ from apa_det import add_apa_config
 from apa_det.errors import UserError
 from apa_det.modeling import APAFastRCNNOutputLayers, Calibration
 from apa_det.modeling.box_predictor import CLASS_SCORES
-from apa_det.modeling.calibration import logit_adjustment, nor_cal, tau_norm
+from apa_det.modeling.calibration import fracal, fracal_binary, logit_adjustment, nor_cal, tau_norm
 
 COUNTS = [1000, 40, 3]
-NAMES = ("NorCal", "LogitAdjustment", "TauNorm")
+NAMES = ("FRACAL", "NorCal", "LogitAdjustment", "TauNorm")
+NUM_IMAGES = 1200
 
 
 @pytest.fixture
-def dataset():
+def dataset(tmp_path):
+    """Boxes of class 0 on a 30 x 30 lattice, of class 1 on a line, of class 2 on a point."""
     name = "calibration_train"
+    boxes = [
+        *([0, i % 30 * 3 + 1, i // 30 % 30 * 3 + 1, 1, 1] for i in range(COUNTS[0])),
+        *([1, 2 * i, 2 * i, 2, 2] for i in range(COUNTS[1])),
+        *([2, 50, 50, 0, 0] for i in range(COUNTS[2])),
+    ]
+    content = {
+        "images": [
+            {"id": i, "width": 90, "height": 90, "file_name": f"{i}.jpg"} for i in range(NUM_IMAGES)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": box[0], "bbox": box[1:]}
+            for i, box in enumerate(boxes)
+        ],
+        "categories": [{"id": i, "name": str(i)} for i in range(3)],
+    }
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
     MetadataCatalog.get(name).set(
-        class_image_count=[{"id": i + 1, "image_count": n} for i, n in enumerate(COUNTS)]
+        json_file=str(path),
+        class_image_count=[{"id": i + 1, "image_count": n} for i, n in enumerate(COUNTS)],
+        thing_dataset_id_to_contiguous_id={i: i for i in range(3)},
     )
     yield name
     MetadataCatalog.remove(name)
@@ -97,6 +119,117 @@ def test_tau_norm_of_a_row_of_zeros():
     torch.testing.assert_close(normed, torch.tensor([[0.5, 2.0]]))
 
 
+def frequency_terms(shares):
+    return [-math.log10(p) + math.log10(1 / len(shares)) for p in shares]
+
+
+def literal_fracal(logits, shares, dimensions, strength):
+    """The softmax form, one number at a time: softmax(z + w) / Φ^λ, renormalized."""
+    w = [strength * term for term in frequency_terms(shares)] + [0.0]
+    exponentials = [math.exp(z + a) for z, a in zip(logits, w, strict=True)]
+    probabilities = [e / sum(exponentials) for e in exponentials]
+    divided = [
+        p / phi ** (2.0 * strength)
+        for p, phi in zip(probabilities, [*dimensions, 1.0], strict=True)
+    ]
+    return [p / sum(divided) for p in divided]
+
+
+def literal_fracal_binary(log_odds, shares, dimensions, strength):
+    """The sigmoid form: σ(z) · σ(z + w + f)."""
+    powers = [phi ** (2.0 * strength) for phi in dimensions]
+    scores = []
+    for z, w, power in zip(log_odds, frequency_terms(shares), powers, strict=True):
+        f = -math.log10(power / sum(powers)) + math.log10(1 / len(shares))
+        first, second = (1 / (1 + math.exp(-x)) for x in (z, z + strength * w + f))
+        scores.append(first * second**strength)
+    return scores
+
+
+classes = st.lists(st.tuples(st.floats(1e-5, 1), st.floats(1, 2)), min_size=1, max_size=5)
+
+
+@given(classes, st.floats(0, 1.5), st.integers(0, 99))
+def test_fracal_is_its_restatement(values, strength, seed):
+    shares, dimensions = torch.tensor(values).double().unbind(1)
+    logits = (
+        3 * torch.randn(len(values) + 1, generator=torch.Generator().manual_seed(seed)).double()
+    )
+    ours = fracal(logits[None], shares, dimensions, strength).softmax(-1)[0]
+    literal = literal_fracal(logits.tolist(), shares.tolist(), dimensions.tolist(), strength)
+    torch.testing.assert_close(ours, torch.tensor(literal), atol=1e-6, rtol=1e-4)
+    ours = fracal_binary(logits[None], shares, dimensions, strength).sigmoid()[0, :-1]
+    args = logits[:-1].tolist(), shares.tolist(), dimensions.tolist(), strength
+    torch.testing.assert_close(
+        ours, torch.tensor(literal_fracal_binary(*args)), atol=1e-7, rtol=1e-4
+    )
+
+
+def test_fracal_by_hand():
+    """Two classes with shares of 1/2 and 1/200 have w = 0 and 2. Φ of √2 halves a probability."""
+    shares, dimensions = torch.tensor([0.5, 0.005]), torch.tensor([2**0.5, 1.0])
+    scores = fracal(torch.zeros(1, 3), shares, dimensions, 1.0).softmax(-1)[0]
+    masses = torch.tensor([1 / 2, math.exp(2), 1.0])
+    torch.testing.assert_close(scores, masses / masses.sum())
+    # f = -log10(2/3) + log10(1/2) and -log10(1/3) + log10(1/2)
+    scores = fracal_binary(torch.zeros(1, 3), shares, dimensions, 1.0).sigmoid()[0, :2]
+    seconds = torch.tensor([math.log10(0.75), 2 + math.log10(1.5)]).sigmoid()
+    torch.testing.assert_close(scores, 0.5 * seconds)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_limits_of_binary_fracal(strength):
+    """Scores stay between 0 and 1, and increase with the given ones."""
+    z = torch.tensor([-math.inf, -1e4, -90.0, -20.0, -1.0, 0.0, 5.0, 20.0, 90.0, 1e4, math.inf])
+    z = z[:, None].expand(-1, 3)
+    shares, dimensions = torch.tensor([0.9, 1e-5]), torch.tensor([2.0, 1.0])
+    scores = fracal_binary(z, shares, dimensions, strength).sigmoid()[:, :2]
+    assert (scores[0] == 0).all() and (scores[-1] == 1).all()
+    assert (scores[1:] >= scores[:-1]).all() and (scores <= z[:, :2].sigmoid() + 1e-6).all()
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+@pytest.mark.parametrize("score", CLASS_SCORES)
+def test_fracal_in_the_predictor(score, strength, dataset):
+    """Gumbel and APA scores are calibrated by their log-odds."""
+    x = torch.randn(6, 8)
+    plain = probabilities(build(score), x).double()
+    calibrated = probabilities(build(score, "FRACAL", strength, dataset), x)
+    shares = [count / NUM_IMAGES for count in COUNTS]
+    # The lattice: d² cells up to d = 30, then 900 of 31 x 31. The line: d cells up to d = 6.
+    dimensions = [lattice_dimension(), 1.0, 1.0]
+    for row, scores in zip(plain, calibrated.tolist(), strict=True):
+        if score == "softmax":
+            expected = literal_fracal(row.log().tolist(), shares, dimensions, strength)
+        else:
+            row = row[:3]
+            expected = literal_fracal_binary(row.logit().tolist(), shares, dimensions, strength)
+        assert scores[: len(expected)] == pytest.approx(expected, rel=2e-4, abs=1e-7)
+
+
+def lattice_dimension():
+    x = torch.arange(1, 32).double().log()
+    y = torch.tensor([d**2 for d in range(1, 31)] + [900]).double().log()
+    x, y = x - x.mean(), y - y.mean()
+    return (x @ y / (x @ x)).item()
+
+
+def test_fracal_needs_a_file(dataset):
+    MetadataCatalog.get("no_file").set(class_image_count=[{"id": 1, "image_count": 1}])
+    with pytest.raises(UserError, match="annotation file of the dataset no_file"):
+        probabilities(build("softmax", "FRACAL", 1.0, "no_file"), torch.randn(2, 8))
+    MetadataCatalog.remove("no_file")
+
+
+def test_calibrations_share_no_class_values(dataset):
+    """A predictor whose calibration is replaced uses the class values of the new one."""
+    x, predictor = torch.randn(6, 8), build("sigmoid", "NorCal", 0.5, dataset)
+    probabilities(predictor, x)
+    other = build("sigmoid", "FRACAL", 0.5, dataset)
+    predictor.calibration = other.calibration
+    assert torch.equal(probabilities(predictor, x), probabilities(other, x))
+
+
 @pytest.mark.parametrize("score", CLASS_SCORES)
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_strength_changes_nothing(score, name, dataset):
@@ -146,14 +279,16 @@ def test_training_and_checkpoints_are_unchanged(name, dataset):
 
 def test_rare_classes_gain(dataset):
     x = torch.randn(50, 8)
-    for name in ("NorCal", "LogitAdjustment"):
+    for name in ("NorCal", "LogitAdjustment", "FRACAL"):
         plain = probabilities(build("softmax"), x)[:, :3]
         calibrated = probabilities(build("softmax", name, 0.5, dataset), x)[:, :3]
         assert (calibrated[:, 2] / calibrated[:, 0] > 5 * plain[:, 2] / plain[:, 0]).all()
 
 
 def test_errors(dataset):
-    with pytest.raises(UserError, match="CALIBRATION must be one of LogitAdj.* got 'Norcal'"):
+    with pytest.raises(
+        UserError, match="CALIBRATION must be one of FRACAL, LogitAdj.* got 'Norcal'"
+    ):
         build("softmax", "Norcal", 0.5)
     with pytest.raises(UserError, match="CALIBRATION_STRENGTH must be >= 0, got -1"):
         Calibration(-1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts, samplers
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
@@ -47,6 +48,8 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
         proposal_files=datasets.PROPOSAL_FILES_TRAIN if model.LOAD_PROPOSALS else None,
     )
     sampler = None
+    loader = cfg.DATALOADER
+    dataset = without_small(dataset, loader.MIN_IMAGE_SIDE, loader.MIN_BOX_SIDE)
     if isinstance(dataset, list) and name in TRAIN_SAMPLER_REGISTRY:
         logger.info("Using training sampler %s", name)
         sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
@@ -68,6 +71,9 @@ def build_train_loader(
     sampler: str | Sampler | None = "TrainingSampler",
     repeat_thresh: float = 0.0,
     repeat_sqrt: bool = True,
+    repeat_rounding: str = "stochastic",
+    min_image_side: float = 0,
+    min_box_side: float = 0.0,
     subset_ratio: float = 1.0,
     frequent_share: float = 0.5,
     dataset_names: str | Sequence[str] = (),
@@ -87,7 +93,8 @@ def build_train_loader(
         total_batch_size: images per batch, over all processes.
         sampler: a registered name, or a sampler of this dataset. The following arguments are
             passed to registered samplers that accept them.
-        repeat_thresh, repeat_sqrt: see :class:`RepeatFactorTrainingSampler`.
+        repeat_thresh, repeat_sqrt, repeat_rounding: see :class:`RepeatFactorTrainingSampler`.
+        min_image_side, min_box_side: see :func:`without_small`; not if ``sampler`` is a sampler.
         subset_ratio: see :class:`RandomSubsetTrainingSampler`.
         frequent_share: see :class:`UndersamplingTrainingSampler`.
         dataset_names: registered datasets in ``dataset``, for the frequency groups; see
@@ -98,19 +105,27 @@ def build_train_loader(
         kwargs: further arguments of :class:`TrainLoader`.
 
     Raises:
-        UserError: an unknown sampler, or arguments that it rejects; ``max_bad_images`` < 0; or the
-            mapper uses masks, and an instance of ``dataset`` has none.
+        UserError: an unknown sampler, or arguments that it rejects; ``max_bad_images`` < 0; no
+            image is large enough; or the mapper uses masks, and an instance of ``dataset`` has
+            none.
     """
     names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     if max_bad_images < 0:
         raise UserError(f"{KEY} must be >= 0, got {max_bad_images}.")
     if isinstance(dataset, list) and getattr(mapper, "use_instance_mask", False):
         _require_masks(dataset, mapper)
+    if isinstance(sampler, Sampler) and (min_image_side or min_box_side):
+        raise UserError(
+            "min_image_side and min_box_side change the dataset, for which the sampler is already "
+            "built: set both to 0, or give the name of a sampler."
+        )
+    dataset = without_small(dataset, min_image_side, min_box_side)
     if isinstance(sampler, str):
         _require_known(sampler, "sampler")
         settings = {
             "repeat_thresh": repeat_thresh,
             "repeat_sqrt": repeat_sqrt,
+            "repeat_rounding": repeat_rounding,
             "subset_ratio": subset_ratio,
             "frequent_share": frequent_share,
             "dataset_names": names,
@@ -150,6 +165,60 @@ def _require_masks(dataset: list[dict], mapper: Callable[[dict], dict]) -> None:
     images = sum(map(has_rle, dataset))
     if images and isinstance(mapper, APADatasetMapper) and mapper.instance_mask_format == "polygon":
         logger.info("%d images have RLE masks: all their masks are used as bitmaps.", images)
+
+
+def without_small(
+    dataset: list[dict], min_image_side: float = 0, min_box_side: float = 0.0
+) -> list[dict]:
+    """Leave out small images, and boxes that are small or outside of their image.
+
+    As mmdetection does. An image that loses all its boxes stays.
+
+    Args:
+        dataset: detectron2 dataset dicts; they are not modified.
+        min_image_side: minimum width and height of an image, in pixels. 0: keep all.
+        min_box_side: minimum width and height of a box, in pixels. 0: keep all.
+
+    Raises:
+        UserError: no image is left, or ``dataset`` is not a list.
+    """
+    if not (min_image_side or min_box_side):
+        return dataset
+    if not isinstance(dataset, list):
+        raise UserError(
+            "DATALOADER.MIN_IMAGE_SIDE and MIN_BOX_SIDE need datasets of dicts: set both to 0."
+        )
+    large = [r for r in dataset if min(r["width"], r["height"]) >= min_image_side]
+    if dataset and not large:
+        raise UserError(
+            f"No training image has sides of {min_image_side} pixels. Lower "
+            "DATALOADER.MIN_IMAGE_SIDE (min_image_side in a LazyConfig)."
+        )
+    result = (
+        [_with_large_boxes(record, min_box_side) for record in large] if min_box_side else large
+    )
+    boxes = sum(
+        len(a.get("annotations", ())) - len(b.get("annotations", ()))
+        for a, b in zip(large, result, strict=True)
+    )
+    logger.info(
+        "Left out %d images with a side below %g, and %d boxes with a side below %g or outside of "
+        "their image.",
+        *(len(dataset) - len(large), min_image_side, boxes, min_box_side),
+    )
+    return result
+
+
+def _with_large_boxes(record: dict, min_side: float) -> dict:
+    annotations = record.get("annotations", [])
+    large = [a for a in annotations if _is_large(a, record, min_side)]
+    return record if len(large) == len(annotations) else {**record, "annotations": large}
+
+
+def _is_large(annotation: dict, record: dict, min_side: float) -> bool:
+    x, y, w, h = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
+    inside = min(x + w, record["width"]) > max(x, 0) and min(y + h, record["height"]) > max(y, 0)
+    return inside and min(w, h) >= min_side
 
 
 def _log_epoch(dataset: list[dict], sampler: Sampler | None, names: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
 
     A class in a fraction f of the images has the repeat factor max(1, √(t / f)). An image has the
     largest factor of its classes, stochastically rounded in each epoch ("LVIS", Gupta et al., CVPR
-    2019, appendix B.2).
+    2019, appendix B.2), or rounded up, as in mmdetection.
     """
 
     @configurable
@@ -29,6 +29,7 @@ class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
         *,
         repeat_thresh: float,
         repeat_sqrt: bool = True,
+        repeat_rounding: str = "stochastic",
         seed: int | None = None,
     ):
         """
@@ -36,10 +37,14 @@ class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
             dataset: detectron2 dataset dicts.
             repeat_thresh: t, the fraction of the images below which a class is repeated.
             repeat_sqrt: take the square root.
+            repeat_rounding: see :func:`round_factors`.
             seed: seed of the rounding and the order. None: a random one, shared by all processes.
+
+        Raises:
+            UserError: the rounding is unknown.
         """
         factors = self.repeat_factors_from_category_frequency(dataset, repeat_thresh, repeat_sqrt)
-        super().__init__(factors, seed=seed)
+        super().__init__(round_factors(factors, repeat_rounding), seed=seed)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: list[dict]) -> dict:
@@ -47,8 +52,28 @@ class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
             "dataset": dataset,
             "repeat_thresh": cfg.DATALOADER.REPEAT_THRESHOLD,
             "repeat_sqrt": cfg.DATALOADER.REPEAT_SQRT,
+            "repeat_rounding": cfg.DATALOADER.REPEAT_ROUNDING,
             "seed": cfg.SEED,
         }
+
+
+def round_factors(factors: Tensor, rounding: str) -> Tensor:
+    """Prepare repeat factors for detectron2's sampler, which rounds stochastically in each epoch.
+
+    Args:
+        factors: shape (N,).
+        rounding: "stochastic", which changes nothing; or "up", so that each epoch has the same
+            images.
+
+    Raises:
+        UserError: the rounding is unknown.
+    """
+    if rounding not in ("stochastic", "up"):
+        raise UserError(
+            "DATALOADER.REPEAT_ROUNDING (repeat_rounding in a LazyConfig) must be stochastic or "
+            f"up; got {rounding!r}."
+        )
+    return factors.ceil() if rounding == "up" else factors
 
 
 def instance_aware_repeat_factors(dataset: Sequence[dict], repeat_thresh: float) -> Tensor:
@@ -89,21 +114,31 @@ class InstanceAwareRepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSamp
     """Repeat-factor sampling by :func:`instance_aware_repeat_factors`."""
 
     @configurable
-    def __init__(self, dataset: list[dict], *, repeat_thresh: float, seed: int | None = None):
+    def __init__(
+        self,
+        dataset: list[dict],
+        *,
+        repeat_thresh: float,
+        repeat_rounding: str = "stochastic",
+        seed: int | None = None,
+    ):
         """
         Args:
             dataset, repeat_thresh: see :func:`instance_aware_repeat_factors`.
+            repeat_rounding: see :func:`round_factors`.
             seed: seed of the rounding and the order. None: a random one, shared by all processes.
 
         Raises:
-            UserError: the threshold is not positive.
+            UserError: the threshold is not positive, or the rounding is unknown.
         """
-        super().__init__(instance_aware_repeat_factors(dataset, repeat_thresh), seed=seed)
+        factors = instance_aware_repeat_factors(dataset, repeat_thresh)
+        super().__init__(round_factors(factors, repeat_rounding), seed=seed)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: list[dict]) -> dict:
         return {
             "dataset": dataset,
             "repeat_thresh": cfg.DATALOADER.REPEAT_THRESHOLD,
+            "repeat_rounding": cfg.DATALOADER.REPEAT_ROUNDING,
             "seed": cfg.SEED if cfg.SEED >= 0 else None,
         }

@@ -176,8 +176,7 @@ def score_strengths(
     calibrations = [CALIBRATION_REGISTRY.get(method)(strength) for strength in strengths]
     if calibrations[0].needs_counts and not all(p.calibration_datasets for p in predictors):
         raise UserError(
-            f"{method} needs the image counts of the training set: set calibration_datasets of the "
-            "box predictors."
+            f"{method} needs the training set: set calibration_datasets of the box predictors."
         )
     detections: list[list[Detections]] = [[] for _ in strengths]
     before = [predictor.calibration for predictor in predictors]

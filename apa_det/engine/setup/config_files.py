@@ -165,6 +165,18 @@ def read_lazy_config(config_file: str, opts: Sequence[str] = ()) -> DictConfig:
         raise UserError(f"{_OVERRIDES}: {message}") from error
 
 
+def unset_keys(node: object, key: str) -> Iterator[str]:
+    """Yield the keys ``num_classes`` within a plain config that are None or "???"."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    for name, value in node.items():
+        if name == "num_classes" and value in (None, "???"):
+            yield f"{key}.{name}"
+        yield from unset_keys(value, f"{key}.{name}")
+
+
 def save_lazy_config(cfg: DictConfig, folder: str) -> None:
     """Write ``config.yaml`` into a folder, and a pickle if yaml cannot represent a value."""
     with TemporaryDirectory() as temporary:

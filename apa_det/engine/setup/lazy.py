@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from detectron2.config import get_cfg, instantiate
@@ -23,12 +23,18 @@ from ...data.frequency import FrequencyGroups
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator
 from ...evaluation.by_name import by_name
-from ...modeling import APAFastRCNNOutputLayers
+from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
 from ..job import Job
 from ..loading import CheckedLoader
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
-from .config_files import available_device, call_target, register_datasets, save_lazy_config
+from .config_files import (
+    available_device,
+    call_target,
+    register_datasets,
+    save_lazy_config,
+    unset_keys,
+)
 from .second_stage import lazy_second_stage
 
 logger = logging.getLogger(__name__)
@@ -319,7 +325,7 @@ class LazyJob(Job):
 
     def unset_num_classes(self) -> list[str]:
         model = OmegaConf.to_container(self.config.model, resolve=False)
-        return [*_unset_keys(model, "model")]
+        return [*unset_keys(model, "model")]
 
     def with_num_classes(self, number: int) -> "LazyJob":
         cfg = copy.deepcopy(self.config)
@@ -336,15 +342,20 @@ class LazyJob(Job):
         return self.long_tail_metric_names(has_masks=not has_boxes_only)
 
     def counted_datasets(self) -> list[str]:
-        datasets = []
-        for key in self.box_predictors():
-            names = OmegaConf.select(self.config, f"{key}.calibration_datasets") or ()
-            datasets += [names] if isinstance(names, str) else names
-        return [*dict.fromkeys(datasets)]
+        names = [n for key in self.box_predictors() for n in self._calibration_datasets(key)]
+        return [*dict.fromkeys(names)]
+
+    def _calibration_datasets(self, key: str) -> list[str]:
+        names = OmegaConf.select(self.config, f"{key}.calibration_datasets") or ()
+        return [names] if isinstance(names, str) else list(names)
 
     def read_class_counts(self) -> None:
         for name in self.counted_datasets():
             ensure_metadata(name)
+        for key in self.box_predictors():
+            method = OmegaConf.select(self.config, f"{key}.calibration") or ""
+            if method in CALIBRATION_REGISTRY and CALIBRATION_REGISTRY.get(method).needs_counts:
+                CALIBRATION_REGISTRY.get(method).class_values(self._calibration_datasets(key))
 
     def check(self, *, eval_only: bool) -> None:
         if eval_only and self.config.dataloader.get("evaluator") is None:
@@ -373,18 +384,6 @@ class LazyJob(Job):
                     f"{self.KEYS['reference_world_size']} needs {key}, which the config does not "
                     f"have: set {self.KEYS['reference_world_size']} to 0."
                 )
-
-
-def _unset_keys(node: object, key: str) -> Iterator[str]:
-    """Yield the keys ``num_classes`` within a plain config that are None or "???"."""
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        return
-    for name, value in node.items():
-        if name == "num_classes" and value in (None, "???"):
-            yield f"{key}.{name}"
-        yield from _unset_keys(value, f"{key}.{name}")
 
 
 def _tta_config(model: nn.Module):

@@ -21,7 +21,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...config import add_apa_config
 from ...data import APADatasetMapper, ensure_metadata
-from ...data.class_counts import class_counts
 from ...data.frequency import FrequencyGroups
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator
@@ -281,7 +280,7 @@ class YamlJob(Job):
         for dataset in self.train_datasets:
             ensure_metadata(dataset)
         check_num_classes(self, self.train_datasets)
-        class_counts(self.train_datasets)
+        CALIBRATION_REGISTRY.get(name).class_values(self.train_datasets)
 
     def check(self, *, eval_only: bool) -> None:
         cfg = self.config

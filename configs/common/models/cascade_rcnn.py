@@ -5,6 +5,12 @@ from detectron2.modeling.matcher import Matcher
 from apa_det.modeling import APACascadeROIHeads
 
 BBOX_REG_WEIGHTS = ((10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15))
+# The inverses of 0.1 and 0.2, 0.05 and 0.1, 0.033 and 0.067
+MMDET_BBOX_REG_WEIGHTS = (
+    (10.0, 10.0, 5.0, 5.0),
+    (20.0, 20.0, 10.0, 10.0),
+    (30.303030303, 30.303030303, 14.925373134, 14.925373134),
+)
 
 
 def make_cascade(model, bbox_reg_weights=BBOX_REG_WEIGHTS):
@@ -30,3 +36,10 @@ def make_cascade(model, bbox_reg_weights=BBOX_REG_WEIGHTS):
         ],
         **mask,  # last, so that layers draw their initial weights in the order of the yaml config
     )
+
+
+def make_mmdet_cascade(model):
+    """Like :func:`make_cascade`, with the settings of mmdetection."""
+    make_cascade(model, MMDET_BBOX_REG_WEIGHTS)
+    model.proposal_generator.anchor_boundary_thresh = 0
+    model.roi_heads.update(score_average="logits", stage_loss_weights=[1.0, 0.5, 0.25])

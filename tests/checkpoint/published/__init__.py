@@ -21,7 +21,7 @@ BOX_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 
 
 
 class Detector(nn.Module):
-    """Mask R-CNN with Gumbel scores, or Faster R-CNN with wrapped Cauchy scores (``v3det``)."""
+    """Mask, Faster or Cascade R-CNN, with the classifiers of ``BBoxHead``."""
 
     def __init__(
         self,
@@ -30,15 +30,24 @@ class Detector(nn.Module):
         *,
         gate="se",
         per_channel=False,
-        v3det=False,
+        aglu=True,
+        classifier="gumbel",
         cascade=False,
         masks=True,
+        temperature=None,
+        carafe=None,
     ):
+        """
+        Args:
+            temperature: of the mask predictor. None: a learned one. "none": no cosine predictor.
+            carafe: None: with a learned temperature.
+        """
         super().__init__()
-        self.backbone = SEResNet(depth, gate, per_channel)
+        self.backbone = SEResNet(depth, gate, per_channel, aglu=aglu)
         self.neck = FPN()
         self.rpn_head = RPNHead()
-        self.roi_head = RoIHead(num_classes, v3det, cascade, masks)
+        carafe = temperature is None if carafe is None else carafe
+        self.roi_head = RoIHead(num_classes, classifier, cascade, masks, temperature, carafe)
 
     def maps(self, image):
         """FPN features of a (3, H, W) RGB image with values from 0 to 255.
@@ -51,7 +60,10 @@ class Detector(nn.Module):
         return self.neck(self.backbone(x[None]))
 
     def detect(self, image, *, proposals=1000, threshold=1e-4, nms=0.3, limit=300):
-        """Boxes (N, 4), scores (N,), classes (N,) and mask logits (N, 28, 28) of those classes."""
+        """Boxes (N, 4), scores (N,), classes (N,) and mask probabilities (N, 28, 28).
+
+        A cascade averages the logits of its stages, and the probabilities of its mask heads.
+        """
         size = image.shape[1:]
         maps = self.maps(image)
         boxes = self.rpn_head.proposals(maps, size, proposals)
@@ -60,12 +72,12 @@ class Detector(nn.Module):
         stages = []
         for k, (head, stds) in enumerate(zip(heads, BOX_STDS, strict=False)):
             logits, deltas = head(pool(maps, boxes, 7))
-            stages.append(head.scores(logits))
+            stages.append(logits)
             deltas = deltas.view(len(boxes), -1, 4)
             decoded = decode(boxes[:, None].expand_as(deltas), deltas, stds)
             if k + 1 < len(heads):
                 boxes = clip_boxes_to_image(decoded[:, 0], size)
-        scores = sum(stages) / len(stages)
+        scores = heads[-1].scores(sum(stages) / len(stages))
         boxes = clip_boxes_to_image(decoded, size)
         rows, classes = (scores > threshold).nonzero(as_tuple=True)
         boxes = boxes[rows, classes if boxes.shape[1] > 1 else 0]
@@ -74,8 +86,11 @@ class Detector(nn.Module):
         boxes, scores, classes = boxes[keep], scores[keep], classes[keep]
         if not hasattr(self.roi_head, "mask_head"):
             return boxes, scores, classes, None
-        masks = self.roi_head.mask_head(pool(maps, boxes, 14))
-        return boxes, scores, classes, masks[torch.arange(len(masks)), classes]
+        heads = self.roi_head.mask_head
+        heads = heads if isinstance(heads, nn.ModuleList) else [heads]
+        pooled, rows = pool(maps, boxes, 14), torch.arange(len(boxes))
+        masks = sum(head(pooled).sigmoid()[rows, classes] for head in heads) / len(heads)
+        return boxes, scores, classes, masks
 
 
 def randomize(model, seed=0):

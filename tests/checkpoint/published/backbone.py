@@ -1,4 +1,4 @@
-"""The backbone: a ResNet with AGLU and channel gates."""
+"""The backbone: a ResNet with AGLU, or ReLU, and gates."""
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,19 @@ class SE(nn.Module):
         return x * self.uniact(z[:, :, None, None])
 
 
+class PlainSE(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.excitation = nn.Sequential(
+            nn.Linear(channels, channels // 16, bias=False),
+            nn.ReLU(),
+            nn.Linear(channels // 16, channels, bias=False),
+        )
+
+    def forward(self, x):
+        return x * self.excitation(x.mean(dim=(2, 3))).sigmoid()[:, :, None, None]
+
+
 class ChannelGate(nn.Module):
     def __init__(self, channels, eta_channels):
         super().__init__()
@@ -65,12 +78,12 @@ class ChannelGate(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    def __init__(self):
+    def __init__(self, apa):
         super().__init__()
         self.spatial = nn.Module()
         self.spatial.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
         self.spatial.bn = nn.BatchNorm2d(1)
-        self.uniact = Eta()
+        self.uniact = Eta() if apa else nn.Sigmoid()
 
     def forward(self, x):
         pooled = torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1)
@@ -78,17 +91,20 @@ class SpatialGate(nn.Module):
 
 
 class CBAM(nn.Module):
-    def __init__(self, channels, eta_channels):
+    """kind: cbam, cbam_sigmoid (in the spatial gate), spatial or spatial_sigmoid."""
+
+    def __init__(self, kind, channels, eta_channels):
         super().__init__()
-        self.ChannelGate = ChannelGate(channels, eta_channels)
-        self.SpatialGate = SpatialGate()
+        if kind.startswith("cbam"):
+            self.ChannelGate = ChannelGate(channels, eta_channels)
+        self.SpatialGate = SpatialGate(apa=not kind.endswith("sigmoid"))
 
     def forward(self, x):
-        return self.SpatialGate(self.ChannelGate(x))
+        return self.SpatialGate(self.ChannelGate(x) if hasattr(self, "ChannelGate") else x)
 
 
 class Bottleneck(nn.Module):
-    def __init__(self, in_channels, width, stride, gate, per_channel):
+    def __init__(self, in_channels, width, stride, gate, per_channel, aglu):
         super().__init__()
         out_channels = 4 * width
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
@@ -97,13 +113,15 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.unirect1 = AGLU(width if per_channel else None)
-        self.unirect2 = AGLU(width if per_channel else None)
-        self.unirect3 = AGLU(out_channels if per_channel else None)
+        for i, channels in enumerate((width, width, out_channels), start=1):
+            activation = AGLU(channels if per_channel else None) if aglu else nn.ReLU()
+            setattr(self, f"unirect{i}", activation)
         if gate == "se":
             self.se = SE(out_channels, out_channels if per_channel else None)
-        elif gate == "cbam":
-            self.cbam = CBAM(out_channels, out_channels if per_channel else None)
+        elif gate == "plain_se":
+            self.se = PlainSE(out_channels)
+        elif gate != "none":
+            self.cbam = CBAM(gate, out_channels, out_channels if per_channel else None)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
@@ -115,24 +133,25 @@ class Bottleneck(nn.Module):
         out = self.unirect1(self.bn1(self.conv1(x)))
         out = self.unirect2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        out = self.se(out) if hasattr(self, "se") else self.cbam(out)
+        for name in ("se", "cbam"):
+            out = getattr(self, name)(out) if hasattr(self, name) else out
         return self.unirect3(out + (x if self.downsample is None else self.downsample(x)))
 
 
 class SEResNet(nn.Module):
     """The ImageNet classifier (with ``fc``) if ``num_classes`` is given."""
 
-    def __init__(self, depth=50, gate="se", per_channel=False, num_classes=None):
+    def __init__(self, depth=50, gate="se", per_channel=False, num_classes=None, aglu=True):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.relu = AGLU(64 if per_channel else None)
+        self.relu = AGLU(64 if per_channel else None) if aglu else nn.ReLU()
         channels = 64
         for k, blocks in enumerate(BLOCKS[depth]):
             layer = nn.Sequential()
             for i in range(blocks):
                 stride = 2 if i == 0 and k > 0 else 1
-                layer.append(Bottleneck(channels, 64 * 2**k, stride, gate, per_channel))
+                layer.append(Bottleneck(channels, 64 * 2**k, stride, gate, per_channel, aglu))
                 channels = 4 * 64 * 2**k
             setattr(self, f"layer{k + 1}", layer)
         if num_classes is not None:

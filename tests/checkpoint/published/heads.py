@@ -110,15 +110,34 @@ class WrappedCauchy(nn.Linear):
         return 300 * (1 / 2 / 3.14) * (1 - gamma**2) / (1 + gamma**2 - 2 * gamma * cos)
 
 
+class NormedLinear(nn.Linear):
+    def __init__(self, in_features, out_features, temperature):
+        super().__init__(in_features, out_features)
+        self.temperature = temperature
+
+    def forward(self, x):
+        weight = self.weight / (self.weight.norm(dim=1, keepdim=True) + 1e-6)
+        x = x / (x.norm(dim=1, keepdim=True) + 1e-6) * self.temperature
+        return F.linear(x, weight, self.bias)
+
+
 class BBoxHead(nn.Module):
-    def __init__(self, num_classes, v3det):
+    """classifier: gumbel or normed_softmax (LVIS), softmax (COCO), wrapped_cauchy or normed_sigmoid
+    (V3Det)."""
+
+    def __init__(self, num_classes, classifier):
         super().__init__()
         self.shared_fcs = nn.ModuleList([nn.Linear(256 * 49, 1024), nn.Linear(1024, 1024)])
-        if v3det:
-            self.fc_cls = WrappedCauchy(1024, num_classes + 1)
-        else:
-            self.fc_cls = nn.Linear(1024, num_classes)
-        self.fc_reg = nn.Linear(1024, 4 if v3det else 4 * num_classes)
+        self.classifier = classifier
+        self.fc_cls = {
+            "gumbel": lambda: nn.Linear(1024, num_classes),
+            "softmax": lambda: nn.Linear(1024, num_classes + 1),
+            "normed_softmax": lambda: NormedLinear(1024, num_classes + 1, 20),
+            "normed_sigmoid": lambda: NormedLinear(1024, num_classes, 50),
+            "wrapped_cauchy": lambda: WrappedCauchy(1024, num_classes + 1),
+        }[classifier]()
+        agnostic = classifier in ("wrapped_cauchy", "normed_sigmoid")
+        self.fc_reg = nn.Linear(1024, 4 if agnostic else 4 * num_classes)
 
     def forward(self, features):
         x = features.flatten(1)
@@ -127,9 +146,11 @@ class BBoxHead(nn.Module):
         return self.fc_cls(x), self.fc_reg(x)
 
     def scores(self, logits):
-        if isinstance(self.fc_cls, WrappedCauchy):
-            return logits.softmax(dim=1)[:, :-1]
-        return torch.exp(-torch.exp(-logits))
+        if self.classifier == "gumbel":
+            return torch.exp(-torch.exp(-logits))
+        if self.classifier == "normed_sigmoid":
+            return logits.sigmoid()
+        return logits.softmax(dim=1)[:, :-1]
 
 
 class CARAFE(nn.Module):
@@ -148,33 +169,47 @@ class CARAFE(nn.Module):
 
 
 class NormedConv(nn.Conv2d):
-    def __init__(self, in_channels, out_channels):
+    """temperature None: learned, squared."""
+
+    def __init__(self, in_channels, out_channels, temperature=None):
         super().__init__(in_channels, out_channels, 1)
-        self.tempearture = nn.Parameter(torch.full((1,), 4.5))
+        self.fixed = temperature
+        if temperature is None:
+            self.tempearture = nn.Parameter(torch.full((1,), 4.5))
 
     def forward(self, x):
+        temperature = self.tempearture**2 if self.fixed is None else self.fixed
         weight = self.weight / (self.weight.norm(dim=1, keepdim=True) + 1e-6)
-        x = x / (x.norm(dim=1, keepdim=True) + 1e-6) * self.tempearture**2
+        x = x / (x.norm(dim=1, keepdim=True) + 1e-6) * temperature
         return F.conv2d(x, weight, self.bias)
 
 
 class MaskHead(nn.Module):
-    def __init__(self, num_classes):
+    """CARAFE or a deconvolution, and a cosine predictor, or a plain one (temperature "none")."""
+
+    def __init__(self, num_classes, temperature, carafe):
         super().__init__()
         self.convs = nn.ModuleList(Conv(256, 256, 3, padding=1) for _ in range(4))
-        self.upsample = CARAFE()
-        self.conv_logits = NormedConv(256, num_classes)
+        self.carafe = carafe
+        self.upsample = CARAFE() if carafe else nn.ConvTranspose2d(256, 256, 2, stride=2)
+        plain = temperature == "none"
+        self.conv_logits = (
+            nn.Conv2d(256, num_classes, 1) if plain else NormedConv(256, num_classes, temperature)
+        )
 
     def forward(self, x):
         for conv in self.convs:
             x = F.relu(conv(x))
-        return self.conv_logits(self.upsample(x))
+        x = self.upsample(x)
+        return self.conv_logits(x if self.carafe else F.relu(x))
 
 
 class RoIHead(nn.Module):
-    def __init__(self, num_classes, v3det, cascade, masks):
+    def __init__(self, num_classes, classifier, cascade, masks, temperature, carafe):
         super().__init__()
-        heads = [BBoxHead(num_classes, v3det) for _ in range(3 if cascade else 1)]
-        self.bbox_head = nn.ModuleList(heads) if cascade else heads[0]
+        stages = 3 if cascade else 1
+        heads = nn.ModuleList(BBoxHead(num_classes, classifier) for _ in range(stages))
+        self.bbox_head = heads if cascade else heads[0]
         if masks:
-            self.mask_head = MaskHead(num_classes)
+            heads = nn.ModuleList(MaskHead(num_classes, temperature, carafe) for _ in range(stages))
+            self.mask_head = heads if cascade else heads[0]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from detectron2.data import (
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.structures import BoxMode
 
 from apa_det import add_apa_config
 from apa_det.data import build_train_loader, generate_dataset, register_lvis_format
 from apa_det.data.sampling import TRAIN_SAMPLER_REGISTRY
+from apa_det.data.sampling.loader import without_small
 from apa_det.errors import UserError
 
 NAME = "sampling_train"
@@ -99,6 +102,57 @@ def test_plain_arguments_match_config(sampler):
         total_batch_size=2,
     )
     assert order(loader) == expected
+
+
+def test_small_images_and_boxes(caplog):
+    """As mmdetection: sides below the minimum, and boxes outside; given images are not changed."""
+
+    def annotation(box, mode):
+        return {"bbox": box, "bbox_mode": mode, "category_id": 0, "iscrowd": 0}
+
+    xywh, xyxy = BoxMode.XYWH_ABS, BoxMode.XYXY_ABS
+    boxes = {
+        "kept": ([2, 2, 1, 30], xywh),
+        "kept too": ([2, 2, 3, 3], xyxy),
+        "narrow": ([2, 2, 0.99, 30], xywh),
+        "low": ([2, 2, 30, 2.5], xyxy),
+        "right of the image": ([40, 2, 5, 5], xywh),
+        "above the image": ([2, -9, 5, 9], xywh),
+    }
+    annotations = [annotation(*box) for box in boxes.values()]
+    dataset = [
+        {"image_id": i, "width": width, "height": height, "annotations": annotations}
+        for i, (width, height) in enumerate([(40, 32), (31, 500), (32, 31)])
+    ]
+    dataset.append({**dataset[0], "image_id": 3, "annotations": annotations[2:]})
+    with caplog.at_level("INFO"):
+        result = without_small(dataset, 32, 1.0)
+    assert [image["image_id"] for image in result] == [0, 3]  # 3 has lost all its boxes
+    assert [len(image["annotations"]) for image in result] == [2, 0]
+    assert all(len(image["annotations"]) in (4, 6) for image in dataset)
+    assert "Left out 2 images with a side below 32, and 8 boxes" in caplog.text
+    assert without_small(dataset) is dataset
+    with pytest.raises(UserError, match="No training image has sides of 600 pixels"):
+        without_small(dataset, 600)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_small_images_are_not_drawn(lazy):
+    if lazy:
+        loader = partial(
+            build_train_loader,
+            get_detection_dataset_dicts(NAME),
+            sampler="TrainingSampler",
+            min_image_side=65,
+            mapper=identity,
+            total_batch_size=2,
+        )
+    else:
+        cfg = config("TrainingSampler")
+        cfg.DATALOADER.MIN_IMAGE_SIDE = 65
+        loader = partial(build_train_loader, cfg, identity)
+    with pytest.raises(UserError, match="No training image has sides of 65 pixels"):
+        loader()
 
 
 def test_log_of_epoch_contents(caplog):

@@ -108,6 +108,33 @@ def test_same_streams_as_detectron2():
         assert first(ours, 40) == first(theirs, 40)
 
 
+def test_rounding_up():
+    """Every epoch holds each image ceil(r) times."""
+    torch.manual_seed(0)
+    dataset = LONG_TAIL
+    share = [
+        sum(any(a["category_id"] == c for a in d["annotations"]) for d in dataset) for c in range(3)
+    ]
+    factor = [max(1.0, math.sqrt(0.3 / (n / len(dataset)))) for n in share]
+    expected = [
+        math.ceil(max((factor[a["category_id"]] for a in d["annotations"]), default=1.0))
+        for d in dataset
+    ]
+    sampler = RepeatFactorTrainingSampler(dataset, repeat_thresh=0.3, repeat_rounding="up", seed=1)
+    for epoch in (
+        first(sampler, 2 * sum(expected))[k:][: sum(expected)] for k in (0, sum(expected))
+    ):
+        assert Counter(epoch) == Counter({i: n for i, n in enumerate(expected)})
+    plain = RepeatFactorTrainingSampler(dataset, repeat_thresh=0.3, seed=1)
+    assert len(dataset) < plain._int_part.sum() + plain._frac_part.sum() < sum(expected)
+    aware = InstanceAwareRepeatFactorTrainingSampler(
+        dataset, repeat_thresh=0.3, repeat_rounding="up", seed=1
+    )
+    assert torch.equal(repeats_of(aware), instance_aware_repeat_factors(dataset, 0.3).ceil())
+    with pytest.raises(UserError, match="must be stochastic or up; got 'down'"):
+        RepeatFactorTrainingSampler(dataset, repeat_thresh=0.3, repeat_rounding="down")
+
+
 def test_instance_aware_by_hand():
     # fractions of the images 3/5, 1/5, 2/5 and of the instances 6/10, 2/10, 2/10
     factor = [1, math.sqrt(0.5 / 0.2), math.sqrt(0.5 / math.sqrt(0.4 * 0.2))]

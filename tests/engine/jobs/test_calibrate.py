@@ -48,7 +48,8 @@ def checkpoint(arguments, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method, score, cascade", [("NorCal", "softmax", False), ("TauNorm", "apa", True)]
+    "method, score, cascade",
+    [("NorCal", "softmax", False), ("TauNorm", "apa", True), ("FRACAL", "gumbel", True)],
 )
 def test_rows_equal_evaluation(arguments, checkpoint, method, score, cascade):
     options = checkpoint(cascade, score)
