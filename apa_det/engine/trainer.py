@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from detectron2.engine import TrainerBase, default_writers, hooks
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
@@ -84,6 +85,7 @@ class JobTrainer(TrainingLoop):
         self._draws_seed = job.seed < 0
         if self._draws_seed:
             job = job.changed({"seed": comm.shared_random_seed()})
+            seed_all_rng(job.seed + comm.get_rank())  # as setup_job does
             logger.info("%s is negative: using %d.", job.KEYS["seed"], job.seed)
         self.job = job = job.scaled(comm.get_world_size())
         model = job.build_model()

@@ -92,19 +92,19 @@ def test_killed_training_stops_at_the_same_iteration(train, output, killed_in):
     options = ("SOLVER.CHECKPOINT_PERIOD", 1)
     train([*values[:killed_in], Stop()], *options)
     assert (output / "last_checkpoint").read_text() == f"model_{killed_in:07d}.pth"
-    resumed = values[killed_in + 1 :]  # the evaluation that was killed is not repeated yet
-    train([*resumed, 2.0, 1.0, 0.0], *options, resume=True)
+    assert train([*values[killed_in:], 9.0], *options, resume=True) == 4 - killed_in
     best = final(output, "model_best")
-    assert best["value"] == max(values[:killed_in] + resumed)
-    assert final(output)["iteration"] == max(killed_in + 1, best["iteration"] + 2)
+    assert (best["iteration"], best["value"]) == (1, 5.0)
+    assert final(output)["iteration"] == 3
+    assert list(evaluations(output).values()) == [*values, values[-1]]
 
 
 def test_killed_in_the_last_evaluation(train, output, monkeypatch):
     """The whole test set after a stop by a subset: it is made up, and nothing is trained."""
     subset = iter([3.0, 2.0, 1.0])
     key = ("TEST.BEST_METRIC", "subset/bbox/AP", "TEST.SUBSET", 3)
-    evaluate = lambda self, model: {"subset/bbox/AP": next(subset)}  # noqa: E731
-    monkeypatch.setattr(Trainer, "_evaluate_subset", evaluate)
+    evaluate = lambda job: lambda model: {"subset/bbox/AP": next(subset)}  # noqa: E731
+    monkeypatch.setattr("apa_det.engine.trainer.SubsetTest", evaluate)
     assert train([Stop()], *key) == 1
     assert final(output)["iteration"] == 2
     assert train([6.5], *key, resume=True) == 1
