@@ -1,10 +1,12 @@
 """The config keys of data and evaluation."""
 
+from . import places
 from .key import Key, Section
 from .kinds import boolean, integer, list_of, name_in, number, one_of, text
 
 DATA = Section(
     "Data",
+    places.SETUP,
     (
         Key(
             "DATASETS.LVIS_FORMAT",
@@ -27,6 +29,7 @@ DATA = Section(
             "than annotated, by other ones, and log them. Each process counts its own, from its "
             "start. 0: the first one is an error. Which image replaces another depends on `SEED` "
             "alone.",
+            places.BAD_IMAGES,
         ),
         Key(
             "DATALOADER.FREQUENT_SHARE",
@@ -34,6 +37,7 @@ DATA = Section(
             number("in (0, 1]"),
             "UndersamplingTrainingSampler: fraction of the images with only frequent classes that "
             "an epoch keeps. All other images are kept.",
+            places.UNDERSAMPLING,
         ),
         Key(
             "DATALOADER.RANDOM_SUBSET_RATIO",
@@ -41,15 +45,18 @@ DATA = Section(
             number("in (0, 1]"),
             "RandomSubsetTrainingSampler: fraction of the images that are used. detectron2's "
             "sampler reads this key, but its config lacks it.",
+            places.RANDOM_SUBSET,
         ),
     ),
     "`DATALOADER.SAMPLER_TRAIN` also takes InstanceAwareRepeatFactorTrainingSampler (which uses "
     "`DATALOADER.REPEAT_THRESHOLD`), ClassAwareTrainingSampler (which draws all classes equally "
-    "often) and UndersamplingTrainingSampler.",
+    "often) and UndersamplingTrainingSampler, if `apa_det.data.build_train_loader` builds the "
+    "loader. detectron2's loader refuses these names.",
 )
 
 EVALUATION = Section(
     "Evaluation",
+    places.EVALUATOR,
     (
         Key(
             "TEST.BEST_METRIC",
@@ -57,6 +64,7 @@ EVALUATION = Section(
             text,
             "Metric by which the best model is saved as `model_best.pth`, e.g. `bbox/AP` or "
             "`segm/APr`. Empty: it is not saved.",
+            places.BEST,
         ),
         Key(
             "TEST.SUBSET",
@@ -66,6 +74,7 @@ EVALUATION = Section(
             "categories are included. The metrics get the prefix `subset/`, e.g. "
             "`subset/bbox/AP`. After the last iteration the whole test set is evaluated. 0: always "
             "evaluate the whole test set.",
+            places.TRAINER,
         ),
         Key(
             "TEST.ENGINE",
@@ -80,6 +89,7 @@ EVALUATION = Section(
             boolean,
             "Evaluate datasets in COCO format with the LVIS metrics, which include AP by frequency "
             "group, instead of the COCO metrics.",
+            places.LONG_TAIL,
         ),
         Key(
             "TEST.FREQUENCY_GROUPS",

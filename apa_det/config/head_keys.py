@@ -1,5 +1,6 @@
 """The config keys of box head and mask head."""
 
+from . import places
 from .key import Key, Section
 from .kinds import (
     Kind,
@@ -23,12 +24,14 @@ _class_weights = either(
 
 BOX_HEAD = Section(
     "Box head",
+    places.PREDICTOR,
     (
         Key(
             "MODEL.ROI_BOX_HEAD.ACTIVATION",
             "relu",
             _activation,
             "Activation of the layers of the box head.",
+            places.BOX_HEAD,
         ),
         Key(
             "MODEL.ROI_BOX_HEAD.GATE",
@@ -36,6 +39,7 @@ BOX_HEAD = Section(
             one_of("none", "roi", "fc", "roi_fc"),
             "SE gates of the box head: roi (on the RoI features, before the FCs), fc (on the "
             "output of the last FC) or roi_fc (both).",
+            places.BOX_HEAD,
         ),
         Key(
             "MODEL.ROI_BOX_HEAD.CLASS_SCORE",
@@ -236,6 +240,7 @@ BOX_HEAD = Section(
 
 MASK_HEAD = Section(
     "Mask head",
+    places.MASK_HEAD,
     (
         Key(
             "MODEL.ROI_MASK_HEAD.ACTIVATION",

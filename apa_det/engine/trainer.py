@@ -25,11 +25,13 @@ from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from ..config.ignored_keys import warn_of_ignored_keys
 from ..data import APADatasetMapper, build_train_loader
 from ..data.class_names import align_training_sets
 from ..errors import UserError
 from ..evaluation import V3DetEvaluator
 from ..evaluation.by_name import by_name, set_model_classes
+from ..modeling import build_model
 from ..modeling.losses import look_up_frequencies
 from .checkpointer import ShardedCheckpointer, StrictCheckpointer, class_arguments
 from .ema import build_ema
@@ -89,6 +91,7 @@ class JobTrainer(TrainerBase):
             if self.ema is not None:
                 shard(self.ema.module, job.KEYS["fsdp"])
         optimizer = job.build_optimizer(model)
+        warn_of_ignored_keys(job.config, model)
         data_loader = self.build_job_loader()
         look_up_frequencies(model)  # fails if they are unknown
         if self._sharded:
@@ -278,6 +281,13 @@ class Trainer(JobTrainer, DefaultTrainer):
         if frozen:
             scaled.freeze()
         return scaled
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """See :func:`apa_det.build_model`."""
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
