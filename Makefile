@@ -8,6 +8,7 @@ export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
 PY := .venv/bin/python
 set_up = scripts/setup_env.sh
+unexport PYTHONHOME PYTHONPATH # of another environment
 endif
 
 .DEFAULT_GOAL := help

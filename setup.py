@@ -1,17 +1,14 @@
+"""What pyproject.toml cannot declare: the kernels, and the configs inside the package."""
+
 import platform
-import re
 import shutil
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-
-
-def read(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
 
 
 class BuildKernels(build_ext):
@@ -52,24 +49,6 @@ def kernels() -> list[Extension]:
 
 
 setup(
-    name="apa_det",
-    version=re.search(r'^__version__ = "(.+)"', read("apa_det/__init__.py"), re.M).group(1),
-    description="Adaptive Parametric Activation for long-tailed detection: a detectron2 plugin",
-    long_description=read("README.md"),
-    long_description_content_type="text/markdown",
-    author="The apa_det authors",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(include=["apa_det", "apa_det.*", "apa_det_cli", "apa_det_cli.*"]),
-    entry_points={"console_scripts": ["apa-det = apa_det_cli:main"]},
     ext_modules=kernels(),
     cmdclass={"build_ext": BuildKernels, "build_py": BuildPackages},
-    # Users install torch, torchvision, detectron2 and lvis themselves; pip must not replace them.
-    install_requires=["defusedxml", "numpy", "pillow", "pycocotools", "tabulate", "tqdm"],
-    extras_require={
-        "export": ["onnx", "onnxruntime"],
-        "fast": ["ultrafast-pycocotools==0.1.14"],
-        "ensemble": ["ensemble-boxes==1.0.9"],
-        "dev": ["hypothesis", "mpmath", "pytest", "pytest-xdist", "ruff"],
-    },
 )

@@ -262,9 +262,14 @@ class APA(nn.Module):
             The defaults are those published for the gates of a detector.
         lambda_min: lower clamp of λ.
 
+    Attributes:
+        channel_dim: the dimension of the channels in the input.
+
     Raises:
         UserError: if a range has low > high, or ``lambda_range`` or ``lambda_min`` is negative.
     """
+
+    channel_dim = 1
 
     def __init__(
         self,

@@ -1,37 +1,28 @@
 """Train a small APA Mask R-CNN on a generated dataset.
 
-It evaluates the model and draws its detections, all in the folder of the checkout. The flags are
-those of train. Without --resume it starts over, and replaces the checkpoints of the last time.
+It evaluates the model and draws its detections, all in the current folder. The flags are those of
+train. Without --resume it starts over, and replaces the checkpoints of the last time.
 """
 
 import argparse
 import os
 import time
-from pathlib import Path
 
 from . import train_detector
 
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA.yaml"
+CONFIG = "Quickstart/mask_rcnn_R_18_FPN_APA.yaml"
 DATASET = "datasets/quickstart"
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
-    result = train_detector.parser(prog, __doc__)
-    result.set_defaults(config_file=str(CONFIG))
-    return result
+    return train_detector.parser(prog, __doc__)
 
 
 def run(args: argparse.Namespace) -> None:
     from apa_det.engine import run as launch
-    from apa_det.errors import MissingFileError
+    from apa_det.model_zoo import get_config_file
 
-    if not CONFIG.is_file():
-        raise MissingFileError(
-            f"There is no {CONFIG}. The quickstart needs a checkout of apa_det: clone it, and "
-            "install it with pip install -e."
-        )
-    args.config_file = os.path.abspath(args.config_file)
+    args.config_file = args.config_file or get_config_file(CONFIG)
     launch(main, args)
 
 
@@ -44,7 +35,6 @@ def main(args: argparse.Namespace) -> None:
     from apa_det.evaluation import draw_detections
 
     start = time.perf_counter()
-    os.chdir(ROOT)
     if comm.is_main_process() and not os.path.isfile(f"{DATASET}/val.json"):  # written last
         print(f"[1/3] Generating the dataset in {DATASET}")
         generate_dataset(DATASET)

@@ -6,13 +6,17 @@ If packages are missing, print how to install them and exit with 1.
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
 
 
 class Requirement(NamedTuple):
@@ -91,6 +95,9 @@ def main() -> int:
     python = f"{sys.executable} (Python {sys.version.split()[0]})"
     if sys.version_info < (3, 10):  # noqa: UP036 (this file runs with any Python 3)
         missing.append("  python: apa_det requires Python 3.10 or later")
+    elif target != "lint" and not missing:
+        problem = runpy.run_path(str(ROOT / "apa_det/requirements.py"))["find_problem"]()
+        missing += [f"  {problem}"] if problem else []
     if missing:
         problem = f"{python} does not have the packages for `make {target}`:"
         print(problem, *missing, sep="\n", file=sys.stderr)

@@ -4,9 +4,10 @@
 #   scripts/setup_env.sh                              use python3, or else python3.13 ... python3.10
 #   BASE_PYTHON=/path/to/python scripts/setup_env.sh  use this Python
 #
-# requirements/ pins the packages. The file .venv/.apa_det marks a .venv created by this script.
-# After a complete installation it contains a stamp of the pins, the Python and the checkout. With
-# another stamp .venv is created again. A .venv without this file is never changed.
+# requirements/ pins the packages. The file .venv/.apa_det marks a .venv created by this script, and
+# names the checkout. After a complete installation it is a stamp of the pins, the Python and the
+# checkout. With another stamp .venv is created again. A .venv without this file, or that of another
+# checkout, is never changed. .venv may be a link to a folder, e.g. on another disk.
 
 set -Eeuo pipefail
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -107,6 +108,12 @@ choose_python() { # sets base, base_version
 # --- one at a time ----------------------------------------------------------------------------
 
 take_lock() {
+    local path
+    for path in . "$LOCK" "$VENV" "$MARK"; do
+        [[ ! -e $path || -w $path ]] ||
+            die "$PWD/$path is not writable for the user $(id -un)." \
+                "run this as its owner, use another checkout, or an existing Python: make TARGET PYTHON=/path/to/python"
+    done
     if command -v flock >/dev/null; then
         # pip inherits the lock. If this script is killed, the next one waits for pip to finish.
         exec 9>"$LOCK"
@@ -117,19 +124,18 @@ take_lock() {
         return
     fi
     local holder announced=""
-    until mkdir "$LOCK.d" 2>/dev/null; do
-        holder=$(cat "$LOCK.d/pid" 2>/dev/null || true)
+    until ln -s $$ "$LOCK.pid" 2>/dev/null; do # a link to the number of the process
+        holder=$(readlink "$LOCK.pid" || true)
         if [[ -n $holder ]] && ! kill -0 "$holder" 2>/dev/null; then
-            rm -rf "$LOCK.d"
+            rm -f "$LOCK.pid"
         else
             [[ -n $announced ]] ||
-                echo "Another set-up is running in this checkout. Waiting for it to finish (if there is none, remove $LOCK.d)."
+                echo "Another set-up is running in this checkout. Waiting for it to finish (if there is none, remove $LOCK.pid)."
             announced=yes
             sleep 1
         fi
     done
-    echo $$ >"$LOCK.d/pid"
-    trap 'rm -rf "$LOCK.d"' EXIT
+    trap 'rm -f "$LOCK.pid"' EXIT
 }
 
 # --- the steps --------------------------------------------------------------------------------
@@ -164,15 +170,17 @@ run_pip() { # ARGUMENTS of pip install
 
 make_venv() {
     step "creating $VENV with $base (Python $base_version)"
-    mkdir -p "$VENV"
-    : >"$MARK" # first: if this script is stopped, .venv is recognized as incomplete
+    local folder=$VENV free_kb
+    if [[ -L $VENV ]]; then folder=$(readlink -f "$VENV" || readlink "$VENV"); fi # no link for venv
+    [[ -d $VENV ]] || mkdir "$folder" ||
+        die "The link $VENV names $folder, which does not exist." "create this folder, or remove the link."
+    echo "incomplete, $PWD" >"$MARK" # first: if this script is stopped, .venv is not taken for complete
     find "$VENV/" -mindepth 1 -maxdepth 1 ! -name "${MARK##*/}" -exec rm -rf {} +
-    local free_kb
-    free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
+    free_kb=$(df -Pk "$VENV/" | awk 'NR == 2 { print $4 }')
     if ((free_kb < NEED_GB * 1024 * 1024)); then
         echo "      WARNING: $((free_kb / 1024 / 1024)) GB of disk space are free; about $NEED_GB GB are required."
     fi
-    "$base" -m venv "$VENV" >"$LOG" 2>&1 ||
+    "$base" -m venv "$folder" >"$LOG" 2>&1 ||
         die "$(tail -n 15 "$LOG")" "try another Python: make TARGET BASE_PYTHON=/path/to/python3.12"
 }
 
@@ -199,21 +207,17 @@ install_packages() {
     run_pip --no-deps --no-build-isolation -e .
 }
 
-update() { # install apa_det again if setup.py changed, and compile the kernels if native.cpp did
-    local built
-    if [[ setup.py -nt $MARK ]]; then
-        echo "Installing apa_det again because setup.py changed."
-        run_pip --no-deps --no-build-isolation -e .
-        touch "$MARK"
-    fi
-    for built in apa_det/kernels/_native_*.so; do
-        if [[ -e $built && apa_det/kernels/native.cpp -nt $built ]]; then
-            echo "Compiling the kernels again because native.cpp changed."
-            "$PY" setup.py -q build_ext --inplace --force >"$LOG" 2>&1 ||
-                echo "The kernels do not compile (see $LOG); apa_det uses plain PyTorch instead."
-            return
-        fi
+update() { # install apa_det again, which compiles the kernels, if its build changed
+    local source changed=""
+    for source in pyproject.toml setup.py apa_det/kernels/native.cpp; do
+        if [[ $source -nt $MARK ]]; then changed=$source; fi
     done
+    [[ -n $changed ]] || return 0
+    step_name="installing apa_det again"
+    take_lock
+    echo "Installing apa_det again because $changed changed."
+    run_pip --no-deps --no-build-isolation -e .
+    touch "$MARK"
 }
 
 check() {
@@ -224,20 +228,25 @@ check() {
 }
 
 main() {
-    unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT
+    unset PYTHONHOME PYTHONPATH PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON
     export PIP_USER=0
     PATH=${PATH//"$PWD/$VENV/bin:"/} # do not create .venv with the Python of an activated .venv
     if ready; then
         update
         return
     fi
-    [[ -w . ]] || die "$PWD is not writable." "use another checkout, or an existing Python: make TARGET PYTHON=/path/to/python"
     take_lock
     if ready; then return; fi # created while waiting
 
-    if [[ -e $VENV && ! -f $MARK && -n $(ls -A "$VENV" 2>/dev/null || echo file) ]]; then
+    if [[ -e $VENV && ! -f $MARK && -n $(ls -A "$VENV/" 2>/dev/null || echo file) ]]; then
         die "This script did not create the existing $VENV." \
             "move it away, or use its Python: make TARGET PYTHON=$PY"
+    fi
+    local owner
+    owner=$(sed 's/^[^/]*//' "$MARK" 2>/dev/null || true)
+    if [[ -n $owner && $owner != "$PWD" && $owner/$VENV -ef $VENV ]]; then
+        die "$VENV is a link to that of the checkout $owner, with other packages." \
+            "remove the link, or use its Python: make TARGET PYTHON=$PY"
     fi
     choose_python
     trap 'die "Interrupted." "run it again. It starts from the beginning, with the cache of pip."' INT TERM

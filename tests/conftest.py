@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.logger import _cached_log_stream, setup_logger
 
@@ -18,6 +19,8 @@ from apa_det.utils import folder_lock
 from apa_det_cli import train_detector
 
 ROOT = Path(__file__).parents[1]
+CAN_EXPORT = hasattr(torch.compiler, "is_exporting")
+needs_export = pytest.mark.skipif(not CAN_EXPORT, reason="export of a backbone needs torch >= 2.6")
 TINY_CONFIG = """
 MODEL:
   DEVICE: cpu

@@ -162,6 +162,7 @@ def state():
     """Return what importing apa_det, then all its modules, changes and registers."""
     for name in ("engine", "evaluation", "checkpoint", "solver", "export", "projects", "layers"):
         importlib.import_module(f"detectron2.{name}")
+    importlib.import_module("torch.distributed.fsdp")  # torch 2.4 appends to sys.path
     before = settings(), loggers(), attributes(), registries()
     changed, added = [], {}
     import apa_det

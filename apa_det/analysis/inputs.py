@@ -1,5 +1,6 @@
 """Uniform samples of the inputs of a model's gates, activations and class scores."""
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -80,12 +81,13 @@ class InputSample:
         """Whether all values were negated."""
         return self.eta is not None and bool((self.eta[1] < 0).all())
 
-    def add(self, z: Tensor, channels: Tensor | None = None) -> None:
+    def add(self, z: Tensor, channels: Tensor | None = None, channel_dim: int = 1) -> None:
         """Add input values.
 
         Args:
             z: floating-point tensor of any shape.
-            channels: channel of each value, of the same shape. None: dimension 1 of z.
+            channels: channel of each value, of the same shape. None: ``channel_dim`` of z.
+            channel_dim: the dimension of the channels.
         """
         self.seen += z.numel()
         number = self._rng.binomial(z.numel(), self._largest_key)
@@ -97,7 +99,8 @@ class InputSample:
         if self.eta is None or len(self.eta[1]) == 1:
             channel = np.zeros(number, np.int64)
         elif channels is None:
-            channel = indices // max(z[0, 0].numel(), 1) % z.shape[1]
+            dim = channel_dim % z.dim()
+            channel = indices // max(math.prod(z.shape[dim + 1 :]), 1) % z.shape[dim]
         else:
             channel = channels.take(index).cpu().numpy()
         if self.eta is not None:
@@ -155,10 +158,12 @@ class InputSampler:
 
     def _hook(self, name: str, module: nn.Module):
         kind = ACTIVATION if isinstance(module, _ACTIVATIONS) else GATE
+        dim = module.channel_dim if isinstance(module, APA) else 1
 
         def hook(_, args: tuple[Tensor, ...]) -> None:
             if args[0].numel():
-                self.sample(name, kind, type(module).__name__, eta_parameters(module)).add(args[0])
+                sample = self.sample(name, kind, type(module).__name__, eta_parameters(module))
+                sample.add(args[0], channel_dim=dim)
 
         return hook
 

@@ -1,10 +1,12 @@
 """The config keys of data and evaluation."""
 
+from . import places
 from .key import Key, Section
 from .kinds import boolean, integer, list_of, name_in, number, one_of, text
 
 DATA = Section(
     "Data",
+    places.SETUP,
     (
         Key(
             "DATASETS.LVIS_FORMAT",
@@ -27,12 +29,14 @@ DATA = Section(
             "than annotated, by other ones, and log them. Each process counts its own, from its "
             "start. 0: the first one is an error. Which image replaces another depends on `SEED` "
             "alone.",
+            places.LOADER,
         ),
         Key(
             "DATALOADER.MIN_IMAGE_SIDE",
             0,
             integer(">= 0"),
             "Leave out training images with a side below this many pixels. 0: keep all.",
+            places.LOADER,
         ),
         Key(
             "DATALOADER.MIN_BOX_SIDE",
@@ -40,6 +44,7 @@ DATA = Section(
             number(">= 0"),
             "Leave out training boxes with a side below this many pixels, or outside of their "
             "image. An image that loses all its boxes stays. 0: keep all.",
+            places.LOADER,
         ),
         Key(
             "DATALOADER.REPEAT_ROUNDING",
@@ -47,6 +52,7 @@ DATA = Section(
             one_of("stochastic", "up"),
             "Rounding of the repeat factors of RepeatFactorTrainingSampler and "
             "InstanceAwareRepeatFactorTrainingSampler: stochastic in each epoch, or up.",
+            places.LOADER,
         ),
         Key(
             "DATALOADER.FREQUENT_SHARE",
@@ -54,6 +60,7 @@ DATA = Section(
             number("in (0, 1]"),
             "UndersamplingTrainingSampler: fraction of the images with only frequent classes that "
             "an epoch keeps. All other images are kept.",
+            places.UNDERSAMPLING,
         ),
         Key(
             "DATALOADER.RANDOM_SUBSET_RATIO",
@@ -61,15 +68,18 @@ DATA = Section(
             number("in (0, 1]"),
             "RandomSubsetTrainingSampler: fraction of the images that are used. detectron2's "
             "sampler reads this key, but its config lacks it.",
+            places.RANDOM_SUBSET,
         ),
     ),
     "`DATALOADER.SAMPLER_TRAIN` also takes InstanceAwareRepeatFactorTrainingSampler (which uses "
     "`DATALOADER.REPEAT_THRESHOLD`), ClassAwareTrainingSampler (which draws all classes equally "
-    "often) and UndersamplingTrainingSampler.",
+    "often) and UndersamplingTrainingSampler, if `apa_det.data.build_train_loader` builds the "
+    "loader. detectron2's loader refuses these names.",
 )
 
 EVALUATION = Section(
     "Evaluation",
+    places.EVALUATOR,
     (
         Key(
             "TEST.BEST_METRIC",
@@ -77,6 +87,7 @@ EVALUATION = Section(
             text,
             "Metric by which the best model is saved as `model_best.pth`, e.g. `bbox/AP` or "
             "`segm/APr`. Empty: it is not saved.",
+            places.BEST,
         ),
         Key(
             "TEST.EARLY_STOPPING_PATIENCE",
@@ -85,6 +96,7 @@ EVALUATION = Section(
             "Early stopping: end the training after this many evaluations in a row without a "
             "better `TEST.BEST_METRIC`. `model_final.pth` is the last model, `model_best.pth` the "
             "best one. 0: no early stopping.",
+            places.TRAINER,
         ),
         Key(
             "TEST.SUBSET",
@@ -94,6 +106,7 @@ EVALUATION = Section(
             "categories are included. The metrics get the prefix `subset/`, e.g. "
             "`subset/bbox/AP`. After the last iteration the whole test set is evaluated. 0: always "
             "evaluate the whole test set.",
+            places.TRAINER,
         ),
         Key(
             "TEST.ENGINE",
@@ -108,6 +121,7 @@ EVALUATION = Section(
             boolean,
             "Evaluate datasets in COCO format with the LVIS metrics, which include AP by frequency "
             "group, instead of the COCO metrics.",
+            places.LONG_TAIL,
         ),
         Key(
             "TEST.FREQUENCY_GROUPS",

@@ -4,6 +4,7 @@ import copy
 
 from detectron2.config import CfgNode
 
+from . import places
 from .backbone_keys import BACKBONES, INJECTION
 from .data_keys import DATA, EVALUATION
 from .head_keys import BOX_HEAD, CASCADE, MASK_HEAD, MATCHING
@@ -13,6 +14,7 @@ from .training_keys import TRAINING, WEIGHTS
 
 GENERAL = Section(
     "General",
+    places.NOWHERE,
     (
         Key(
             "IMPORTS",
@@ -27,11 +29,19 @@ SECTIONS = [
     *(GENERAL, BACKBONES, INJECTION, BOX_HEAD, MATCHING, CASCADE, MASK_HEAD),
     *(WEIGHTS, TRAINING, DATA, EVALUATION),
 ]
-KEYS = {key.name: key for section in SECTIONS for key in section.keys}
+KEYS = {
+    key.name: key._replace(place=key.place or section.place)
+    for section in SECTIONS
+    for key in section.keys
+}
 
 
 def add_apa_config(cfg: CfgNode) -> None:
-    """Add all keys of apa_det to a detectron2 config. The defaults change nothing."""
+    """Add all keys of apa_det to a detectron2 config. The defaults change nothing.
+
+    A key that the config has keeps its value: call it before or after the functions that add the
+    keys of other projects, and as often as you like.
+    """
     for key in KEYS.values():
         *nodes, name = key.name.split(".")
         node = cfg
@@ -39,4 +49,5 @@ def add_apa_config(cfg: CfgNode) -> None:
             if part not in node:
                 node[part] = CfgNode()
             node = node[part]
-        node[name] = copy.deepcopy(key.default)
+        if name not in node:
+            node[name] = copy.deepcopy(key.default)

@@ -73,7 +73,7 @@ DETECTRON2_KINDS: dict[str, Kind] = {
     "MODEL.RESNETS.OUT_FEATURES": some(text),
     "MODEL.RESNETS.NUM_GROUPS": _size,
     "MODEL.RESNETS.WIDTH_PER_GROUP": _size,
-    "MODEL.RESNETS.RES5_DILATION": one_of(1, 2),
+    "MODEL.RESNETS.RES5_DILATION": one_of(1, 2, 4),
     "MODEL.RESNETS.RES2_OUT_CHANNELS": _size,
     "MODEL.RESNETS.STEM_OUT_CHANNELS": _size,
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": list_of(boolean, 4),
@@ -299,6 +299,12 @@ def conflicts(cfg: CfgNode) -> Iterator[str]:
     package = BACKBONE_REGISTRY.get(backbone).__module__.partition(".")[0]
     if "resnet" in backbone and package in ("apa_det", "detectron2"):
         norms = one_of(*_NORMS, *["EvalBN"] * (package == "apa_det"))
-        for key, kind in ("DEPTH", one_of(18, 34, 50, 101, 152)), ("NORM", norms):
+        dilations = (1, 2, 4) if package == "apa_det" or "deeplab" in backbone else (1, 2)
+        kinds = {
+            "DEPTH": one_of(18, 34, 50, 101, 152),
+            "NORM": norms,
+            "RES5_DILATION": one_of(*dilations),
+        }
+        for key, kind in kinds.items():
             if fault := kind.fault(model.RESNETS[key]):
                 yield f"MODEL.RESNETS.{key}{fault} with MODEL.BACKBONE.NAME {backbone}"

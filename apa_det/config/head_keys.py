@@ -1,5 +1,6 @@
 """The config keys of box head and mask head."""
 
+from . import places
 from .key import Key, Section
 from .kinds import (
     Kind,
@@ -23,12 +24,14 @@ _class_weights = either(
 
 BOX_HEAD = Section(
     "Box head",
+    places.PREDICTOR,
     (
         Key(
             "MODEL.ROI_BOX_HEAD.ACTIVATION",
             "relu",
             _activation,
             "Activation of the layers of the box head.",
+            places.BOX_HEAD,
         ),
         Key(
             "MODEL.ROI_BOX_HEAD.INIT",
@@ -37,6 +40,7 @@ BOX_HEAD = Section(
             "Initialization: detectron2; xavier (uniform, for the FCs, as mmdetection's default) "
             "or torch (the default of nn.Linear, for the FCs and the box regression, as published "
             "for LVIS).",
+            places.BOX_HEAD,
         ),
         Key(
             "MODEL.ROI_BOX_HEAD.GATE",
@@ -44,6 +48,7 @@ BOX_HEAD = Section(
             one_of("none", "roi", "fc", "roi_fc"),
             "SE gates of the box head: roi (on the RoI features, before the FCs), fc (on the "
             "output of the last FC) or roi_fc (both).",
+            places.BOX_HEAD,
         ),
         Key(
             "MODEL.ROI_BOX_HEAD.CLASS_SCORE",
@@ -252,6 +257,7 @@ BOX_HEAD = Section(
 
 MATCHING = Section(
     "Matching of boxes to ground truth in training",
+    places.ROI_HEADS,
     (
         Key(
             "MODEL.RPN.LOW_QUALITY_IOU",
@@ -261,6 +267,7 @@ MATCHING = Section(
             "overlap most with it, if their IoU is at least this value, even if another ground "
             "truth box overlaps more. None: detectron2's rule. Set `MODEL.PROPOSAL_GENERATOR.NAME` "
             "to APARPN.",
+            places.RPN,
         ),
         Key(
             "MODEL.ROI_HEADS.LOW_QUALITY_IOU",
@@ -281,6 +288,7 @@ MATCHING = Section(
 
 CASCADE = Section(
     "Cascade R-CNN",
+    places.CASCADE,
     (
         Key(
             "MODEL.ROI_BOX_CASCADE_HEAD.SCORE_AVERAGE",
@@ -310,6 +318,7 @@ CASCADE = Section(
 
 MASK_HEAD = Section(
     "Mask head",
+    places.MASK_HEAD,
     (
         Key(
             "MODEL.ROI_MASK_HEAD.ACTIVATION",

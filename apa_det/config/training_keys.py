@@ -2,6 +2,7 @@
 
 from detectron2.config import get_cfg
 
+from . import places
 from .key import Key, Section
 from .kinds import ascending, boolean, integer, list_of, name_in, number, one_of, optional, text
 
@@ -14,6 +15,7 @@ train_sampler = name_in(
 
 WEIGHTS = Section(
     "Starting weights",
+    places.TRAINER,
     (
         Key(
             "MODEL.TRANSFER_FROM",
@@ -36,6 +38,7 @@ WEIGHTS = Section(
 
 TRAINING = Section(
     "Training",
+    places.TRAINER,
     (
         Key(
             "SOLVER.TRAINED",
@@ -43,6 +46,7 @@ TRAINING = Section(
             list_of(text),
             "Name patterns of the parameters to train. All others are frozen, their batch norms "
             "use running statistics, and their dropout is off. Empty: train all.",
+            places.TRAINED,
         ),
         Key(
             "SOLVER.DECOUPLED.MAX_ITER",
@@ -52,24 +56,28 @@ TRAINING = Section(
             "iterations trains only the classifier and writes to `OUTPUT_DIR/classifier`. "
             "`apa-det train` and `apa_det.engine.train` run both stages; a Trainer runs only the "
             "first. 0: no second stage.",
+            places.COMMANDS,
         ),
         Key(
             "SOLVER.DECOUPLED.SAMPLER_TRAIN",
             "ClassAwareTrainingSampler",
             train_sampler,
             "`DATALOADER.SAMPLER_TRAIN` of the second stage.",
+            places.COMMANDS,
         ),
         Key(
             "SOLVER.DECOUPLED.BASE_LR",
             None,
             optional(number(">= 0")),
             "Initial learning rate of the second stage. None: `SOLVER.BASE_LR`.",
+            places.COMMANDS,
         ),
         Key(
             "SOLVER.DECOUPLED.STEPS",
             [],
             ascending(integer(">= 0")),
             "Iterations of the second stage at which the learning rate is decreased.",
+            places.COMMANDS,
         ),
         Key(
             "SOLVER.DECOUPLED.TRAINED",
@@ -77,6 +85,7 @@ TRAINING = Section(
             list_of(text),
             "`SOLVER.TRAINED` of the second stage. The default trains the classifier, including λ "
             "and κ of the class score.",
+            places.COMMANDS,
         ),
         Key(
             "SOLVER.DECOUPLED.REINITIALIZE",
@@ -84,6 +93,7 @@ TRAINING = Section(
             boolean,
             "True: the second stage reinitializes these parameters. False: it continues from the "
             "first.",
+            places.COMMANDS,
         ),
         Key(
             "SOLVER.OPTIMIZER",
@@ -91,6 +101,7 @@ TRAINING = Section(
             one_of("SGD", "ADAMW"),
             "Optimizer. For both, `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` may also be full_model, which "
             "clips the norm of all gradients together.",
+            places.OPTIMIZER,
         ),
         Key(
             "SOLVER.ACCUMULATE",

@@ -14,7 +14,7 @@ from ..text import printable
 from ..utils.json_files import gc_paused
 from .frequency import COMMON_MAX, RARE_MAX, check_thresholds, complete_categories
 from .records import to_rle
-from .validation import read_lvis_json
+from .validation import read_categories, read_lvis_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,20 @@ def register_lvis_format(
         )
     DatasetCatalog.register(name, lambda: _load_registered(name))
     metadata.set(**wanted)
+
+
+def register_datasets(entries: Sequence[Sequence[str]], *, allow_outside_root: bool) -> None:
+    """Register the datasets in LVIS format that a config lists.
+
+    Args:
+        entries: name, JSON file and image root of each.
+        allow_outside_root: see :func:`relative_file_name`.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    for entry in entries:
+        register_lvis_format(*entry, allow_outside_root=allow_outside_root)
 
 
 def _load_registered(name: str) -> list[dict]:
@@ -210,9 +224,8 @@ def _set_metadata(name: str, dataset: dict) -> None:
         dataset, metadata.get("rare_max", RARE_MAX), metadata.get("common_max", COMMON_MAX)
     )
     categories = _in_order(dataset, name)
+    _set_class_names(metadata, categories)
     metadata.set(
-        thing_classes=[category["name"] for category in categories],
-        thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
         # As in detectron2's LVIS metadata, ids start at 1.
         class_image_count=[
             {
@@ -227,23 +240,48 @@ def _set_metadata(name: str, dataset: dict) -> None:
     )
 
 
+def _set_class_names(metadata: Metadata, categories: list[dict]) -> None:
+    metadata.set(
+        thing_classes=[category["name"] for category in categories],
+        thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
+    )
+
+
 def ensure_metadata(name: str) -> None:
     """
     Make sure that the metadata of a registered dataset include ``thing_classes``.
 
-    The classes of a dataset in LVIS format are known once its file has been read: read it now if
-    that has not happened yet.
+    The classes and image counts of a dataset in LVIS format are known once its file has been read:
+    read it now if that has not happened yet.
 
     Raises:
         UserError: no dataset has this name, or see :func:`read_lvis_json`.
     """
     metadata = registered_metadata(name)
-    if metadata.get("thing_classes") is not None:
-        return
-    if "rare_max" in metadata.as_dict():
-        _set_metadata(name, read_lvis_json(metadata.json_file))
-    else:
+    if _is_lvis_format(metadata):
+        if metadata.get("class_image_count") is None:
+            _set_metadata(name, read_lvis_json(metadata.json_file))
+    elif metadata.get("thing_classes") is None:
         DatasetCatalog.get(name)
+
+
+def ensure_class_names(name: str) -> None:
+    """
+    Make sure that the metadata of a dataset of :func:`register_lvis_format` have its class names.
+
+    Only the categories of its file are read: image counts and frequencies stay unknown.
+
+    Raises:
+        UserError: no dataset has this name, or see :func:`read_categories`.
+    """
+    metadata = registered_metadata(name)
+    if _is_lvis_format(metadata) and metadata.get("thing_classes") is None:
+        categories = read_categories(metadata.json_file)
+        _set_class_names(metadata, _in_order({"categories": categories}, name))
+
+
+def _is_lvis_format(metadata: Metadata) -> bool:
+    return "rare_max" in metadata.as_dict()
 
 
 def require_dataset_files(name: str) -> None:

@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import MissingFileError, UserError
+from ..errors import UserError
+from ..model_zoo import configs_folder
 from ..text import listed
 from ..utils.atomic_files import open_atomic, writing
 from .frequency import COMMON_MAX, complete_categories
@@ -20,7 +21,6 @@ from .name_matching import match_names
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE = Path(__file__).parents[1]
 _LVIS_IMAGES = 100_000  # for the epochs of its published recipe
 _LVIS_EPOCHS, _MOST_EPOCHS = 24, 100
 _FEWEST_ITERATIONS = 500
@@ -68,20 +68,6 @@ class RegisteredFile(NamedTuple):
     json_file: str
     image_root: str
     content: dict
-
-
-def configs_folder() -> Path:
-    """Return the folder of the shipped configs: that of the wheel, or of the checkout.
-
-    Raises:
-        MissingFileError: apa_det was installed without them.
-    """
-    for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
-        if (folder / "Base-RCNN-FPN.yaml").is_file():
-            return folder
-    raise MissingFileError(
-        f"The configs of apa_det are neither in {_PACKAGE} nor beside it: install apa_det again."
-    )
 
 
 def has_masks(dataset: dict) -> bool:

@@ -2,35 +2,22 @@
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.solver import get_default_optimizer_params
 from torch import nn
 
 from ..errors import UserError
+from ..integration import param_groups
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer ``SOLVER.OPTIMIZER``: SGD or AdamW.
 
-    Norms and biases have the learning rates and weight decays of detectron2. λ and κ have the
-    learning rate ``MODEL.APA.LR_FACTOR`` times the base rate, and the weight decay
-    ``MODEL.APA.WEIGHT_DECAY`` unless it is None. ``SOLVER.CLIP_GRADIENTS`` is that of detectron2,
-    with one more ``CLIP_TYPE``; see :func:`clip_gradients`.
+    The parameter groups are those of :func:`apa_det.param_groups`. ``SOLVER.CLIP_GRADIENTS`` is
+    that of detectron2, with one more ``CLIP_TYPE``; see :func:`clip_gradients`.
 
     Raises:
         UserError: an unknown optimizer or type of clipping.
     """
-    solver = cfg.SOLVER
-    curve = {"lr": solver.BASE_LR * cfg.MODEL.APA.LR_FACTOR}
-    if cfg.MODEL.APA.WEIGHT_DECAY is not None:
-        curve["weight_decay"] = cfg.MODEL.APA.WEIGHT_DECAY
-    params = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        overrides={"lambda_param": curve, "kappa_param": curve},
-    )
+    solver, params = cfg.SOLVER, param_groups(cfg, model)
     args = dict(lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, foreach=True)
     if solver.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(

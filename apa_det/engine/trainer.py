@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from ..config.ignored_keys import warn_of_ignored_keys
 from ..data.class_names import align_training_sets
 from ..data.stream import TrainLoader
 from ..evaluation.by_name import set_model_classes
@@ -102,6 +103,7 @@ class JobTrainer(TrainingLoop):
             if self.ema is not None:
                 shard(self.ema.module, job.KEYS["fsdp"])
         optimizer = job.build_optimizer(model)
+        warn_of_ignored_keys(job.config, model)
         data_loader = self.build_job_loader()
         look_up_frequencies(model)  # fails if they are unknown
         if self._sharded:

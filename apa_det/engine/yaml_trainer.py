@@ -22,6 +22,7 @@ from torch import nn
 from ..data import APADatasetMapper, build_train_loader
 from ..evaluation import V3DetEvaluator
 from ..evaluation.by_name import by_name
+from ..modeling import build_model
 from .loading import CheckedLoader
 from .optimizer import build_optimizer
 from .setup.yaml import YamlJob
@@ -62,6 +63,13 @@ class Trainer(JobTrainer, DefaultTrainer):
         if frozen:
             scaled.freeze()
         return scaled
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """See :func:`apa_det.build_model`."""
+        model = build_model(cfg)
+        logger.info("Model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@ from ..data.frequency import FrequencyGroups
 from .detections import Detections, Masks
 from .drawing import draw_detections, draw_groups
 from .engines import evaluate, load_engine
-from .evaluator import METRICS, LongTailEvaluator
+from .evaluator import METRICS, LongTailEvaluator, evaluator_arguments
 from .extras import fixed_ap, pooled_ap
 from .ground_truth import GroundTruth
 from .metrics import METRIC_REGISTRY, evaluator_metric_names, require_extra_metrics

@@ -8,15 +8,22 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.figure import Figure
 from torch import nn
 
 from ..data.class_names import map_classes
 from ..data.frequency import FrequencyGroups
 from ..data.image_files import read_image
+from ..errors import MissingPackageError
 from ..utils.plotting import group_color, label
 from .by_name import model_classes, select_classes
+
+try:
+    from detectron2.utils.visualizer import VisImage, Visualizer
+except ImportError as error:
+    raise MissingPackageError(
+        f"Evaluation and drawing need OpenCV ({error}). Run: pip install opencv-python-headless"
+    ) from error
 
 _MIN_SIZE = 640  # pixels of the longer side, for legible labels
 

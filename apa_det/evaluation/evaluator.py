@@ -5,8 +5,10 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -17,7 +19,7 @@ from ..data import ensure_metadata
 from ..data.class_names import category_ids, dataset_groups
 from ..data.frequency import FrequencyGroups
 from ..errors import UserError
-from ..text import write_csv
+from ..text import shown, write_csv
 from ..utils.atomic_files import open_atomic
 from .detections import Detections
 from .engines import load_engine
@@ -50,6 +52,30 @@ def read_ground_truth(
     return GroundTruth.from_file(metadata.json_file, groups, count_from=count_file)
 
 
+def evaluator_arguments(cfg: CfgNode) -> dict[str, object]:
+    """Return the keyword arguments of :class:`LongTailEvaluator` that the keys ``TEST.*`` set.
+
+    They are ``engine``, ``groups``, ``count_from``, ``extra_metrics``, ``save_predictions`` and
+    ``per_category``.
+
+    Args:
+        cfg: a config; keys of apa_det that it lacks have their defaults.
+
+    Raises:
+        UserError: ``TEST.FREQUENCY_GROUPS`` is not valid.
+    """
+    get = cfg.TEST.get
+    groups = get("FREQUENCY_GROUPS", "")
+    return {
+        "engine": get("ENGINE", "fast"),
+        "groups": FrequencyGroups.parse(groups) if groups else None,
+        "count_from": get("COUNT_FROM", "") or None,
+        "extra_metrics": get("EXTRA_METRICS", ()),
+        "save_predictions": get("SAVE_PREDICTIONS", False),
+        "per_category": get("PER_CATEGORY", False),
+    }
+
+
 class LongTailEvaluator(DatasetEvaluator):
     """LVIS's box and mask AP, with APr, APc and APf for rare, common and frequent classes.
 
@@ -64,11 +90,11 @@ class LongTailEvaluator(DatasetEvaluator):
     def __init__(
         self,
         dataset_name: str,
-        tasks: tuple[str, ...] | None = None,
+        tasks: Sequence[Literal["bbox", "segm"]] | CfgNode | None = None,
         distributed: bool = True,
         output_dir: str | None = None,
         *,
-        max_dets_per_image: int = 300,
+        max_dets_per_image: int | None = 300,
         engine: str = "fast",
         groups: FrequencyGroups | None = None,
         count_from: str | None = None,
@@ -82,11 +108,12 @@ class LongTailEvaluator(DatasetEvaluator):
         Args:
             dataset_name: a registered dataset with ``json_file`` in its metadata.
             tasks: the IoU types, "bbox", "segm" or both. None: "bbox", and "segm" if the model
-                predicts masks.
+                predicts masks. Deprecated: a config, whose keys ``TEST.*`` then replace the
+                arguments of :func:`evaluator_arguments`.
             distributed: gather the predictions of all processes and evaluate in the main process.
                 Otherwise each process evaluates its own predictions.
             output_dir: the folder for the files of ``save_predictions`` and ``per_category``.
-            max_dets_per_image: evaluate this many predictions per image, by score.
+            max_dets_per_image: evaluate this many predictions per image, by score. None: 300.
             engine: "fast" or "lvis", see :func:`apa_det.evaluation.evaluate`.
             groups: the frequency groups. None: LVIS's, by the dataset's thresholds.
             count_from: a registered dataset, usually the training set, whose image counts define
@@ -104,6 +131,17 @@ class LongTailEvaluator(DatasetEvaluator):
             UserError: the ground truth file is missing or invalid, an argument is invalid, or no
                 evaluation engine is installed.
         """
+        if isinstance(tasks, CfgNode):
+            logger.warning(
+                "LongTailEvaluator(name, cfg, ...) is deprecated, as detectron2's "
+                "LVISEvaluator(name, cfg, ...) is: use LongTailEvaluator(name, output_dir=..., "
+                "**apa_det.evaluation.evaluator_arguments(cfg))."
+            )
+            engine, groups, count_from, extra_metrics, save_predictions, per_category = (
+                evaluator_arguments(tasks).values()
+            )
+            tasks = None
+        _check_call(tasks, distributed, output_dir)
         require_extra_metrics(extra_metrics)
         if (save_predictions or per_category) and not output_dir:
             raise UserError("save_predictions and per_category need an output_dir.")
@@ -113,7 +151,7 @@ class LongTailEvaluator(DatasetEvaluator):
         self._iou_types = tasks
         self._distributed = distributed
         self._output_dir = output_dir
-        self._max_dets = max_dets_per_image
+        self._max_dets = 300 if max_dets_per_image is None else max_dets_per_image
         self._engine = engine
         self._extra = tuple(extra_metrics)
         self._save_predictions = save_predictions
@@ -246,3 +284,18 @@ class LongTailEvaluator(DatasetEvaluator):
         with open_atomic(path, newline="") as file:
             write_csv(file, list(rows[0]), (row.values() for row in rows))
         logger.info("Wrote the AP of each category to %s", path)
+
+
+def _check_call(tasks: object, distributed: object, output_dir: object) -> None:
+    """Raise a UserError for arguments of another order or type, before any inference."""
+    names = ("bbox", "segm")
+    if tasks is not None:
+        is_list = isinstance(tasks, Sequence) and not isinstance(tasks, str)
+        if not is_list or not tasks or any(task not in names for task in tasks):
+            raise UserError(
+                f"tasks must be None or a tuple of {' and '.join(names)}; got {shown(tasks)}."
+            )
+    if not isinstance(distributed, bool):
+        raise UserError(f"distributed must be True or False, got {shown(distributed)}.")
+    if not isinstance(output_dir, str | os.PathLike | None):
+        raise UserError(f"output_dir must be a folder or None, got {shown(output_dir)}.")

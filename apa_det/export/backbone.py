@@ -50,8 +50,14 @@ def export_backbone(
         that.
 
     Raises:
-        UserError: the image is too small for ``dynamic``.
+        UserError: the image is too small for ``dynamic``, or torch is older than 2.6, which cannot
+            export activations without the operators of apa_det.
     """
+    if not hasattr(torch.compiler, "is_exporting"):
+        raise UserError(
+            f"torch.export of a backbone needs torch >= 2.6, got {torch.__version__}: install a "
+            "newer release, or export to TorchScript or ONNX."
+        )
     backbone = Backbone(model).eval()
     images, shapes = backbone.batch(image), None
     if dynamic:

@@ -28,6 +28,8 @@ class Kind:
         closest: the closest λ and κ, and an upper bound of the error for |z| <= 10. For GELU these
             are the values of its usual approximation, for the others those with the least error.
             None: no close values exist.
+        too_far: the same, if these values do not keep pretrained weights usable. With those of hard
+            swish, the outputs of a MobileNetV3 change by more than their norm.
         gate: if True, APA replaces it, otherwise AGLU.
         default: if True, it is replaced if no types are given.
     """
@@ -35,6 +37,7 @@ class Kind:
     module: type[nn.Module] | None
     functions: tuple[Callable, ...]
     closest: tuple[float, float, float] | None = None
+    too_far: tuple[float, float, float] | None = None
     gate: bool = False
     default: bool = True
 
@@ -44,14 +47,14 @@ KINDS: dict[str, Kind] = {
         nn.ReLU, (F.relu, F.relu_, torch.relu, torch.relu_), (1.0, RELU_KAPPA, 0.279 / RELU_KAPPA)
     ),
     "leaky_relu": Kind(nn.LeakyReLU, (F.leaky_relu, F.leaky_relu_), (1.0, RELU_KAPPA, 0.101)),
-    "relu6": Kind(nn.ReLU6, (F.relu6,)),
+    "relu6": Kind(nn.ReLU6, (F.relu6,), too_far=(0.873, 0.1335, 1.893)),
     "elu": Kind(nn.ELU, (F.elu, F.elu_)),
     "celu": Kind(nn.CELU, (F.celu, F.celu_, torch.celu, torch.celu_)),
     "selu": Kind(nn.SELU, (F.selu, F.selu_, torch.selu, torch.selu_)),
     "gelu": Kind(nn.GELU, (F.gelu,), (1.0, 1.702, 0.021)),
     "silu": Kind(nn.SiLU, (F.silu,), (1.0, 1.0, 1e-5)),
     "mish": Kind(nn.Mish, (F.mish,), (2.2025, 1.8958, 0.017)),
-    "hardswish": Kind(nn.Hardswish, (F.hardswish,)),
+    "hardswish": Kind(nn.Hardswish, (F.hardswish,), too_far=(1.0, 1.0486, 0.124)),
     "sigmoid": Kind(nn.Sigmoid, (), (1.0, 1.0, 1e-6), gate=True),
     # Sigmoids called as functions usually compute scores, not gates.
     "functional_sigmoid": Kind(
@@ -111,7 +114,11 @@ def closest_parameters(
             if (function(z.clone()) - ours).abs().max() <= distance:
                 return lambda_, kappa
     described = function if isinstance(function, nn.Module) else kind
+    closest = ""
+    if kind is not None and KINDS[kind].too_far is not None:
+        lambda_, kappa, distance = KINDS[kind].too_far
+        closest = f" (the closest, λ = {lambda_:g} and κ = {kappa:g}, differ by up to {distance:g})"
     raise UserError(
-        f'like="replaced": no λ and κ approximate {described} at {name}. Exclude it by types or '
-        f'names ("!{name}"), or use like=None.'
+        f'like="replaced": no λ and κ approximate {described} at {name}{closest}. Exclude it by '
+        f'types or names ("!{name}"), or use like=None.'
     )

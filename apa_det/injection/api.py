@@ -1,7 +1,7 @@
 """Injection of APA and AGLU into any model, and its removal."""
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -16,18 +16,40 @@ from .activation_kinds import KINDS, closest_parameters
 from .channels import Channels, ChannelsLastAGLU, ChannelsLastAPA, find_channels
 from .locations import (
     Location,
+    find_kept_calls,
     find_locations,
     find_obstacle,
     has_hooks,
     injected_names,
     insert_modules,
     restore_attributes,
+    rewritten_methods,
     set_attribute,
+    share_modules,
 )
 
 logger = logging.getLogger(__name__)
 
 Type = str | type[nn.Module]
+
+
+class Replaced(dict[str, nn.Module | Callable]):
+    """The replaced module or function of each location, by name.
+
+    Attributes:
+        passed_over: activations that are not replaced, by name, and the reason: a forward pass does
+            not use the attribute, or the source of a call cannot be rewritten.
+        rewritten: the rewritten methods, by the name of their class.
+    """
+
+    def __init__(self, locations: Sequence[Location], passed_over: dict[str, str]):
+        super().__init__({loc.name: loc.old for loc in locations})
+        self.passed_over = passed_over
+        self.rewritten: dict[str, tuple[str, ...]] = {}
+        for owner in dict.fromkeys(loc.owner for loc in locations if loc.call is not None):
+            cls, methods = rewritten_methods(owner)
+            names = dict.fromkeys(self.rewritten.get(cls, ()) + methods)
+            self.rewritten[cls] = tuple(names)
 
 
 def inject(
@@ -43,7 +65,7 @@ def inject(
     gate_kappa_range: tuple[float, float] = (-1.0, 0.0),
     lambda_min: float = 1e-4,
     example: object = None,
-) -> dict[str, nn.Module | Callable]:
+) -> Replaced:
     """Replace activations of a model by AGLU, and sigmoid gates by APA, in place.
 
     Replaces modules, attributes that are functions (``Conv2d.activation``) and calls in methods
@@ -52,7 +74,12 @@ def inject(
     several calls. In detectron2's ResNets these are the names of
     :func:`apa_det.modeling.make_apa_resnet`. If a class calls one module several times, as
     torchvision's ResNets do with ``relu``, each call gets a new module: ``relu1``, ``relu2``, …. A
-    call in a loop over layers or levels is one location.
+    call in a loop over layers or levels is one location. A module that several attributes hold
+    stays one module, with one λ and κ.
+
+    Only what a forward pass uses is replaced: by their source, do the methods of the module, or
+    those of another module, use the attribute after construction? If the source is unknown, an
+    attribute counts as used. The result lists what was passed over.
 
     All other parameters keep their names. The new λ and κ are trainable, in frozen layers too, and
     have the device and dtype of the surrounding parameters. Hooks are kept. Replaced inplace
@@ -70,11 +97,12 @@ def inject(
             "hardsigmoid") or module classes. None: all of these names. Calls of ``torch.sigmoid``
             usually compute scores, not gates; add "functional_sigmoid" to replace them.
         like: "replaced" initializes λ and κ such that they approximate the replaced activation, so
-            that pretrained weights remain usable. SiLU and sigmoid are exact; the largest error is
-            0.001 for ReLU, 0.021 for GELU and Mish, and 0.06 for hard sigmoid. No approximation
-            exists for ReLU6, ELU, CELU, SELU, hard swish (0.13 at best, with λ = 1 and κ = 1.05)
-            and leaky ReLU with slopes above 0.01. None: initialize from the ranges. The κ = 300 of
-            ReLU hardly trains, since gradients decrease with κ³ for κ and κ² for λ;
+            that pretrained weights remain usable. SiLU and sigmoid are exact; for |z| <= 10, the
+            largest error is 0.001 for ReLU, 0.021 for GELU and Mish, 0.06 for hard sigmoid and
+            0.101 for leaky ReLU. No approximation is close enough for ReLU6 (1.89 at best), hard
+            swish (0.124 at best, with λ = 1 and κ = 1.0486), ELU (0.21), CELU, SELU (0.51) and
+            leaky ReLU with slopes above 0.01. None: initialize from the ranges. The κ = 300 of ReLU
+            hardly trains, since gradients decrease with κ³ for κ and κ² for λ;
             ``lambda_range=(1, 1), kappa_range=(20, 20)`` is within 0.014 of ReLU and trains.
         parameters: "shared": one λ and κ per location. "per_channel": one λ and κ per channel.
             "tied": one λ and κ for all activations, and one for all gates.
@@ -85,7 +113,8 @@ def inject(
             runs once on it, in evaluation mode without gradients, to find the channels.
 
     Returns:
-        The replaced module or function of each location, by name.
+        The replaced module or function of each location, by name; with the attributes
+        ``passed_over`` and ``rewritten``, see :class:`Replaced`.
 
     Raises:
         UserError: if a pattern matches nothing, a type is unknown, a location cannot be replaced,
@@ -99,7 +128,8 @@ def inject(
         raise UserError(f"parameters must be one of shared, per_channel, tied; got {parameters!r}.")
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise ValueError("Inject before DistributedDataParallel, which would not train λ and κ.")
-    locations = _select(model, [names] if isinstance(names, str) else names, types)
+    kinds, classes = _kinds_and_classes(types)
+    locations, unused = _select(model, [names] if isinstance(names, str) else names, kinds, classes)
     if like == "replaced":
         ranges = [
             tuple((value, value) for value in closest_parameters(loc.kind, loc.function, loc.name))
@@ -115,15 +145,16 @@ def inject(
         _build(loc.is_gate, loc_channels, *loc_ranges, lambda_min)
         for loc, loc_channels, loc_ranges in zip(locations, channels, ranges, strict=True)
     ]
-    if parameters == "tied":
-        modules = _tie(locations, modules)
+    modules = (
+        _tie(locations, modules) if parameters == "tied" else share_modules(locations, modules)
+    )
     floats = (p for p in model.parameters() if p.is_floating_point())
     insert_modules(locations, modules, next(floats, torch.empty(0)))
     _disable_fast_paths(model)
-    kinds = Counter(loc.kind or type(loc.old).__name__ for loc in locations)
-    counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-    logger.info("Replaced %d activations of %s: %s", len(locations), type(model).__name__, counts)
-    return {loc.name: loc.old for loc in locations}
+    passed_over = {loc.name: loc.unused for loc in unused} | find_kept_calls(model, kinds)
+    replaced = Replaced(locations, passed_over)
+    _log(model, locations, replaced)
+    return replaced
 
 
 def injected(model: nn.Module, *args, **kwargs) -> nn.Module:
@@ -146,10 +177,13 @@ def restore(model: nn.Module) -> None:
 
 
 def _select(
-    model: nn.Module, names: Sequence[str], types: Type | Sequence[Type] | None
-) -> list[Location]:
-    """Return the locations of these names and types; raise if one cannot be replaced."""
-    kinds, classes = _kinds_and_classes(types)
+    model: nn.Module, names: Sequence[str], kinds: set[str], classes: tuple[type, ...]
+) -> tuple[list[Location], list[Location]]:
+    """Return the locations to replace and the unused ones, of these names and types.
+
+    Raises:
+        UserError: if one cannot be replaced.
+    """
     found = find_locations(model, classes)
     candidates = [loc for loc in found if loc.kind in kinds or isinstance(loc.old, classes)]
     excluded = [name for name in names if name.startswith("!")]
@@ -167,13 +201,21 @@ def _select(
         selected = selected - matched if pattern in excluded else selected | matched
     if not selected:
         raise UserError(f"names excludes every activation: {', '.join(names)}.")
-    locations = [loc for loc in candidates if loc.name in selected]
+    chosen = [loc for loc in candidates if loc.name in selected]
+    used = {id(loc.old) for loc in chosen if loc.unused is None and isinstance(loc.old, nn.Module)}
+    locations = [loc for loc in chosen if loc.unused is None or id(loc.old) in used]
+    unused = [loc for loc in chosen if loc not in locations]
+    if not locations:
+        reasons = "; ".join(f"{loc.name}: {loc.unused}" for loc in unused[:3])
+        raise UserError(
+            f"No forward pass of {type(model).__name__} uses a selected activation ({reasons})."
+        )
     for loc in locations:
         if obstacle := find_obstacle(loc):
             raise UserError(
                 f'Cannot replace {loc.name}: {obstacle}. Add "!{loc.name}" to names to exclude it.'
             )
-    return locations
+    return locations, unused
 
 
 def _kinds_and_classes(types: Type | Sequence[Type] | None) -> tuple[set[str], tuple[type, ...]]:
@@ -187,6 +229,20 @@ def _kinds_and_classes(types: Type | Sequence[Type] | None) -> tuple[set[str], t
         )
     classes = tuple(t for t in types if not isinstance(t, str))
     return kinds | {name for name, kind in KINDS.items() if kind.module in classes}, classes
+
+
+def _log(model: nn.Module, locations: Sequence[Location], replaced: Replaced) -> None:
+    kinds = Counter(loc.kind or type(loc.old).__name__ for loc in locations)
+    counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+    logger.info("Replaced %d activations of %s: %s", len(locations), type(model).__name__, counts)
+    for cls, methods in replaced.rewritten.items():
+        logger.info("Rewrote for instances of %s: %s", cls, ", ".join(methods))
+    reasons = defaultdict(list)
+    for name, reason in replaced.passed_over.items():
+        reasons[reason].append(name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        logger.warning("Passed over %s%s: %s", ", ".join(names[:3]), more, reason)
 
 
 def _build(is_gate: bool, channels: Channels | None, lambda_range, kappa_range, lambda_min) -> APA:

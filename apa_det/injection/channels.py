@@ -10,10 +10,12 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from ..activation import AGLU, APA
 from ..errors import UserError
-from .locations import Location, insert_modules, restore_attributes
+from .locations import Location, insert_modules, restore_attributes, share_modules
 
 
 class _ChannelsLast(APA):
+    channel_dim = -1
+
     def parameters_for(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return the clamped λ and κ, shaped to broadcast along the last dimension of ``z``."""
         if z.shape[-1] != self.num_channels:
@@ -80,6 +82,7 @@ def find_channels(
             features[0] = None
 
     recorders = [_Recorder(location, features) for location in locations]
+    recorders = share_modules(locations, recorders)
     training = {module: module.training for module in model.modules()}
     hook = register_module_forward_hook(record_features)
     insert_modules(locations, recorders, torch.empty(0))
@@ -102,7 +105,7 @@ def find_channels(
 
 def _unique(location: Location, seen: set[Channels]) -> Channels:
     if len(seen) == 1:
-        return seen.pop()
+        return next(iter(seen))
     counts = ", ".join(str(channels.count) for channels in sorted(seen))
     problem = f"gets inputs with {counts} channels" if seen else "does not run on the example"
     raise UserError(

@@ -1,16 +1,22 @@
 """Locations of activations in a model, and how modules are inserted there and removed."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..activation import APA
 from .activation_kinds import KINDS, kind_of_function, kind_of_module
+from .references import find_references
 from .rewriting.activation_calls import ActivationCall, find_calls, iterates_over_children
-from .rewriting.subclasses import Replacements, subclass_with_modules
+from .rewriting.reach import called_activations, reach_methods
+from .rewriting.subclasses import Replacements, find_copying_method, subclass_with_modules
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -32,6 +38,7 @@ class Location:
         function: the function that it computes; None if unknown, because the options of a call are
             not constants.
         call: the call; None for an attribute.
+        unused: why a forward pass does not use the attribute; None if it does.
     """
 
     name: str
@@ -41,6 +48,7 @@ class Location:
     old: nn.Module | Callable
     function: Callable | None
     call: ActivationCall | None = None
+    unused: str | None = None
 
     @property
     def is_gate(self) -> bool:
@@ -50,21 +58,31 @@ class Location:
 def find_locations(model: nn.Module, classes: tuple[type, ...] = ()) -> Iterator[Location]:
     """Yield all locations in a model, in the order of its modules.
 
-    ``classes`` are further classes of activation modules.
+    ``classes`` are further classes of activation modules. The calls of a module that several
+    attributes hold are one location, since it has to stay one module.
     """
+    attributes = Counter(id(child) for m in model.modules() for child in m._modules.values())
+    shared = {identity for identity, number in attributes.items() if number > 1}
+    usage = _Usage(model)
     for prefix, owner in model.named_modules():
         if isinstance(owner, (APA, torch.jit.ScriptModule, *classes)) or kind_of_module(owner):
             continue
         dot = f"{prefix}." if prefix else ""
-        calls = _remaining_calls(owner)
-        in_calls = {call.attribute for call in calls}
+        calls = [
+            call
+            for call in _remaining_calls(owner)
+            if call.attribute is None or id(owner._modules[call.attribute]) not in shared
+        ]
+        in_calls = {call.attribute for call in calls} | _attributes_in_replaced_calls(owner)
         for name, child in owner._modules.items():
             kind = kind_of_module(child)
             if name not in in_calls and (kind is not None or isinstance(child, classes)):
-                yield Location(dot + name, owner, name, kind, child, child)
+                unused = usage.find_reason(owner, name)
+                yield Location(dot + name, owner, name, kind, child, child, unused=unused)
         for name, value in vars(owner).items():
             if kind := kind_of_function(value):
-                yield Location(dot + name, owner, name, kind, value, value)
+                unused = usage.find_reason(owner, name)
+                yield Location(dot + name, owner, name, kind, value, value, unused=unused)
         for call in calls:
             name = call.name if not hasattr(owner, call.name) else f"apa_{call.name}"
             if call.attribute is None:
@@ -72,6 +90,75 @@ def find_locations(model: nn.Module, classes: tuple[type, ...] = ()) -> Iterator
             else:
                 old = owner._modules[call.attribute]
                 yield Location(dot + name, owner, name, kind_of_module(old), old, old, call)
+
+
+class _Usage:
+    """Which attributes of the modules of a model their forward pass uses."""
+
+    def __init__(self, model: nn.Module):
+        classes = {_original_class(module) for module in model.modules()}
+        self._others = frozenset(chain(*(find_references(cls).others for cls in classes)))
+        self._reached = {model}
+        queue = [model]
+        for owner in queue:
+            for name, child in owner._modules.items():
+                if child is None or child in self._reached:
+                    continue
+                # An unused child with parameters is left to the user, who trains it already.
+                if self._is_used(owner, name) or any(True for _ in child.parameters()):
+                    self._reached.add(child)
+                    queue.append(child)
+
+    def find_reason(self, owner: nn.Module, name: str) -> str | None:
+        """Return why no forward pass uses an attribute; None if one does."""
+        if owner not in self._reached:
+            return f"the {type(owner).__name__} that holds it is never used"
+        if not self._is_used(owner, name):
+            return f"no method of {type(owner).__name__} uses it"
+        return None
+
+    def _is_used(self, owner: nn.Module, name: str) -> bool:
+        own = find_references(_original_class(owner)).own
+        if own is None or "forward" in vars(owner) or name in own or name in self._others:
+            return True
+        child = owner._modules.get(name)
+        return child is not None and any(key in own for key in _collections_with(owner, child))
+
+
+def _collections_with(owner: nn.Module, child: object) -> list[str]:
+    """Return the attributes of a module that are lists, tuples or dicts with a child."""
+    return [
+        name
+        for name, value in vars(owner).items()
+        if name not in ("_modules", "_apa_replaced") and isinstance(value, list | tuple | dict)
+        if any(item is child for item in (value.values() if isinstance(value, dict) else value))
+    ]
+
+
+def find_kept_calls(model: nn.Module, kinds: set[str]) -> dict[str, str]:
+    """Return the calls of activations that cannot be replaced, by module and function, and why."""
+    kept = {}
+    for prefix, owner in model.named_modules():
+        cls = _original_class(owner)
+        if isinstance(owner, torch.jit.ScriptModule):
+            parent = model.get_submodule(prefix.rpartition(".")[0])
+            if not isinstance(parent, torch.jit.ScriptModule):
+                kept[prefix] = "it is a ScriptModule; inject before scripting or tracing"
+            continue
+        if kind_of_module(owner):
+            continue
+        reached = reach_methods(cls, ("forward",))
+        reasons = dict.fromkeys(reached.unreadable, "its source cannot be rewritten")
+        for function in chain(*(method.called_functions() for method in reached.methods)):
+            reasons[function] = "it is not a method of the module"
+        if "forward" in vars(owner) and find_calls(cls):
+            reasons[cls.forward] = "forward is set on the instance, not by its class"
+        for function, reason in reasons.items():
+            if names := called_activations(function, kinds):
+                name = f"{prefix}.{function.__name__}" if prefix else function.__name__
+                called = ", ".join(names)
+                kept[name] = f"{function.__qualname__} calls {called}, but {reason}"
+    return kept
 
 
 def _remaining_calls(owner: nn.Module) -> list[ActivationCall]:
@@ -87,6 +174,12 @@ def _remaining_calls(owner: nn.Module) -> list[ActivationCall]:
     ]
 
 
+def _attributes_in_replaced_calls(owner: nn.Module) -> set[str | None]:
+    replaced = {(method, index) for method, index, _ in _replaced_calls(owner)}
+    calls = find_calls(_original_class(owner)) if replaced else ()
+    return {call.attribute for call in calls if not replaced.isdisjoint(call.sites)}
+
+
 def find_obstacle(location: Location) -> str | None:
     """Return why a location cannot be replaced by a module; None if it can."""
     owner = location.owner
@@ -95,13 +188,23 @@ def find_obstacle(location: Location) -> str | None:
         return f"{class_name} is a traced graph; inject before tracing"
     if location.call is not None and iterates_over_children(_original_class(owner)):
         return f"{class_name} iterates over its children, which would include the new module"
-    for name, value in vars(owner).items():
-        if name in ("_modules", "_apa_replaced") or not isinstance(value, list | tuple | dict):
-            continue
-        items = value.values() if isinstance(value, dict) else value
-        if isinstance(location.old, nn.Module) and any(item is location.old for item in items):
+    if location.call is not None and (method := find_copying_method(_original_class(owner))):
+        return f"{class_name} defines {method}, so copies would lose the rewritten methods"
+    if isinstance(location.old, nn.Module):
+        for name in _collections_with(owner, location.old):
             return f"{class_name} also has this module in its attribute {name}, and may call it"
     return None
+
+
+def share_modules(locations: Sequence[Location], modules: Sequence[Module]) -> list[Module]:
+    """Return one module for all attributes that hold the same module."""
+    first: dict[int, Module] = {}
+    return [
+        first.setdefault(id(loc.old), module)
+        if isinstance(loc.old, nn.Module) and loc.call is None
+        else module
+        for loc, module in zip(locations, modules, strict=True)
+    ]
 
 
 def has_hooks(module: object) -> bool:
@@ -178,6 +281,12 @@ def _original_class(owner: nn.Module) -> type[nn.Module]:
 
 def _replaced_calls(owner: nn.Module) -> Replacements:
     return getattr(type(owner), "_apa_calls", ())
+
+
+def rewritten_methods(owner: nn.Module) -> tuple[str, tuple[str, ...]]:
+    """Return the class of a module with replaced calls, and its rewritten methods."""
+    cls = _original_class(owner)
+    return f"{cls.__module__}.{cls.__qualname__}", type(owner)._apa_methods
 
 
 def _class_with(owner: nn.Module, calls: list[tuple[str, int, str]]) -> type[nn.Module]:

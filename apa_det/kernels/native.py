@@ -6,6 +6,7 @@ without a docstring are documented in eager.py.
 """
 
 import ctypes
+import functools
 import logging
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -59,19 +60,21 @@ class _Classes(ctypes.Structure):
     ]
 
 
-def _load_library() -> ctypes.CDLL | None:
+def _load_library() -> tuple[ctypes.CDLL | None, str]:
+    """Return the library, or None and the reason."""
+    problem = (
+        "are not compiled: install a C++ compiler (g++ or clang++), then run pip install again"
+    )
     folder = Path(__file__).parent
     for name in INSTRUCTION_SETS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
         for suffix in EXTENSION_SUFFIXES:
             file = folder / f"_native_{name}{suffix}"
             if file.exists():
                 try:
-                    return ctypes.CDLL(str(file))
+                    return ctypes.CDLL(str(file)), ""
                 except OSError as error:
-                    logger.warning(
-                        f"Cannot load {file}; APA uses plain PyTorch on the CPU instead: {error}"
-                    )
-    return None
+                    problem = f"do not load: {error}"
+    return None, problem
 
 
 def _find_threads() -> _Threads:
@@ -85,8 +88,18 @@ def _find_threads() -> _Threads:
     return _Threads()
 
 
-_LIBRARY = _load_library()
+_LIBRARY, _PROBLEM = _load_library()
 _THREADS = _find_threads() if _LIBRARY else _Threads()
+
+
+@functools.cache
+def warn_if_missing() -> None:
+    """Log once that there are no kernels for the CPU."""
+    if _LIBRARY is None:
+        logger.warning(
+            "APA runs in plain PyTorch on the CPU, which is slower. The kernels of apa_det %s.",
+            _PROBLEM,
+        )
 
 
 def supports(z: Tensor, *parameters: Tensor) -> bool:

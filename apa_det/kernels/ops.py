@@ -24,8 +24,14 @@ def _define(schema: str, implementation, fake) -> None:
     torch.library.register_fake(f"apa_det::{name}", fake, lib=_LIBRARY)
 
 
+def _backend(name: str, z: Tensor) -> ModuleType:
+    if name == "eager" and z.device.type == "cpu":
+        native.warn_if_missing()
+    return BACKENDS[name]
+
+
 def _activation(z, lambda_, kappa, form, backend):
-    return BACKENDS[backend].forward(form, z, lambda_, kappa)
+    return _backend(backend, z).forward(form, z, lambda_, kappa)
 
 
 def _activation_backward(grad, z, lambda_, kappa, form, backend, needs):
@@ -33,7 +39,7 @@ def _activation_backward(grad, z, lambda_, kappa, form, backend, needs):
 
 
 def _affine_aglu(*inputs):
-    return BACKENDS[inputs[-1]].affine_aglu_forward(*inputs[:-1])
+    return _backend(inputs[-1], inputs[0]).affine_aglu_forward(*inputs[:-1])
 
 
 def _affine_aglu_backward(grad, x, *inputs):
@@ -42,7 +48,7 @@ def _affine_aglu_backward(grad, x, *inputs):
 
 
 def _class_loss(*inputs):
-    return BACKENDS[inputs[-1]].class_loss_forward(*inputs[:-1])
+    return _backend(inputs[-1], inputs[0]).class_loss_forward(*inputs[:-1])
 
 
 def _class_loss_backward(*inputs):

@@ -13,7 +13,7 @@ from .cascade import APACascadeROIHeads
 from .losses import BOX_CLASS_LOSS_REGISTRY, BoxClassLoss
 from .mask_head import APAMaskRCNNConvUpsampleHead
 from .matching import APARPN, LowQualityMatcher
-from .meta_arch import APAInjected, meta_architecture
+from .meta_arch import APAInjected, build_model, meta_architecture
 from .norm_folding import fuse
 from .resnet import (
     build_apa_resnet_backbone,
@@ -21,5 +21,11 @@ from .resnet import (
     build_apa_retinanet_resnet_fpn_backbone,
     make_apa_resnet,
 )
-from .resnet_blocks import APABasicBlock, APABasicStem, APABottleneckBlock, APADeformBottleneckBlock
+from .resnet_blocks import (
+    APABasicBlock,
+    APABasicStem,
+    APABottleneckBlock,
+    APADeepLabStem,
+    APADeformBottleneckBlock,
+)
 from .roi_heads import APAROIHeads

@@ -5,9 +5,10 @@ a channel attention gate with APA on the residual branch, before the shortcut is
 with convolutions are detectron2's own, so its checkpoints fit.
 """
 
+import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
-from detectron2.layers import CNNBlockBase
+from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from detectron2.modeling.backbone.resnet import (
     BasicBlock,
     BasicStem,
@@ -58,6 +59,67 @@ class APABasicStem(BasicStem):
     def freeze(self) -> "APABasicStem":
         super().freeze()
         self.act.requires_grad_(True)
+        return self
+
+
+class APADeepLabStem(CNNBlockBase):
+    """DeepLab's ResNet stem of three 3×3 convolutions, with activations that always train.
+
+    Chen et al., "Encoder-Decoder with Atrous Separable Convolution" (ECCV 2018). The names are
+    those of detectron2's DeepLab project.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: channels of the output; the first two layers have half as many.
+        norm, activation, fuse: as for :class:`APABasicStem`; each layer has its own activation.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 128,
+        *,
+        norm: Norm = "BN",
+        activation: Activation = "relu",
+        fuse: bool = True,
+    ):
+        super().__init__(in_channels, out_channels, 4)
+        half, norm = out_channels // 2, norm_from_name(norm)
+        channels = (in_channels, half, half, out_channels)
+        for k in (1, 2, 3):
+            conv = Conv2d(
+                *(channels[k - 1], channels[k], 3),
+                stride=2 if k == 1 else 1,
+                padding=1,
+                bias=False,
+                norm=get_norm(norm, channels[k]),
+            )
+            weight_init.c2_msra_fill(conv)
+            setattr(self, f"conv{k}", conv)
+        for k in (1, 2, 3):
+            setattr(self, f"act{k}", get_activation(activation, channels[k]))
+        self.fuse = fuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C', H / 4, W / 4)."""
+        return F.max_pool2d(self._convolve(x), kernel_size=3, stride=2, padding=1)
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            for conv, act in self._layers():
+                fuse = self.fuse and can_fuse(conv, act)
+                x = conv_norm_aglu(x, conv, act) if fuse else act(conv(x))
+            return x
+        x = self.act2(self.conv2(self.act1(self.conv1(x))))
+        return self.act3(self.conv3(x))
+
+    def _layers(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(getattr(self, f"conv{k}"), getattr(self, f"act{k}")) for k in (1, 2, 3)]
+
+    def freeze(self) -> "APADeepLabStem":
+        super().freeze()
+        for _, act in self._layers():
+            act.requires_grad_(True)
         return self
 
 

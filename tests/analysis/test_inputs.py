@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from apa_det import AGLU, APA
+from apa_det import AGLU, APA, inject
 from apa_det.analysis import ACTIVATION, GATE, InputSample, InputSampler, eta_parameters
 from apa_det.layers import EvalBatchNorm2d, Swish
 from apa_det.modeling import APABottleneckBlock
@@ -46,6 +46,21 @@ def test_channels_and_signs(layout):
     assert np.bincount(sample.channels).tolist() == [40] * 3
     signed = np.array([1.0, -2.0, 3.0])
     np.testing.assert_array_equal(sample.values, signed[sample.channels])
+
+
+def test_channels_of_the_last_dimension():
+    """Injected per-channel layers after a Linear have the channels there."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    nn.init.zeros_(model[0].weight)
+    model[0].bias.data = torch.tensor([1.0, 2.0, 3.0])
+    inject(model, parameters="per_channel", example=torch.zeros(2, 4, 2))
+    model[1].kappa_param.data = torch.tensor([1.0, -2.0, 0.5]).view(1, 3, 1, 1)
+    sampler = InputSampler(model)
+    with sampler.sampling():
+        model(torch.zeros(2, 4, 2))
+    (sample,) = sampler.samples
+    assert np.bincount(sample.channels).tolist() == [8] * 3
+    np.testing.assert_array_equal(sample.values, np.array([1.0, -2.0, 3.0])[sample.channels])
 
 
 def test_eta_parameters():

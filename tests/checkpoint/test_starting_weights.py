@@ -7,9 +7,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from apa_det.checkpoint.starting_weights import choose_starting_weights
-from apa_det.data.recipe import RegisteredFile, configs_folder, write_config
+from apa_det.data.recipe import RegisteredFile, write_config
 from apa_det.engine import Trainer, read_config, read_job
 from apa_det.errors import MissingFileError, UserError
+from apa_det.model_zoo import configs_folder
 from apa_det.utils.json_files import write_json
 
 COCO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"

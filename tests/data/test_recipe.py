@@ -2,8 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -15,9 +13,9 @@ from hypothesis import given
 from apa_det.checkpoint.starting_weights import choose_starting_weights
 from apa_det.data import coco_to_lvis, ensure_metadata, read_coco_json, read_lvis_json, recipe
 from apa_det.data.class_counts import get_scarce_classes
-from apa_det.data.recipe import choose_settings, configs_folder
+from apa_det.data.recipe import choose_settings
 from apa_det.engine import Trainer, read_config, read_job
-from apa_det.errors import MissingFileError, UserError
+from apa_det.errors import UserError
 from apa_det.utils.json_files import write_json
 from apa_det_cli import main
 
@@ -299,20 +297,6 @@ def test_invalid_flags(tinycoco, tmp_path, capsys):
     assert "--val would be written to" in errors[2]
     assert "Checkpoint not found: " in errors[3] and "none.pth" in errors[3]
     assert not (tmp_path / "x.yaml").exists()
-
-
-def test_the_base_config_is_shipped(tmp_path, monkeypatch):
-    """From a checkout, and in a wheel."""
-    assert configs_folder() == ROOT / "configs"
-    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    monkeypatch.setattr(recipe, "_PACKAGE", tmp_path / "apa_det")
-    assert configs_folder() == tmp_path / "apa_det/configs"
-    shipped = {p.relative_to(configs_folder()) for p in tmp_path.rglob("*.yaml")}
-    assert shipped == {p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml")}
-    monkeypatch.setattr(recipe, "_PACKAGE", tmp_path / "elsewhere/apa_det")
-    with pytest.raises(MissingFileError, match="install apa_det again"):
-        configs_folder()
 
 
 def test_random_weights_need_no_statistics(tiny_dataset, tmp_path):

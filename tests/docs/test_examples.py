@@ -34,7 +34,6 @@ def checkout(tmp_path_factory):
     generate_dataset(folder / quickstart.DATASET, num_train=24, num_val=4)
     before = set(DatasetCatalog)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(quickstart, "ROOT", folder)
         monkeypatch.chdir(folder)
         yield folder
     for name in set(DatasetCatalog) - before:

@@ -21,7 +21,7 @@ LAZY_CONFIG = ROOT / "configs/Quickstart/mask_rcnn_R_18_FPN_APA.py"
 # Programs that start or surround our commands; only our command's flags are parsed
 LAUNCHERS = ("torchrun", "srun")
 # Commands that are not ours
-OTHERS = ("pip", "sbatch", "source")
+OTHERS = ("ln", "pip", "sbatch", "source")
 # Files of the examples that the reader has, or that commands write
 EXAMPLES = {"my_components.py", "my_metrics.py", "demo.py", "config.yaml", "common/train.py"}
 EXAMPLES |= {"a.yaml", "b.yaml", "my.yaml", "data.yaml"}
@@ -77,8 +77,9 @@ def check_command(argv: list[str]) -> str | None:
         program, *arguments = argv[start:]
     if program in OTHERS:
         if program == "pip":
-            extras = re.findall(r"\.\[(\w+)\]", " ".join(arguments))
-            assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras), argv
+            extras = re.findall(r"\[(\w+)\]", " ".join(arguments))
+            project = (ROOT / "pyproject.toml").read_text()
+            assert all(f"\n{extra} = [" in project for extra in extras), argv
         return None
     if program == "make":
         target, *variables = arguments

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from apa_det.engine.jobs import write_predictions
 from apa_det.errors import UserError
 
 from ..conftest import flat, read_metrics, training_flags
+from . import table_detector
 from .table_detector import as_coco, detections, relabeled, result_records, save_detector, write
 
 IDS = [2**63 - 1, -5, 0, 40]  # of the first category to the last
@@ -116,13 +118,14 @@ def test_other_order_and_ids(register, make_args, val, names, kind, part, monkey
             assert first["bbox"][metric] == pytest.approx(value, abs=1e-4)
 
 
-def test_lazy_config(register, make_args, quickstart, val, names, tmp_path):
+def test_lazy_config(register, make_args, quickstart, val, names, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "table_detector", table_detector)
     register("names_plain", val)
     register("names_other", relabeled(val, dict(zip(names, IDS, strict=True))))
     config = tmp_path / "config.py"
     config.write_text(
         "from detectron2.config import LazyCall as L, LazyConfig\n"
-        "from tests.engine.table_detector import TableDetector\n"
+        "from table_detector import TableDetector\n"
         f"cfg = LazyConfig.load({quickstart.lazy!r})\n"
         "dataloader, optimizer, lr_multiplier, train = (\n"
         "    cfg[k] for k in ('dataloader', 'optimizer', 'lr_multiplier', 'train'))\n"

@@ -8,7 +8,7 @@ from detectron2 import solver
 from detectron2.config import get_cfg
 from torch import nn
 
-from apa_det import AGLU, add_apa_config
+from apa_det import AGLU, add_apa_config, param_groups
 from apa_det.engine import build_optimizer
 from apa_det.errors import UserError
 
@@ -95,6 +95,18 @@ def test_groups(name):
         "act.lambda_param": (5e-5, 0.0),
         "act.kappa_param": (5e-5, 0.0),
     }
+
+
+def test_param_groups_for_any_optimizer():
+    """The groups hold all values, so that the defaults of the optimizer do not act."""
+    cfg = make_cfg(
+        *("SOLVER.BASE_LR", 1e-4, "SOLVER.WEIGHT_DECAY", 0.1, "SOLVER.WEIGHT_DECAY_NORM", 0.2),
+        *("MODEL.APA.WEIGHT_DECAY", 0.0, "MODEL.APA.LR_FACTOR", 0.5),
+    )
+    model = Model()
+    expected = groups(model, build_optimizer(cfg, model))
+    for optimizer in (torch.optim.RMSprop, torch.optim.NAdam, torch.optim.AdamW):
+        assert groups(model, optimizer(param_groups(cfg, model))) == expected
 
 
 def test_adamw_step():

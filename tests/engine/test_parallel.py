@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch.distributed.fsdp
 from detectron2.modeling import build_backbone
 from torch import nn
 
@@ -12,6 +13,7 @@ from apa_det.engine import read_config
 from apa_det.engine.parallel import _blocks
 
 ROOT = Path(__file__).parents[2]
+CAN_SHARD = hasattr(torch.distributed.fsdp, "fully_shard")  # torch >= 2.6
 
 
 def test_two_processes(arguments, lazy_arguments, tmp_path):
@@ -26,8 +28,9 @@ def test_two_processes(arguments, lazy_arguments, tmp_path):
         text=True,
         timeout=300,
     )
-    checks = ("gradients", "unused", "gathers_once", "fsdp", "fsdp_overflow", "class_losses")
-    for check in (*checks, "fsdp_of_lazy_config", "fsdp_is_saved_before_evaluation"):
+    checks = ("gradients", "unused", "gathers_once", "class_losses")
+    sharded = ("fsdp", "fsdp_overflow", "fsdp_of_lazy_config", "fsdp_is_saved_before_evaluation")
+    for check in (*checks, *sharded) if CAN_SHARD else checks:
         assert done.stdout.count(f"check_{check}: ok") == 2, done.stdout + done.stderr
     # the last check ends the job: a missing gradient, which the other process would wait for
     assert done.returncode == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
@@ -65,12 +66,13 @@ def check_gradients(arguments):
         model, data = detector(arguments, monkeypatch)
         whole, sharded = copy.deepcopy(model), copy.deepcopy(model)
         run_step(replicate(model), share(data), num_parts=2)
-        shard(sharded)
-        run_step(sharded, share(data), num_parts=2)
+        if CAN_SHARD:
+            shard(sharded)
+            run_step(sharded, share(data), num_parts=2)
         with EventStorage():
             sum(whole(data).values()).backward()
     assert_same_gradients(model, whole)
-    for name, parameter in sharded.named_parameters():
+    for name, parameter in sharded.named_parameters() if CAN_SHARD else ():
         model.get_parameter(name).grad = parameter.grad.full_tensor()
     assert_same_gradients(model, whole)
 
@@ -345,6 +347,9 @@ CHECKS = (
     check_fsdp_is_saved_before_evaluation,
     check_class_losses,
 )
+CAN_SHARD = hasattr(torch.distributed.fsdp, "fully_shard")  # torch >= 2.6
+if not CAN_SHARD:
+    CHECKS = tuple(check for check in CHECKS if "fsdp" not in check.__name__)
 
 if __name__ == "__main__":
     os.chdir(os.environ["TMPDIR"])

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import LVISEvaluator, inference_on_dataset
 from detectron2.structures import Boxes, Instances
 
+from apa_det import add_apa_config
 from apa_det.data import register_lvis_format
 from apa_det.errors import UserError
 from apa_det.evaluation import (
@@ -17,6 +19,7 @@ from apa_det.evaluation import (
     METRICS,
     FrequencyGroups,
     LongTailEvaluator,
+    evaluator_arguments,
     evaluator_metric_names,
 )
 
@@ -107,6 +110,43 @@ def test_boxes_and_masks_by_frequency(register):
         assert task["APf"] == pytest.approx(100)
         assert task["APm"] == pytest.approx(task["AP"])
         assert math.isnan(task["APs"]) and math.isnan(task["APl"])
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_call_of_old_projects(register, tmp_path, caplog, has_keys):
+    """LVISEvaluator(name, cfg, True, folder), with a config with or without the keys of apa_det."""
+    register()
+    cfg, opts = get_cfg(), {}
+    if has_keys:
+        add_apa_config(cfg)
+        cfg.TEST.FREQUENCY_GROUPS, cfg.TEST.PER_CATEGORY = "few:10,many", True
+        cfg.TEST.EXTRA_METRICS = ["AR"]
+        opts = evaluator_arguments(cfg)
+    evaluator = LongTailEvaluator(NAME, cfg, True, str(tmp_path / "out"))
+    assert "deprecated" in caplog.records[-1].message
+    results = inference_on_dataset(Detector(DETECTIONS), LOADER, evaluator)
+    new = LongTailEvaluator(NAME, output_dir=str(tmp_path / "new"), **opts)
+    expected = inference_on_dataset(Detector(DETECTIONS), LOADER, new)
+    assert list(results) == list(expected) == ["bbox", "segm"]
+    for task, values in results.items():
+        assert values == pytest.approx(expected[task], nan_ok=True)
+        assert ("APfew" in values, "AR@300" in values) == (has_keys, has_keys)
+    assert (tmp_path / "out/bbox_per_category.csv").exists() == has_keys
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("bbox",), "tasks must be None or a tuple of bbox and segm; got 'bbox'"),
+        ((("mask",),), "tasks must be None or a tuple"),
+        ((None, "out"), "distributed must be True or False, got 'out'"),
+        ((None, True, True), "output_dir must be a folder or None, got True"),
+    ],
+)
+def test_wrong_calls_fail_before_the_inference(register, arguments, message):
+    register()
+    with pytest.raises(UserError, match=message):
+        LongTailEvaluator(NAME, *arguments)
 
 
 def test_boxes_only(register):

@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from apa_det.errors import UserError
 from apa_det.export import Backbone, compare_features, export_backbone
 from apa_det.modeling import APABasicBlock, APABottleneckBlock
 
+from ..conftest import CAN_EXPORT, needs_export
 
+
+@needs_export
 def test_exported_backbone(detectors, images, tmp_path):
     model = detectors("quickstart")
     program = export_backbone(model, images[0])
@@ -21,6 +25,13 @@ def test_exported_backbone(detectors, images, tmp_path):
             assert compare_features(backbone(batch), exported(batch)) < 1e-5
 
 
+@pytest.mark.skipif(CAN_EXPORT, reason="this torch exports")
+def test_old_torch(detectors, images):
+    with pytest.raises(UserError, match="needs torch >= 2.6, got "):
+        export_backbone(detectors("quickstart"), images[0])
+
+
+@needs_export
 def test_small_image(detectors, images):
     with pytest.raises(ValueError, match="must be larger than 64 pixels"):
         export_backbone(detectors("quickstart"), images[0][:, :64])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from apa_det import AGLU, APA, inject
+from apa_det import AGLU, APA, aglu, inject
+from apa_det.injection.activation_kinds import KINDS
 
 from .conftest import injected_names
 
@@ -39,11 +40,25 @@ def test_like_replaced(name):
 )
 def test_no_approximation(module):
     model = nn.Sequential(nn.ReLU(), module)
-    with pytest.raises(ValueError, match=r'approximate .* at 1\. Exclude it by .*\("!1"\)'):
+    with pytest.raises(ValueError, match=r'approximate .* at 1.*\. Exclude it by .*\("!1"\)'):
         inject(model, like="replaced")
     assert model[1] is module and not injected_names(model)
     inject(model)
     assert type(model[1]) is AGLU
+
+
+@pytest.mark.parametrize("name", ["relu6", "hardswish"])
+def test_refusal_names_the_least_error(name):
+    """No λ and κ of a dense grid around the named ones are closer."""
+    lambda_, kappa, error = KINDS[name].too_far
+    function, z = KINDS[name].functions[0], torch.linspace(-10, 10, 401)
+    with pytest.raises(ValueError, match=f"λ = {lambda_:g} and κ = {kappa:g}, .* to {error:g}"):
+        inject(nn.Sequential(KINDS[name].module()), like="replaced")
+    assert error - 0.002 < (aglu(z, lambda_, kappa) - function(z)).abs().max() < error
+    factors = 2 ** torch.linspace(-4, 4, 161)
+    lambda_, kappa = lambda_ * factors.view(-1, 1, 1), kappa * factors.view(-1, 1)
+    grid = z * (lambda_ * (-kappa * z).exp() + 1) ** (-1 / lambda_)
+    assert (grid - function(z)).abs().amax(-1).min() > error - 0.002
 
 
 def test_leaky_relu_with_small_slope():

@@ -225,3 +225,5 @@ def test_one_module_per_call_of_a_shared_module():
     assert set(map(id, replaced.values())) == {id(block.relu)}
     widths = [module.num_channels for module in (block.relu1, block.relu2, block.relu3)]
     assert widths == [block.conv1.out_channels, block.conv2.out_channels, block.conv3.out_channels]
+    with pytest.raises(ValueError, match="There are none"):  # block.relu is not used any more
+        inject(block)

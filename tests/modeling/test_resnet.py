@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from detectron2.config import LazyCall, get_cfg, instantiate
+from detectron2.config import CfgNode, LazyCall, get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.projects.deeplab import add_deeplab_config
 from torch import nn
 
 from apa_det import AGLU, APA, add_apa_config
@@ -38,6 +39,90 @@ def randomize(model, seed=0):
             positive = name.endswith(("running_var", "norm.weight"))
             value.copy_(noise + 0.5 if positive else value + 0.1 * scale * noise)
     return model
+
+
+DEEPLAB = dict(STEM_OUT_CHANNELS=128, STRIDE_IN_1X1=False, WIDTH_PER_GROUP=8)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        DEEPLAB,
+        dict(WIDTH_PER_GROUP=8, STEM_TYPE="basic", RES4_DILATION=2, RES5_DILATION=4),
+        dict(WIDTH_PER_GROUP=8, STEM_TYPE="basic", RES5_DILATION=2, RES5_MULTI_GRID=[1, 2, 1]),
+    ],
+    ids=["stem", "dilated", "multi-grid"],
+)
+def test_keys_of_deeplab(overrides):
+    """Against the backbone of detectron2's DeepLab project."""
+    cfg = make_cfg()
+    add_deeplab_config(cfg)
+    cfg.MODEL.RESNETS.update(overrides)
+    ours, theirs = (
+        BACKBONE_REGISTRY.get(name)(cfg, IMAGE)
+        for name in ("build_apa_resnet_backbone", "build_resnet_deeplab_backbone")
+    )
+    ours.load_state_dict(randomize(theirs).state_dict())
+    x = torch.randn(1, 3, 96, 64)
+    assert all(torch.equal(y, theirs.eval()(x)[name]) for name, y in ours.eval()(x).items())
+
+
+def test_deeplab_stem():
+    """Fused and unfused stems agree; frozen, only its activations train."""
+    cfg = make_cfg(MODEL__APA__ACTIVATION="aglu", MODEL__BACKBONE__FREEZE_AT=1)
+    add_deeplab_config(cfg)
+    cfg.MODEL.RESNETS.update(DEEPLAB)
+    stem = randomize(build_backbone(cfg)).stem.eval()
+    trained = {name for name, p in stem.named_parameters() if p.requires_grad}
+    assert trained == {f"act{k}.{name}_param" for k in (1, 2, 3) for name in ("lambda", "kappa")}
+    x = torch.randn(2, 3, 32, 32)
+    fused = stem(x)
+    stem.fuse = False
+    torch.testing.assert_close(fused, stem(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.jit.script(stem)(x), stem(x))
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("RESNETS.BLUR", 1, "RESNETS.BLUR 1 has no effect .*: del cfg.MODEL.RESNETS.BLUR, or use"),
+        ("RESNETS.DEFORM_INTERVAL", 2, "DEFORM_INTERVAL 2 has no effect .*: set it to 1, or use"),
+        ("BACKBONE.ANTI_ALIAS", True, "ANTI_ALIAS True has no effect"),
+        ("FCOS.TOP_LEVELS", 1, "TOP_LEVELS 1 has no effect .*: set it to 2"),
+        ("RESNETS.STEM_TYPE", "deep", "STEM_TYPE must be basic or deeplab, got 'deep'"),
+        ("RESNETS.RES5_MULTI_GRID", [1, 2], r"MULTI_GRID must be 3 integers >= 1, .* \[1, 2\]"),
+        ("RESNETS.RES4_DILATION", 2, "RES5_DILATION must be 4 with RES4_DILATION 2, got 1"),
+        ("FPN.TOP_BLOCK_IN_FEATURE", "p6", "must be res5 or p5, .*; got 'p6'"),
+    ],
+)
+def test_keys_of_other_backbones(key, value, message):
+    """Keys that change nothing are accepted, all others are refused."""
+    cfg = make_cfg(MODEL__BACKBONE__NAME="build_apa_retinanet_resnet_fpn_backbone")
+    cfg.MODEL.RESNETS.DEFORM_INTERVAL, cfg.MODEL.BACKBONE.ANTI_ALIAS = 1, False
+    cfg.MODEL.FCOS = CfgNode({"TOP_LEVELS": 2})
+    build_backbone(cfg)
+    node, name = key.split(".")
+    cfg.MODEL[node][name] = value
+    with pytest.raises(UserError, match=message):
+        build_backbone(cfg)
+
+
+@pytest.mark.parametrize("feature, channels", [("res5", 512), ("p5", 32)])
+def test_p6_and_p7_from_p5(feature, channels):
+    cfg = make_cfg(
+        MODEL__RESNETS__DEPTH=18,
+        MODEL__FPN__OUT_CHANNELS=32,
+        MODEL__FPN__TOP_BLOCK_IN_FEATURE=feature,
+        MODEL__BACKBONE__NAME="build_apa_retinanet_resnet_fpn_backbone",
+    )
+    backbone = build_backbone(cfg).eval()
+    assert backbone.top_block.p6.in_channels == channels
+    x = torch.randn(1, 3, 128, 128)
+    features = backbone(x)
+    source = {**backbone.bottom_up(x), **features}[feature]
+    p6 = backbone.top_block.p6(source)
+    assert torch.equal(features["p6"], p6)
+    assert torch.equal(features["p7"], backbone.top_block.p7(p6.relu()))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +374,7 @@ def test_per_stage():
             dict(MODEL__RESNETS__DEPTH=18, MODEL__RESNETS__NUM_GROUPS=2),
             "NUM_GROUPS must be 1 for DEPTH 18, got 2",
         ),
-        (dict(MODEL__RESNETS__RES5_DILATION=3), "RES5_DILATION must be 1 or 2, got 3"),
+        (dict(MODEL__RESNETS__RES5_DILATION=3), "RES5_DILATION must be 1, 2 or 4, got 3"),
     ],
 )
 def test_errors(overrides, message):

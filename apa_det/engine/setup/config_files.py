@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from yaml import YAMLError
 
 from ...config import add_apa_config, must_be, yaml_kinds
-from ...data import register_lvis_format
 from ...errors import MissingFileError, UserError
+from ...model_zoo import configs_folder
 from ...text import printable, shown
 from ...utils.atomic_files import open_atomic
 from ...utils.yaml_files import has_lazy_calls, merge_overrides, merge_yaml_config
@@ -206,7 +206,9 @@ def _require_key(cfg: DictConfig, option: str) -> None:
 
 def _require_file(path: str) -> None:
     if not os.path.isfile(path):
-        raise MissingFileError(f"There is no config file {printable(path, 500)}.")
+        shipped = configs_folder() / path.removeprefix("configs/")
+        hint = f" apa_det ships it as {shipped}." if shipped.is_file() else ""
+        raise MissingFileError(f"There is no config file {printable(path, 500)}.{hint}")
 
 
 def call_target(node: DictConfig) -> Callable | None:
@@ -231,17 +233,3 @@ def available_device(device: str, key: str) -> str:
         logger.warning("%s is %s, but CUDA is not available: using cpu.", key, device)
         return "cpu"
     return device
-
-
-def register_datasets(entries: Sequence[Sequence[str]], *, allow_outside_root: bool) -> None:
-    """Register the datasets in LVIS format that a config lists.
-
-    Args:
-        entries: name, JSON file and image root of each.
-        allow_outside_root: see :func:`apa_det.data.register_lvis_format`.
-
-    Raises:
-        UserError: the name is taken.
-    """
-    for entry in entries:
-        register_lvis_format(*entry, allow_outside_root=allow_outside_root)

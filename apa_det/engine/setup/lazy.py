@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ...data import APADatasetMapper, build_train_loader, ensure_metadata
 from ...data.class_names import align_training_sets
 from ...data.frequency import FrequencyGroups
+from ...data.lvis_format import register_datasets
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator
 from ...evaluation.by_name import by_name
@@ -28,13 +29,7 @@ from ..job import Job
 from ..loading import CheckedLoader
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
-from .config_files import (
-    available_device,
-    call_target,
-    register_datasets,
-    save_lazy_config,
-    unset_keys,
-)
+from .config_files import available_device, call_target, save_lazy_config, unset_keys
 from .second_stage import lazy_second_stage
 
 logger = logging.getLogger(__name__)

@@ -22,15 +22,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from ...config import add_apa_config
 from ...data import APADatasetMapper, ensure_metadata
 from ...data.frequency import FrequencyGroups
+from ...data.lvis_format import register_datasets
 from ...errors import UserError
-from ...evaluation import LongTailEvaluator
+from ...evaluation import LongTailEvaluator, evaluator_arguments
 from ...modeling import APAInjected, meta_architecture
 from ...modeling.calibration import CALIBRATION_REGISTRY
 from ...modeling.losses import BoxClassLoss
 from ...utils.atomic_files import open_atomic
 from ..job import Job
 from ..model_classes import check_num_classes
-from .config_files import available_device, register_datasets
+from .config_files import available_device
 from .second_stage import yaml_second_stage
 
 # Config nodes with the number of classes, by meta-architecture
@@ -184,13 +185,8 @@ class YamlJob(Job):
     def build_long_tail_evaluator(self, dataset_name: str, **kwargs) -> LongTailEvaluator:
         arguments = {
             "output_dir": os.path.join(self.output_dir, "inference"),
-            "engine": self.engine,
-            "groups": self.groups,
-            "count_from": self.count_from,
-            "extra_metrics": self.extra_metrics,
-            "save_predictions": self.config.TEST.SAVE_PREDICTIONS,
-            "per_category": self.config.TEST.PER_CATEGORY,
             "subset": self.subset,
+            **evaluator_arguments(self.config),
         }
         return LongTailEvaluator(dataset_name, **{**arguments, **kwargs})
 
@@ -302,11 +298,11 @@ class YamlJob(Job):
         default = get_cfg()
         add_apa_config(default)
         name, settings = self.config.MODEL.META_ARCHITECTURE, self.config.MODEL.APA.INJECT
-        if name != APAInjected.__name__ and settings != default.MODEL.APA.INJECT:
+        injects = settings.ENABLED or name == APAInjected.__name__
+        if not injects and settings != default.MODEL.APA.INJECT:
             raise UserError(
-                f"MODEL.APA.INJECT has no effect with MODEL.META_ARCHITECTURE {name}: set "
-                f"MODEL.META_ARCHITECTURE to {APAInjected.__name__} and "
-                f"MODEL.APA.INJECT.META_ARCHITECTURE to {name}."
+                "MODEL.APA.INJECT has no effect while MODEL.APA.INJECT.ENABLED is False: set it to "
+                "True."
             )
 
     def _check_calibration(self) -> None:

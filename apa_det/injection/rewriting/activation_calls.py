@@ -9,7 +9,8 @@ from functools import cache
 from torch import nn
 
 from ..activation_kinds import KINDS
-from .methods import Method, SourceCall, used_methods
+from .methods import Method, SourceCall
+from .reach import used_methods
 
 Site = tuple[str, int]  # method, and index among the calls of that method
 Key = tuple[str | None, str | None, str]  # attribute, or kind and options, of what is called

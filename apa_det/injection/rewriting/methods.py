@@ -7,7 +7,6 @@ import builtins
 import copy
 import inspect
 import linecache
-import logging
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,11 +15,8 @@ from itertools import count
 from types import FunctionType, ModuleType
 
 import torch
-from torch import nn
 
-from ..activation_kinds import KINDS, kind_of_function
-
-logger = logging.getLogger(__name__)
+from ..activation_kinds import kind_of_function
 
 _TENSOR_METHODS = {"relu": torch.relu, "sigmoid": torch.sigmoid}  # also with a trailing "_"
 _FUTURE_FLAGS = reduce(
@@ -61,6 +57,7 @@ class Method:
         name: its name in a subclass with rewritten methods. It differs from the original name for
             parents' methods that are called by ``super()``.
         owner: the class that defines it.
+        source: its source.
         parents: the methods called by ``super()``: original name to name in the subclass.
 
     Raises:
@@ -75,7 +72,8 @@ class Method:
         self._is_static = is_static
         code = self._function.__code__
         self._self = "self" if is_static else (*code.co_varnames[: code.co_argcount], None)[0]
-        self.tree = ast.parse(textwrap.dedent(inspect.getsource(self._function))).body[0]
+        self.source = textwrap.dedent(inspect.getsource(self._function))
+        self.tree = ast.parse(self.source).body[0]
         if not isinstance(self.tree, ast.FunctionDef) or self._self is None:
             raise OSError(f"{self._function.__qualname__} is not a def with an argument self.")
         if not is_static and not all(map(self._is_resolvable, self.tree.decorator_list)):
@@ -85,18 +83,24 @@ class Method:
     def references(self) -> Iterator[str]:
         """Yield the name of each used attribute of self, with repetitions."""
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.Attribute) and self._is_self(node.value):
+            if isinstance(node, ast.Attribute) and self.is_self(node.value):
                 yield node.attr
+
+    def called_functions(self) -> set[FunctionType]:
+        """Return the functions that are called by a global name, without those of torch."""
+        called = [self._resolve(n.func) for n in ast.walk(self.tree) if isinstance(n, ast.Call)]
+        functions = [inspect.unwrap(f) for f in called if isinstance(f, FunctionType)]
+        return {f for f in functions if not is_defined_in_torch(f)}
 
     def calls_by_super(self) -> list[str]:
         """Return the names of the methods called by ``super()``."""
-        return [node.attr for node in ast.walk(self.tree) if _is_super(node)]
+        return [node.attr for node in ast.walk(self.tree) if is_super(node)]
 
     def callee(self, node: ast.Attribute) -> str | None:
         """Return the name in the subclass of a method of self or ``super()``, else None."""
-        if self._is_self(node.value):
+        if self.is_self(node.value):
             return node.attr
-        return self.parents.get(node.attr) if _is_super(node) else None
+        return self.parents.get(node.attr) if is_super(node) else None
 
     def with_modules(self, names: dict[int, str], changed: set[str]) -> Callable:
         """Return the method with calls replaced by modules.
@@ -136,7 +140,7 @@ class Method:
         arguments = [*node.args, *([options.pop("input")] if "input" in options else [])]
         if any(isinstance(argument, ast.Starred) for argument in arguments):
             return None
-        if isinstance(called, ast.Attribute) and self._is_self(called.value):
+        if isinstance(called, ast.Attribute) and self.is_self(called.value):
             if len(arguments) != 1 or options:
                 return None
             return SourceCall(node, arguments[0], None, None, None, "", called.attr)
@@ -153,7 +157,8 @@ class Method:
                 return SourceCall(node, called.value, kind, function, function, "()", None)
         return None
 
-    def _is_self(self, node: ast.expr) -> bool:
+    def is_self(self, node: ast.AST) -> bool:
+        """Return whether a node is the argument ``self``."""
         return isinstance(node, ast.Name) and node.id == self._self and not self._is_static
 
     def _resolve(self, node: ast.expr) -> object | None:
@@ -235,7 +240,7 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         """Mangle ``self.__name``, which Python does not do outside of the class."""
-        if _is_super(node) and node.attr in self._parents:
+        if is_super(node) and node.attr in self._parents:
             owner = ast.Name(self._self, ast.Load())
             return ast.Attribute(owner, self._parents[node.attr], node.ctx)
         if node.attr.startswith("__") and not node.attr.endswith("__"):
@@ -243,49 +248,15 @@ class _Rewriter(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def used_methods(cls: type[nn.Module]) -> list[Method]:
-    """Return ``forward`` and the methods used by it, directly or indirectly, in order of use."""
-    methods = []
-    queue = [("forward", "forward", 0)]  # name in the subclass, original name, start in the MRO
-    for new_name, name, start in queue:
-        depth = next((i for i, c in enumerate(cls.__mro__) if i >= start and name in vars(c)), None)
-        function = None if depth is None else vars(cls.__mro__[depth])[name]
-        is_static = isinstance(function, staticmethod)
-        function = function.__func__ if is_static else function
-        if not isinstance(function, FunctionType) or _is_defined_in_torch(inspect.unwrap(function)):
-            continue
-        try:
-            method = Method(new_name, cls.__mro__[depth], function, is_static)
-        except (OSError, SyntaxError):
-            _warn_about_kept_calls(inspect.unwrap(function))
-            continue
-        methods.append(method)
-        more = [(used, used, 0) for used in method.references()]
-        for used in method.calls_by_super():
-            method.parents[used] = f"_apa_{used}_{depth + 1}"
-            more.append((method.parents[used], used, depth + 1))
-        queue += [entry for entry in dict.fromkeys(more) if entry not in queue]
-    return methods
-
-
-def _is_super(node: ast.AST) -> bool:
+def is_super(node: ast.AST) -> bool:
     """Return whether a node is ``super().name`` or ``super(Class, self).name``."""
     if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Call):
         return False
     return isinstance(node.value.func, ast.Name) and node.value.func.id == "super"
 
 
-def _is_defined_in_torch(function: FunctionType) -> bool:
-    return (function.__module__ or "").split(".")[0] == "torch"
-
-
-def _warn_about_kept_calls(function: FunctionType) -> None:
-    called = {f.__name__ for kind in KINDS.values() if kind.default for f in kind.functions}
-    called &= {*function.__code__.co_names}
-    if called:
-        names = ", ".join(sorted(called))
-        what = "Cannot rewrite the source of %s: its calls of %s are not replaced."
-        logger.warning(what, function.__qualname__, names)
+def is_defined_in_torch(function: Callable) -> bool:
+    return (getattr(function, "__module__", None) or "").split(".")[0] == "torch"
 
 
 def _with_options(

@@ -1,5 +1,6 @@
 """The training loader with each sampler, from a config and from plain arguments."""
 
+import inspect
 import itertools
 import json
 from functools import partial
@@ -10,6 +11,7 @@ from detectron2.config import get_cfg
 from detectron2.data import (
     DatasetCatalog,
     MetadataCatalog,
+    build,
     build_detection_train_loader,
     get_detection_dataset_dicts,
 )
@@ -76,7 +78,10 @@ def seeded():
     ],
 )
 def test_order_of_detectron2_samplers(sampler, caplog):
-    from_shared_seed = sampler in ("TrainingSampler", "RandomSubsetTrainingSampler")
+    seeded_since_2025 = "TrainingSampler(len(dataset), seed=cfg.SEED)" in inspect.getsource(build)
+    from_shared_seed = sampler == "RandomSubsetTrainingSampler" or (
+        sampler == "TrainingSampler" and not seeded_since_2025
+    )
     cfg = config(sampler, seed=-1 if from_shared_seed else 3)
     cfg.DATASETS.TRAIN_REPEAT_FACTOR = [[NAME, 2.5]]  # the key of the weighted samplers
     seeded()

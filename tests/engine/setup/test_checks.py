@@ -61,7 +61,7 @@ def test_good_configs(make_job):
         (
             ["MODEL.APA.INJECT.LIKE", "replaced"],
             UserError,
-            "no effect with .*ARCHITECTURE GeneralizedRCNN: set .*ARCHITECTURE to APAInjected",
+            "no effect while MODEL.APA.INJECT.ENABLED is False: set it to True",
         ),
         (
             ["SOLVER.ACCUMULATE", 3],

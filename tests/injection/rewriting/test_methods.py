@@ -281,8 +281,14 @@ def selfless():
 def test_source_that_cannot_be_rewritten(make, caplog):
     cls = make()
     model = nn.Sequential(cls(), nn.ReLU())
-    assert [*inject(model)] == ["1"] and type(model[0]) is cls
-    assert f"{cls.__name__}.forward: its calls of relu are not replaced" in caplog.text
+    for _ in range(2):  # reported each time
+        replaced = inject(model)
+        assert [*replaced] == ["1"] and type(model[0]) is cls
+        reason = replaced.passed_over["0.forward"]
+        assert reason.endswith(".forward calls relu, but its source cannot be rewritten")
+        assert f"Passed over 0.forward: {reason}" in caplog.text
+        caplog.clear()
+        restore(model)
 
 
 def test_local_annotations():

@@ -1,5 +1,6 @@
 """Run the tests of this folder in Triton's interpreter; compile the kernels without a GPU."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -14,6 +15,10 @@ triton = pytest.importorskip("triton")
 
 @pytest.mark.skipif(RUNS_HERE, reason="the tests run in this process")
 def test_interpreted():
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    if not hasattr(InterpreterBuilder, "get_int1_ty"):
+        pytest.skip("the interpreter of Triton 3.0 has no booleans")
     command = [
         sys.executable,
         "-m",
@@ -39,6 +44,8 @@ def test_compiles(kernel, columns):
 
     from apa_det.kernels import triton_class_loss, triton_device
 
+    if "constexprs" not in inspect.signature(ASTSource).parameters:
+        pytest.skip("Triton before 3.3 takes other arguments")
     module = triton_class_loss if kernel == "class_loss" else triton_device
     function = getattr(module, kernel)
     types = dict(C="i32", S="i32", N="i32", K="i32", seed="i64", clamp="fp32", scarce="*i1")

@@ -12,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+import apa_det
 from apa_det import AGLU, APA, inject
 from apa_det.errors import UserError
 
@@ -65,6 +66,26 @@ def test_from_yaml(name, make_cfg, inject_cfg, check_injection):
     model = check_injection(lambda: build_model(cfg), lambda: build_model(inject_cfg(cfg)))
     assert type(model) is META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     assert expected <= {n for n, m in model.named_modules() if isinstance(m, AGLU)}
+
+
+@pytest.mark.parametrize("parameters", ["shared", "per_channel"])
+def test_build_model_keeps_the_name(parameters, make_cfg, inject_cfg):
+    """The model of APAInjected, with the meta-architecture in the config."""
+    cfg = make_cfg("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    cfg.MODEL.APA.INJECT.PARAMETERS = parameters
+    torch.manual_seed(0)
+    expected = build_model(inject_cfg(cfg)).state_dict()
+    assert not any(isinstance(m, APA) for m in apa_det.build_model(cfg).modules())
+    cfg.MODEL.APA.INJECT.ENABLED = True
+    both = inject_cfg(cfg)
+    cfg.freeze()
+    torch.manual_seed(0)
+    state = apa_det.build_model(cfg).state_dict()
+    assert cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    # APAInjected injects once, not twice
+    assert apa_det.build_model(both).state_dict().keys() == expected.keys()
 
 
 def test_pointrend(make_cfg, inject_cfg, check_injection):
