@@ -73,6 +73,7 @@ _RETINANET = (
     *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]]),
 )
 _GATES = ("MODEL.APA.GATE", "se", "MODEL.APA.GATE_DROPOUT", 0.3)
+_SIGMOID = ("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.ROI_BOX_HEAD.CLASS_SCORE", "sigmoid")
 _DECOUPLED = ("SOLVER.DECOUPLED.MAX_ITER", 16)
 ROWS = {
     "one stage": Row(),
@@ -84,9 +85,12 @@ ROWS = {
     "FSDP": Row(("SOLVER.FSDP", True, "MODEL.APA.ACTIVATION", "relu"), processes=2),
     "lazy": Row(kind="lazy"),
     "gate dropout": Row(_GATES),
-    "DropLoss": Row(("MODEL.ROI_BOX_HEAD.CLASS_LOSS", "DropLoss")),
+    "DropLoss": Row((*_SIGMOID, "MODEL.ROI_BOX_HEAD.CLASS_LOSS", "DropLoss")),
     "EQL v2, AdamW": Row(
-        ("MODEL.ROI_BOX_HEAD.CLASS_LOSS", "EqualizationLossV2", "SOLVER.OPTIMIZER", "ADAMW")
+        (
+            *(*_SIGMOID, "MODEL.ROI_BOX_HEAD.CLASS_LOSS", "EqualizationLossV2"),
+            *("SOLVER.OPTIMIZER", "ADAMW"),
+        )
     ),
     "SEED -1": Row(("SEED", -1, *_DECOUPLED)),
     "precise BN": Row(("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2)),
