@@ -45,11 +45,16 @@ def warn_of_ignored_keys(cfg: CfgNode | DictConfig, model: nn.Module | None = No
     for handle in _pending:
         handle.remove()
     reference = None if model is None else weakref.ref(model)
+    checked = False
 
     def check(optimizer: torch.optim.Optimizer, *_) -> None:
+        nonlocal checked
+        if checked:  # the step of a subclass calls that of its base class, and both call hooks
+            return
         if reference is not None and (trained := reference()) is not None:
             if _groups(optimizer).keys().isdisjoint(map(id, trained.parameters())):
                 return  # the optimizer of another model
+        checked = True
         # A hook cannot remove itself while it runs
         optimizer.register_step_post_hook(lambda *_: handle.remove())
         if reference is not None and trained is None:

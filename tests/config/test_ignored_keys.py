@@ -155,6 +155,18 @@ def test_one_warning_at_the_first_step(warnings):
     assert len(_global_optimizer_pre_hooks) == before
 
 
+def test_one_warning_if_the_step_calls_that_of_the_base_class(warnings):
+    class Clipped(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    model = Model()
+    torch.optim.SGD(model.parameters(), lr=0.1)  # from here on, SGD.step calls the hooks too
+    warn_of_ignored_keys(make_cfg(*DECAY))
+    step(model, Clipped(model.parameters(), lr=0.1, weight_decay=0.1))
+    assert len(warnings()) == 1
+
+
 def test_a_model_that_is_gone(warnings):
     before, model = len(_global_optimizer_pre_hooks), Model()
     warn_of_ignored_keys(make_cfg(*DECAY), model)
