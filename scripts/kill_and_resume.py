@@ -212,26 +212,33 @@ def run_once(
         os.waitpid(other, 0)
         os.close(its_pipe)
     if status < 0 and row.kind == "compare":
-        _wait_for_orphans(output)
+        _end_runs(output, killed=kill.after)
     return status
 
 
-def _wait_for_orphans(output: Path) -> None:
-    """Wait until the runs of a killed comparison have ended, as they must by themselves."""
+def _end_runs(output: Path, *, killed: bool) -> None:
+    """Wait until the trainings of a killed comparison have ended; they must end by themselves.
+
+    Args:
+        output: the folder of the comparison.
+        killed: kill them too.
+    """
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        commands = (path.read_bytes() for path in _command_lines())
-        if not any(str(output).encode() in command for command in commands):
+        if not (pids := [*_processes(output)]):
             return
+        for pid in pids if killed else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.2)
-    raise SystemExit("A run of a killed comparison has not ended.")
+    raise SystemExit("A training of a killed comparison has not ended.")
 
 
-def _command_lines() -> Iterator[Path]:
+def _processes(output: Path) -> Iterator[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
-            path.read_bytes()
-            yield path
+            if f"{output}/".encode() in path.read_bytes():
+                yield int(path.parent.name)
 
 
 # ------------------------------------------------------------------ what a training has written
@@ -249,13 +256,14 @@ def state_of(output: Path) -> dict[str, object]:
                 if metric.startswith(("bbox/", "segm/")):
                     state[f"{path.relative_to(output)} {line['iteration']} {metric}"] = value
     if (output / "table.md").exists():
-        results = json.loads((output / "results.json").read_text())
-        state |= dict(_leaves(results, "results.json"))
+        numbers = json.loads((output / "results.json").read_text())["numbers"]
+        accuracy = [number for number in numbers if number["iou_type"]]  # the others are costs
+        state |= dict(_leaves(accuracy, "results.json"))
     return state
 
 
 def _leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
-    if "CostMeter" in name or "seconds" in name or "memory" in name or "versions" in name:
+    if "CostMeter" in name:
         return
     if isinstance(value, dict):
         for key, item in value.items():

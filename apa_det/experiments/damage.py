@@ -5,21 +5,19 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+
+import yaml
 
 from ..engine.run_folder import resume_candidates
 from ..errors import UserError
+from ..text import printable
 from ..utils.folder_lock import lock_folder, unlock_folder
 from ..utils.json_files import read_json
-from ..utils.yaml_files import read_yaml
 from .plan import Plan, Run
 
 logger = logging.getLogger(__name__)
 
-_RESULT_KEYS = {
-    *("metrics", "iterations", "seconds_per_iteration", "peak_memory_mb"),
-    *("image_digest", "versions"),
-}
+_RESULT_KEYS = {"metrics", "seconds_per_iteration", "peak_memory_mb", "versions"}
 _CHUNK = 2**20  # bytes
 
 
@@ -40,8 +38,8 @@ def discard_damaged(plan: Plan) -> None:
 def find_damage(run: Run) -> str:
     """Return a sentence about the first damaged file of a run; "" if there is none."""
     try:
-        if os.path.isfile(run.config_file) and not isinstance(read_yaml(run.config_file), Mapping):
-            return f"{run.config_file} is damaged: it must be a mapping."
+        if os.path.isfile(run.config_file) and (damage := _damage_of_config(run)):
+            return damage
         if run.is_done:
             return _damage_of_results(run)
     except UserError as error:
@@ -50,6 +48,17 @@ def find_damage(run: Run) -> str:
     if names and not any(os.path.isfile(os.path.join(run.folder, name)) for name in names):
         return f"The checkpoint {names[0]} in {run.folder} is missing."
     return ""
+
+
+def _damage_of_config(run: Run) -> str:
+    """Look at the syntax only: a file of another version or with other values is not damaged."""
+    try:
+        with open(run.config_file, encoding="utf-8") as file:
+            if any(isinstance(event, yaml.MappingStartEvent) for event in yaml.parse(file)):
+                return ""
+        return f"{run.config_file} is damaged: it has no keys."
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return f"{run.config_file} is damaged ({printable(str(error), 100)})."
 
 
 def _damage_of_results(run: Run) -> str:
