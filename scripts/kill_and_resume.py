@@ -196,6 +196,8 @@ def run_once(
         children.append(start(body, log, kill if rank == 0 else None))
     pid, pipe = children[0]
     if kill is not None and not kill.at_write:
+        while row.kind == "compare" and not is_between(output) and _is_running(pid):
+            time.sleep(0.01)
         for _ in range(kill.events):
             select.select([pipe], [], [])
             if not os.read(pipe, 1):
@@ -214,6 +216,16 @@ def run_once(
     if status < 0 and row.kind == "compare":
         _end_runs(output, killed=kill.after)
     return status
+
+
+def is_between(output: Path) -> bool:
+    """Return whether a training is between its first and its last checkpoint."""
+    folders = (path.parent for path in output.rglob("last_checkpoint"))
+    return any(not (folder / "model_final.pth").exists() for folder in folders)
+
+
+def _is_running(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def _end_runs(output: Path, *, killed: bool) -> None:
@@ -326,7 +338,7 @@ def killed_training(
         has_checkpoint = any(output.rglob("last_checkpoint"))
         at_write = row.kind != "compare" and generator.random() < 0.5
         events = generator.randint(1, 24 if at_write else 4)
-        delay = generator.uniform(0, 25 if row.kind == "compare" else 0.6)
+        delay = generator.uniform(0, 1.5 if row.kind == "compare" else 0.6)
         kill = Kill(events, at_write, generator.random() < 0.5, delay)
         if row.kind == "compare":
             kill = kill._replace(events=0)
@@ -336,7 +348,7 @@ def killed_training(
             return counted, ""
         if status != -signal.SIGKILL:
             return counted, f"exit status {status} after {attempt} kills"
-        counted += has_checkpoint
+        counted += is_between(output) if row.kind == "compare" else has_checkpoint
     return counted, "no end after 200 kills"
 
 
