@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import runpy
+import subprocess
 import sys
 from argparse import Namespace
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -209,3 +211,27 @@ def real_data() -> Path:
 def lvis_val_100(real_data) -> Path:
     """100 images of LVIS v1 val."""
     return require_path(real_data / "lvis/lvis_val_100.json")
+
+
+LOCKING = """
+import sys
+from apa_det.utils.folder_lock import lock_folder
+lock_folder(sys.argv[1], "OUTPUT_DIR")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked_by_another(folder):
+    """Lock a folder in another process, and return its id."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-c", LOCKING, str(folder)]
+    other = subprocess.Popen(command, env=environment, **pipes)
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        yield other.pid
+    finally:
+        other.kill()
+        other.communicate()

@@ -11,10 +11,14 @@ class BufferSnapshot:
     """A copy of all buffers and loss normalizers of a model.
 
     Taking it does not wait for the GPU.
+
+    Attributes:
+        detectors: see :func:`dense_detectors`.
     """
 
     def __init__(self, model: nn.Module):
         self._model = model
+        self.detectors = dense_detectors(model)
         self._buffers: list[tuple[nn.Module, str, Tensor]] = []
         self._copies: list[Tensor] = []
         self._normalizers: dict[str, float] = {}
@@ -30,7 +34,7 @@ class BufferSnapshot:
         if tensors:
             torch._foreach_copy_(self._copies, tensors)
         self._buffers = buffers
-        self._normalizers = loss_normalizers(self._model)
+        self._normalizers = loss_normalizers(self.detectors)
 
     def forget(self) -> None:
         """Let :meth:`restore` do nothing until the next copy."""
@@ -43,20 +47,26 @@ class BufferSnapshot:
         for (module, name, buffer), copy in zip(self._buffers, self._copies, strict=False):
             buffer.copy_(copy)
             module._buffers[name] = buffer
-        set_loss_normalizers(self._model, self._normalizers)
+        set_loss_normalizers(self.detectors, self._normalizers)
 
 
-def loss_normalizers(model: nn.Module) -> dict[str, float]:
-    """Return the running mean of the foreground anchors of RetinaNet and FCOS, by module."""
+def dense_detectors(model: nn.Module) -> dict[str, DenseDetector]:
+    """Return the modules that may have a loss normalizer, by name without that of DDP."""
     modules = getattr(model, "module", model).named_modules()
-    detectors = ((n, m) for n, m in modules if isinstance(m, DenseDetector))
-    return {n: m.loss_normalizer for n, m in detectors if hasattr(m, "loss_normalizer")}
+    return {name: module for name, module in modules if isinstance(module, DenseDetector)}
 
 
-def set_loss_normalizers(model: nn.Module, values: Mapping[str, float]) -> None:
+def loss_normalizers(detectors: Mapping[str, DenseDetector]) -> dict[str, float]:
+    """Return the running mean of the foreground anchors of RetinaNet and FCOS, by module."""
+    return {n: m.loss_normalizer for n, m in detectors.items() if hasattr(m, "loss_normalizer")}
+
+
+def set_loss_normalizers(
+    detectors: Mapping[str, DenseDetector], values: Mapping[str, float]
+) -> None:
     """Set what :func:`loss_normalizers` returns."""
     for name, value in values.items():
-        getattr(model, "module", model).get_submodule(name).loss_normalizer = value
+        detectors[name].loss_normalizer = value
 
 
 def _layout(tensor: Tensor) -> tuple:

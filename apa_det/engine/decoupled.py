@@ -7,7 +7,6 @@ class-balanced sampling, on a fixed representation that was trained under natura
 
 import gc
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -19,8 +18,8 @@ from ..utils.seeding import seed_all
 from .freezing import require_matches
 from .job import Job
 from .run_folder import (
-    LAST,
     claim_folder,
+    has_checkpoint,
     release_folder,
     remove_run,
     require_kept_weights,
@@ -109,8 +108,5 @@ def _build_trainer(stage: Job, later: Sequence[Job], *, resume: bool, is_second:
 
 
 def _resumed_stage(stages: Sequence[Job]) -> int:
-    return max((i for i, stage in enumerate(stages) if _has_checkpoint(stage)), default=0)
-
-
-def _has_checkpoint(stage: Job) -> bool:
-    return PathManager.isfile(os.path.join(stage.output_dir, LAST))
+    begun = (i for i, stage in enumerate(stages) if has_checkpoint(stage.output_dir))
+    return max(begun, default=0)

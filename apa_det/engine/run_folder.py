@@ -30,16 +30,20 @@ def periodic_checkpoints(folder: str) -> dict[int, str]:
     return dict(sorted((int(match[1]), match[0]) for match in matches))
 
 
+def has_checkpoint(folder: str) -> bool:
+    """Return whether a folder has a checkpoint to resume from."""
+    return PathManager.isfile(os.path.join(folder, LAST))
+
+
 def resume_candidates(folder: str) -> list[str]:
     """Return the names of the checkpoints to resume from, in the order in which to try them.
 
     First is the one that ``last_checkpoint`` names, then the older periodic ones follow. Newer ones
     are left out, so that editing ``last_checkpoint`` goes back to an earlier state.
     """
-    last_file = os.path.join(folder, LAST)
-    if not PathManager.isfile(last_file):
+    if not has_checkpoint(folder):
         return []
-    with PathManager.open(last_file, "rb") as file:
+    with PathManager.open(os.path.join(folder, LAST), "rb") as file:
         last = file.read(1000).decode(errors="replace").strip()
     match = _PERIODIC.fullmatch(last)
     older = [

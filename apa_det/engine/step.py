@@ -167,7 +167,7 @@ class StepTrainer(SimpleTrainer):
         metrics = {name: loss.detach().cpu().item() for name, loss in losses.items()}
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time, cur_iter=self.iter)
-        normalizers = loss_normalizers(self.model)
+        normalizers = loss_normalizers(self.buffers.detectors)
         gathered = comm.all_gather((metrics, data_time, bool(finite), normalizers))
         metrics = {name: np.mean([x[name] for x, *_ in gathered]) for name in metrics}
         self._normalizers = [x for *_, x in gathered]
@@ -225,7 +225,7 @@ class StepTrainer(SimpleTrainer):
         self._num_overflows = state_dict.get("num_overflows", 0)
         self._normalizers = state_dict.get("loss_normalizers", [])
         if len(self._normalizers) == comm.get_world_size():
-            set_loss_normalizers(self.model, self._normalizers[comm.get_rank()])
+            set_loss_normalizers(self.buffers.detectors, self._normalizers[comm.get_rank()])
         if state_dict.get("grad_scaler"):  # empty or missing after training in full precision
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 

@@ -14,6 +14,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from ..engine import Job, check_job, read_job
+from ..engine.run_folder import has_checkpoint
 from ..engine.setup.config_files import config_errors, is_lazy_config
 from ..errors import MissingFileError, UserError
 from ..text import printable
@@ -101,7 +102,7 @@ class Run:
     @property
     def is_begun(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        return os.path.isfile(os.path.join(self.folder, "last_checkpoint"))
+        return has_checkpoint(self.folder)
 
 
 @dataclass(frozen=True)

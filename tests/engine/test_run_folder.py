@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from apa_det.engine import Trainer, launch, read_job, run_folder, setup_job, tra
 from apa_det.engine.run_folder import claim_folder, recorded_results, truncate_metrics
 from apa_det.errors import UserError
 
-from ..conftest import read_metrics
+from ..conftest import locked_by_another, read_metrics
 
 ROOT = Path(__file__).parents[2]
 NO_TEST = ("DATASETS.TEST", ())
@@ -238,33 +236,16 @@ def test_resume_and_overwrite(arguments, output):
         train(setup_job(arguments()), resume=True, overwrite=True)
 
 
-LOCKING = """
-import sys
-from apa_det.utils.folder_lock import lock_folder
-lock_folder(sys.argv[1], "OUTPUT_DIR")
-print("locked", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_folder_in_use(arguments, output, tmp_path):
     """A second training is refused before it writes anything, also with --resume."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    command = [sys.executable, "-c", LOCKING, str(output)]
-    other = subprocess.Popen(command, env=environment, **pipes)
-    try:
-        assert other.stdout.readline() == b"locked\n"
+    with locked_by_another(output) as pid:
         for flags in ({}, {"resume": True}, {"overwrite": True}):
-            with pytest.raises(UserError, match=f"in which another training runs .*{other.pid}"):
+            with pytest.raises(UserError, match=f"in which another training runs .*{pid}"):
                 setup_job(arguments(*NO_TEST, **flags))
         assert os.listdir(output) == [".lock"]
         model = torch.nn.Linear(2, 2)
         torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
         setup_job(arguments("MODEL.WEIGHTS", tmp_path / "model.pth", eval_only=True))
-    finally:
-        other.kill()
-        other.communicate()
     setup_job(arguments(*NO_TEST))
 
 

@@ -4,8 +4,6 @@ import gzip
 import json
 import logging
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +11,8 @@ from apa_det.errors import UserError
 from apa_det.experiments import discard_damaged, read_plan
 from apa_det.experiments.damage import find_damage
 from apa_det.utils.folder_lock import is_locked
+
+from ..conftest import locked_by_another
 
 RESULT = {
     **{"metrics": {}, "iterations": 4, "seconds_per_iteration": 1.0, "peak_memory_mb": 1.0},
@@ -67,30 +67,13 @@ def test_damaged_run(plan, named, caplog):
     assert os.path.isdir(first.folder) and not os.path.exists(second.folder)
 
 
-LOCK = """
-import sys
-from apa_det.utils.folder_lock import lock_folder
-lock_folder(sys.argv[1], "X")
-print("locked", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_run_of_another_process_stays(plan):
     run = plan.runs[0]
     assert not is_locked(run.folder)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    command = [sys.executable, "-c", LOCK, run.folder]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    other = subprocess.Popen(command, env=environment, **pipes)
-    try:
-        assert other.stdout.readline() == b"locked\n"
+    with locked_by_another(run.folder):
         assert is_locked(run.folder)
         cut(run.result_file)
         with pytest.raises(UserError, match="another training runs"):
             discard_damaged(plan)
         assert os.path.exists(run.result_file)
-    finally:
-        other.kill()
-        other.communicate()
     assert not is_locked(run.folder)
