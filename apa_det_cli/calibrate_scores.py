@@ -1,8 +1,11 @@
-"""Fit the strength of a score calibration on a part of the training set.
+"""Fit the strength of a score calibration, or choose score thresholds.
 
-The detector runs once on images of the training set, and its boxes are evaluated with each
-strength. Prints the best one as overrides of the config. A figure, and of a yaml config also the
-overrides as yaml, go into OUTPUT_DIR/calibration.
+With --method, the detector runs once on images of the training set, and its boxes are evaluated
+with each strength. Prints the best one as overrides of the config. A figure, and of a yaml config
+also the overrides as yaml, go into OUTPUT_DIR/calibration.
+
+With --thresholds, chooses instead the score thresholds with the highest F1 at IoU 0.5, on images of
+the test set. Prints them as overrides, and writes the config with them to OUTPUT_DIR/calibration.
 
 With --results, calibrates a result file of any detector instead, by the strength that --strengths
 gives. The scores of its classes must not depend on each other, as those of a softmax do.
@@ -22,21 +25,27 @@ from .flags import (
     numbers,
 )
 
+STRENGTHS = tuple(i / 10 for i in range(11))
+
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     result = command_parser(prog, __doc__)
     add_config_file(result)
     result.add_argument(
         "--method",
-        required=True,
         metavar="NAME",
         help="a calibration as in MODEL.ROI_BOX_HEAD.CALIBRATION, e.g. NorCal",
     )
-    add_num_images(result, 500, "training")
+    result.add_argument(
+        "--thresholds",
+        choices=("group", "class"),
+        help="choose score thresholds (TEST.SCORE_THRESH_PER_GROUP) of frequency groups or classes",
+    )
+    add_num_images(result, 500, "training (with --thresholds: test)")
     result.add_argument(
         "--strengths",
         type=strengths,
-        default=tuple(i / 10 for i in range(11)),
+        default=STRENGTHS,
         metavar="S,S,...",
         help="strengths to evaluate, beside 0, which is no calibration (default 0,0.1,...,1)",
     )
@@ -58,13 +67,37 @@ def strengths(text: str) -> tuple[float, ...]:
 def run(args: argparse.Namespace) -> None:
     from apa_det.errors import UserError
 
+    if args.thresholds and (args.method or args.strengths != STRENGTHS or args.results):
+        raise UserError("--thresholds needs no --method, --strengths and --results: remove them.")
+    if not args.thresholds and not args.method:
+        raise UserError("Give --method to fit a strength, or --thresholds to choose thresholds.")
     if args.results:
         return calibrate_file(args)
     if not args.config_file:
         raise UserError("Give --config-file to fit a strength, or --results to calibrate a file.")
     if args.output or args.gt or args.count_from:
         raise UserError("--output, --gt and --count-from are for --results: remove them.")
-    fit(args)
+    choose_thresholds(args) if args.thresholds else fit(args)
+
+
+def choose_thresholds(args: argparse.Namespace) -> None:
+    from apa_det.engine import setup_job
+    from apa_det.engine.jobs import fit_thresholds
+
+    args.eval_only, args.resume = True, False
+    job = setup_job(args)
+    fit = fit_thresholds(job, args.thresholds, args.num_images)
+    folder = os.path.join(job.output_dir, "calibration")
+    os.makedirs(folder, exist_ok=True)
+    text = fit.text()
+    if args.thresholds == "class":
+        text = os.path.abspath(os.path.join(folder, "thresholds.json"))
+        fit.write(text)
+    kind = "masks" if fit.iou_type == "segm" else "boxes"
+    print(f"\nThresholds with the highest F1 (%) of {kind} at IoU 0.5:\n\n{fit.table()}")
+    print("As overrides:", *job.score_threshold_overrides(text), sep="\n    ")
+    job.with_score_thresholds(text).save_config(folder)
+    print(f"As a config: {os.path.join(folder, 'config.yaml')}")
 
 
 def fit(args: argparse.Namespace) -> None:
@@ -88,9 +121,11 @@ def fit(args: argparse.Namespace) -> None:
     print("As overrides:", *lines, sep="\n    ")
     if isinstance(job, YamlJob):
         path = os.path.join(folder, f"{fit.method}.yaml")
-        head = {"CALIBRATION": fit.method, "CALIBRATION_STRENGTH": fit.best}
+        key, _, strength_key, _ = lines[0].split()
+        (_, node, name), (_, _, strength_name) = key.split("."), strength_key.split(".")
+        values = {name: fit.method, strength_name: fit.best}
         with open_atomic(path) as file:
-            yaml.safe_dump({"MODEL": {"ROI_BOX_HEAD": head}}, file)
+            yaml.safe_dump({"MODEL": {node: values}}, file)
         print(f"As yaml: {path}")
 
 

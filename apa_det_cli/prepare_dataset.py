@@ -1,11 +1,18 @@
-"""Convert, split, check or generate a dataset, or write a config for one."""
+"""Convert, split, check, generate or advise on a dataset, or write its config."""
 
 import argparse
 import json
 import os
 import shlex
 
-from .flags import add_count_from, add_import, command_parser, positive_int, whole_number
+from . import advise_dataset
+from .dataset_config import (
+    add_image_roots,
+    add_recipe,
+    require_config_output,
+    write_dataset_config,
+)
+from .flags import add_count_from, add_import, command_parser, positive_int
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -31,7 +38,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
 
     recipe = argparse.ArgumentParser(add_help=False)
-    _add_recipe(recipe.add_argument_group("the config"))
+    add_recipe(recipe.add_argument_group("the config"))
     written = argparse.ArgumentParser(add_help=False)
     written.add_argument(
         "--write-config", metavar="YAML", help="also write a config that trains on the dataset"
@@ -53,7 +60,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         "the image counts of coco_json",
     )
     add_count_from(sub)
-    _add_image_roots(sub)
+    add_image_roots(sub)
     sub.set_defaults(action=convert)
 
     for name, metavar, what in (
@@ -105,8 +112,10 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     sub.add_argument("--train", required=True, metavar="JSON", help="training set (LVIS format)")
     sub.add_argument("--val", metavar="JSON", help="validation set (LVIS format)")
     sub.add_argument("--output", required=True, metavar="YAML", help="the config to write")
-    _add_image_roots(sub, required=True)
+    add_image_roots(sub, required=True)
     sub.set_defaults(action=write_config)
+
+    advise_dataset.add_command(commands, [common, thresholds, written, recipe])
 
     sub = commands.add_parser(
         "check",
@@ -158,36 +167,6 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     return result
 
 
-def _add_recipe(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--weights",
-        default="coco",
-        metavar="START",
-        help="starting weights: coco or imagenet, which detectron2 downloads; none for random "
-        "ones; or a checkpoint file, e.g. a published one (default coco)",
-    )
-    group.add_argument(
-        "--num-gpus",
-        type=whole_number,
-        metavar="N",
-        help="GPUs of the training; 0: a small training on the CPU (default: 1 if there is one)",
-    )
-
-
-def _add_image_roots(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    parser.add_argument(
-        "--image-root",
-        required=required,
-        metavar="DIR",
-        help="folder that file names are relative to, for the config",
-    )
-    parser.add_argument(
-        "--val-image-root",
-        metavar="DIR",
-        help="the same for the validation set (default: --image-root)",
-    )
-
-
 def run(args: argparse.Namespace) -> int | None:
     return args.action(args)
 
@@ -206,7 +185,7 @@ def convert(args: argparse.Namespace) -> None:
             raise UserError(f"--val would be written to {val_output}: choose another --output.")
         require_writable_file(val_output, ".json", "--val")
         inputs[val_output] = args.val
-    _require_config_output(args, args.image_root)
+    require_config_output(args, args.image_root)
     count_from = read_coco_json(args.count_from) if args.count_from else None
     converted = {}
     for output, path in inputs.items():
@@ -222,7 +201,7 @@ def convert(args: argparse.Namespace) -> None:
         count_from = count_from or coco
     _write(converted)
     if args.write_config:
-        _write_config(args, args.write_config, list(converted.items()))
+        write_dataset_config(args, args.write_config, list(converted.items()))
 
 
 def convert_folder(args: argparse.Namespace) -> None:
@@ -232,7 +211,7 @@ def convert_folder(args: argparse.Namespace) -> None:
     from apa_det.utils.writable import require_writable_folder
 
     require_writable_folder(args.output)
-    _require_config_output(args, ".")
+    require_config_output(args, ".")
     count_from = read_coco_json(args.count_from) if args.count_from else None
     if args.reader == "yolo":
         source = read_yolo(args.source)
@@ -248,7 +227,7 @@ def convert_folder(args: argparse.Namespace) -> None:
             raise UserError(f"--write-config needs a training set, which {args.source} lacks.")
         args.image_root = args.val_image_root = source.image_root
         sets = [(paths[split], lvis[split]) for split in ("train", "val") if split in lvis]
-        _write_config(args, args.write_config, sets)
+        write_dataset_config(args, args.write_config, sets)
 
 
 def _write(converted: dict[str, dict]) -> None:
@@ -267,16 +246,6 @@ def _write(converted: dict[str, dict]) -> None:
             )
         if unusable > annotations:
             print("  Most annotations are dropped: to train on boxes alone, remove all masks.")
-
-
-def _require_config_output(args: argparse.Namespace, image_root: str | None) -> None:
-    from apa_det.errors import UserError
-    from apa_det.utils.writable import require_writable_file
-
-    if args.write_config:
-        require_writable_file(args.write_config, ".yaml", "--write-config")
-        if image_root is None:
-            raise UserError("--write-config needs --image-root, the folder of the images.")
 
 
 def split(args: argparse.Namespace) -> None:
@@ -322,33 +291,7 @@ def write_config(args: argparse.Namespace) -> None:
 
     require_writable_file(args.output, ".yaml")
     paths = [args.train] + [args.val] * bool(args.val)
-    _write_config(args, args.output, [(path, read_lvis_json(path)) for path in paths])
-
-
-def _write_config(args: argparse.Namespace, output: str, sets: list[tuple[str, dict]]) -> None:
-    """Write the config of a training set and, if given, a validation set."""
-    from torch import cuda
-
-    from apa_det.checkpoint.starting_weights import choose_starting_weights
-    from apa_det.data import recipe
-
-    num_gpus = int(cuda.is_available()) if args.num_gpus is None else args.num_gpus
-    roots = (args.image_root, args.val_image_root or args.image_root)
-    train, *others = [
-        recipe.RegisteredFile(path, root, content)
-        for (path, content), root in zip(sets, roots, strict=False)
-    ]
-    start = choose_starting_weights(
-        args.weights,
-        recipe.class_names(train.content),
-        masks=recipe.has_masks(train.content),
-        cpu=num_gpus == 0,
-    )
-    val = others[0] if others else None
-    recipe.write_config(output, train, val, start, num_gpus=num_gpus)
-    gpus = "1 GPU" if num_gpus == 1 else f"{num_gpus} GPUs"
-    print(f"Wrote {output} for {gpus if num_gpus else 'the CPU'}. Next:")
-    print(*recipe.commands(output, num_gpus, tested=val is not None), sep="\n")
+    write_dataset_config(args, args.output, [(path, read_lvis_json(path)) for path in paths])
 
 
 def check(args: argparse.Namespace) -> int:

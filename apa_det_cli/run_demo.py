@@ -26,10 +26,9 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--confidence-threshold",
-        default="0.5",
         metavar="SCORE",
-        help="lowest score to show (default 0.5), or one for each frequency group, e.g. "
-        "r:0.1,c:0.2,f:0.4",
+        help="lowest score to show, or one for each frequency group, e.g. r:0.1,c:0.2,f:0.4, or a "
+        "JSON file {class: score} (default TEST.SCORE_THRESH_PER_GROUP of the config, else 0.5)",
     )
     add_overrides(result)
     return result

@@ -2,7 +2,7 @@
 
 import argparse
 
-from . import activation, class_loss, evaluation, layers, models
+from . import activation, class_loss, evaluation, layers, loader, models
 
 HELP = {
     "activation": "AGLU against SiLU, ReLU and its formula",
@@ -11,6 +11,7 @@ HELP = {
     "carafe": "CARAFE against the deconvolution it replaces",
     "step": "a training step of Mask R-CNN against detectron2's",
     "inference": "Mask R-CNN inference against detectron2's",
+    "loader": "training images with copy-paste against those without",
     "evaluate": "LVIS evaluation against ultrafast-pycocotools and lvis-api",
 }
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     layers.add_carafe_arguments(command("carafe"))
     models.add_arguments(command("step"), "step")
     models.add_arguments(command("inference"), "inference")
+    loader.add_arguments(command("loader"))
     evaluation.add_arguments(command("evaluate"))
     args = parser.parse_args(arguments)
     if args.command is None:

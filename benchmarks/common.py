@@ -75,16 +75,21 @@ def measure(runs: dict[str, Callable], args: argparse.Namespace) -> dict[str, di
     return results
 
 
-def interleaved(runs: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, float]:
+def interleaved(
+    runs: dict[str, Callable],
+    repeats: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Return the median seconds of each run, after two warm-up rounds."""
 
     def timed(run: Callable, number: int) -> float:
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(number):
             run()
         synchronize(device)
-        return (time.perf_counter() - start) / number
+        return (clock() - start) / number
 
     for run in runs.values():
         run()

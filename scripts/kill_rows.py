@@ -75,6 +75,11 @@ _RETINANET = (
 _GATES = ("MODEL.APA.GATE", "se", "MODEL.APA.GATE_DROPOUT", 0.3)
 _SIGMOID = ("MODEL.ROI_HEADS.NAME", "APAROIHeads", "MODEL.ROI_BOX_HEAD.CLASS_SCORE", "sigmoid")
 _DECOUPLED = ("SOLVER.DECOUPLED.MAX_ITER", 16)
+_REPLAY = (
+    *(*_SIGMOID, *_DECOUPLED, "SOLVER.DECOUPLED.REPLAY_SHARE", 1.0),
+    *("MODEL.ROI_BOX_HEAD.REPLAY.SHARE", 0.5, "MODEL.ROI_BOX_HEAD.REPLAY.MEMORY", 3),
+    *("MODEL.ROI_BOX_HEAD.REPLAY.START_ITER", 3),
+)
 ROWS = {
     "one stage": Row(),
     "2 workers": Row(("DATALOADER.NUM_WORKERS", 2)),
@@ -95,6 +100,7 @@ ROWS = {
     "SEED -1": Row(("SEED", -1, *_DECOUPLED)),
     "precise BN": Row(("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2)),
     "RetinaNet, 2 processes": Row(_RETINANET, processes=2),
+    "replay, 2 processes": Row(_REPLAY, processes=2),
     "early stopping": Row(("TEST.EARLY_STOPPING_PATIENCE", 3)),
     "compare": Row(kind="compare"),
 }
@@ -173,4 +179,5 @@ LEFT_OUT: dict[str, tuple[str, Callable]] = {  # the row that must fail, and the
         "RetinaNet, 2 processes",
         _patch(step, "set_loss_normalizers", lambda *_: None),
     ),
+    "replay memory": ("replay, 2 processes", _without("_trainer.replay_memories")),
 }

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.data import DatasetMapper
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from apa_det import AGLU, add_apa_config
 from apa_det.config import check_values
-from apa_det.data import build_train_loader
+from apa_det.data import APADatasetMapper, CopyPaste, build_train_loader
 from apa_det.engine import build_optimizer
 from apa_det.evaluation import LongTailEvaluator, V3DetEvaluator
 
@@ -60,7 +59,7 @@ def plain(value):
         return tuple(plain(v) for v in value)
     if value is None or isinstance(value, (str, int, float)):
         return value
-    if type(value).__module__.startswith("detectron2."):
+    if type(value).__module__.startswith(("detectron2.", "apa_det.data.")):
         return type(value), {k: plain(v) for k, v in vars(value).items()}
     return type(value)
 
@@ -164,7 +163,7 @@ def test_same_data(name):
     cfg, loader = load_yaml(name), load_lazy(name).dataloader
     assert loader.lvis_format == cfg.DATASETS.LVIS_FORMAT
     for split, is_train in ((loader.train, True), (loader.test, False)):
-        expected, mapper = DatasetMapper(cfg, is_train), instantiate(split.mapper)
+        expected, mapper = APADatasetMapper(cfg, is_train), instantiate(split.mapper)
         assert augmentations(mapper) == augmentations(expected)
         keys = ["image_format", "is_train", "instance_mask_format", "recompute_boxes"]
         keys += ["use_instance_mask"] if is_train else []
@@ -183,6 +182,9 @@ def test_same_data(name):
     for key in ("repeat_rounding", "min_image_side", "min_box_side"):
         default = inspect.signature(build_train_loader).parameters[key].default
         assert loader.train.get(key, default) == cfg.DATALOADER[key.upper()], key
+    settings = CopyPaste.of(cfg.INPUT.COPY_PASTE)
+    assert CopyPaste.of(loader.train.get("copy_paste")) == settings
+    assert settings.enabled == ("copy_paste" in name)
     evaluators = {"COCO": COCOEvaluator, "V3Det": V3DetEvaluator}
     evaluator = evaluators.get(name.split("-")[0], LongTailEvaluator)
     assert loader.evaluator._target_ is evaluator
@@ -221,7 +223,7 @@ def outputs(model, images):
         "Quickstart/mask_rcnn_R_18_FPN_APA",
         f"{LVIS}/mask_rcnn_SE_R_50_FPN_AGLU_GOL_2x",
         f"{LVIS}/cascade_mask_rcnn_R_50_FPN_AGLU_gate_score_1x",
-        f"{LVIS}/retinanet_R_50_FPN_AGLU_gate_1x",
+        f"{LVIS}/retinanet_R_50_FPN_AGLU_gate_score_1x",
         "COCO-InstanceSegmentation/mask_rcnn_SE_R_50_FPN_AGLU_2x",
     ],
 )

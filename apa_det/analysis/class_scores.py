@@ -69,7 +69,7 @@ def sample_roi_class_scores(
 def sample_dense_class_scores(
     model: DenseDetector, batch: list[dict], category_groups: np.ndarray, sampler: InputSampler
 ) -> None:
-    """Like :func:`sample_roi_class_scores`, for RetinaNet and FCOS, which have sigmoid scores.
+    """Like :func:`sample_roi_class_scores`, for RetinaNet, FCOS, APARetinaNet and APAFCOS.
 
     Anchors or points are labeled as in training. All foreground ones are used, and a random subset
     of the background ones.
@@ -83,7 +83,8 @@ def sample_dense_class_scores(
         chosen = torch.randperm(len(background))[:_BACKGROUND].to(background.device)
         foreground = ((gt_labels >= 0) & (gt_labels < model.num_classes)).nonzero()[:, 0]
         rows = torch.cat([foreground, background[chosen]])
-        score = "head.cls_score", "sigmoid", (np.ones(1), np.ones(1))
+        name = getattr(model, "class_score", "sigmoid")
+        score = "head.cls_score", *_named_score(name, getattr(model.head, "score", None))
         _add(score, logits[rows], gt_labels[rows], category_groups, sampler)
         return {}
 
@@ -118,8 +119,14 @@ def _score(predictor: nn.Module) -> tuple[str, tuple[np.ndarray, np.ndarray] | N
     """Return the name of a predictor's class score, and its λ and κ."""
     default = "sigmoid" if predictor.use_sigmoid_ce else "softmax"
     name = getattr(predictor, "class_score", default)
+    return _named_score(name, getattr(predictor, "score", None))
+
+
+def _named_score(
+    name: str, score: nn.Module | None
+) -> tuple[str, tuple[np.ndarray, np.ndarray] | None]:
     if name == "apa":
-        return name, eta_parameters(predictor.score)
+        return name, eta_parameters(score)
     fixed = {"gumbel": (0.0, 1.0), "sigmoid": (1.0, 1.0)}.get(name)
     return name, fixed and tuple(np.full(1, value) for value in fixed)
 

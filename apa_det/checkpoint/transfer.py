@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _SCORES = re.compile(r"(.*\.)?cls_score\.(weight|bias|g)")
 _BOXES = re.compile(r"(.*\.)?bbox_pred\.(weight|bias)")
 _MASKS = re.compile(r"(.*\.)?mask_head\.predictor\.(weight|bias)")
-_CURVES = re.compile(r"(.*\.)?box_predictor(\.\d+)?\.score\.(lambda_param|kappa_param)")
+_CURVES = re.compile(r"(.*\.)?(box_predictor(\.\d+)?|head)\.score\.(lambda_param|kappa_param)")
 
 
 class ClassTransfer(NamedTuple):

@@ -2,7 +2,7 @@
 
 from . import places
 from .key import Key, Section
-from .kinds import boolean, integer, list_of, name_in, number, one_of, text
+from .kinds import boolean, integer, list_of, name_in, number, one_of, range_pair, text
 
 DATA = Section(
     "Data",
@@ -29,6 +29,98 @@ DATA = Section(
             "than annotated, by other ones, and log them. Each process counts its own, from its "
             "start. 0: the first one is an error. Which image replaces another depends on `SEED` "
             "alone.",
+            places.LOADER,
+        ),
+        Key(
+            "INPUT.LSJ.ENABLED",
+            False,
+            boolean,
+            "Large-scale jitter instead of `INPUT.MIN_SIZE_TRAIN`, `INPUT.MAX_SIZE_TRAIN` and "
+            "`INPUT.RANDOM_FLIP`: flip, resize by a random scale, then crop or pad to a square. "
+            "Masks become bitmaps.",
+            places.MAPPER,
+        ),
+        Key(
+            "INPUT.LSJ.SIZE",
+            1024,
+            integer(">= 1"),
+            "Sides of the square, in pixels.",
+            places.MAPPER,
+        ),
+        Key(
+            "INPUT.LSJ.SCALE",
+            [0.1, 2.0],
+            range_pair("> 0"),
+            "Limits of the random scale: at 1, the longer side of the image is `INPUT.LSJ.SIZE`.",
+            places.MAPPER,
+        ),
+        Key(
+            "INPUT.COPY_PASTE.ENABLED",
+            False,
+            boolean,
+            "Copy-paste: paste instances of the training set into its images, see "
+            "[long-tail-methods.md](long-tail-methods.md#copy-paste).",
+            places.LOADER,
+        ),
+        Key(
+            "INPUT.COPY_PASTE.SAMPLING",
+            "rare_first",
+            one_of("uniform", "repeat_factor", "rare_first"),
+            "Probability of a class: uniform, proportional to its repeat factor (with "
+            "`DATALOADER.REPEAT_THRESHOLD`), or inversely proportional to its number of images. "
+            "All instances of the class are equally probable.",
+            places.LOADER,
+        ),
+        Key(
+            "INPUT.COPY_PASTE.PROB",
+            0.4,
+            number("in [0, 1]"),
+            "Probability that instances are pasted into an image.",
+            places.LOADER,
+        ),
+        Key(
+            "INPUT.COPY_PASTE.MAX_INSTANCES",
+            2,
+            integer(">= 1"),
+            "Their number is uniform from 1 to this one.",
+            places.LOADER,
+        ),
+        Key(
+            "INPUT.COPY_PASTE.SCALE",
+            [0.8, 1.25],
+            range_pair("> 0"),
+            "Limits of the uniform factor of their size, after the image that they come from was "
+            "resized as in training.",
+            places.LOADER,
+        ),
+        Key(
+            "INPUT.COPY_PASTE.FLIP",
+            0.5,
+            number("in [0, 1]"),
+            "Probability to flip a pasted instance horizontally.",
+            places.LOADER,
+        ),
+        Key(
+            "INPUT.COPY_PASTE.BLEND",
+            0.0,
+            number("in [0, 100]"),
+            "Standard deviation in pixels of the Gaussian that blends the edges of pasted "
+            "instances. 0: no blending. Masks are the same.",
+            places.LOADER,
+        ),
+        Key(
+            "INPUT.COPY_PASTE.MIN_VISIBLE",
+            0.2,
+            number("in [0, 1]"),
+            "Drop instances of which a smaller fraction of the pixels stays visible, or none.",
+            places.LOADER,
+        ),
+        Key(
+            "INPUT.COPY_PASTE.CACHE_MB",
+            128,
+            integer(">= 0"),
+            "Memory in MB, per process that loads images, for crops of the classes that are pasted "
+            "most often. What is pasted does not depend on it.",
             places.LOADER,
         ),
         Key(

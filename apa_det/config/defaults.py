@@ -7,9 +7,12 @@ from detectron2.config import CfgNode
 from . import places
 from .backbone_keys import BACKBONES, INJECTION
 from .data_keys import DATA, EVALUATION
+from .dense_keys import RETINANET
 from .head_keys import BOX_HEAD, CASCADE, MASK_HEAD, MATCHING
+from .inference_keys import INFERENCE
 from .key import Key, Section
 from .kinds import list_of, text
+from .replay_keys import REPLAY
 from .training_keys import TRAINING, WEIGHTS
 
 GENERAL = Section(
@@ -26,8 +29,8 @@ GENERAL = Section(
     ),
 )
 SECTIONS = [
-    *(GENERAL, BACKBONES, INJECTION, BOX_HEAD, MATCHING, CASCADE, MASK_HEAD),
-    *(WEIGHTS, TRAINING, DATA, EVALUATION),
+    *(GENERAL, BACKBONES, INJECTION, BOX_HEAD, REPLAY, MATCHING, CASCADE, MASK_HEAD, RETINANET),
+    *(WEIGHTS, TRAINING, DATA, EVALUATION, INFERENCE),
 ]
 KEYS = {
     key.name: key._replace(place=key.place or section.place)

@@ -282,6 +282,11 @@ def conflicts(cfg: CfgNode) -> Iterator[str]:
             "INPUT.CROP.SIZE must be fractions in (0, 1] with INPUT.CROP.TYPE "
             f"{cfg.INPUT.CROP.TYPE}, got {list(cfg.INPUT.CROP.SIZE)}"
         )
+    if cfg.INPUT.LSJ.ENABLED and cfg.INPUT.CROP.ENABLED:
+        yield (
+            "INPUT.CROP.ENABLED must be False with INPUT.LSJ.ENABLED, which crops images too; got "
+            "True"
+        )
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and not (
         0 < solver.BASE_LR >= solver.BASE_LR_END
     ):

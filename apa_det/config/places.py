@@ -12,7 +12,9 @@ _TRAINER = ("apa_det.engine.trainer.JobTrainer",)
 # detectron2's modules, which read no key of apa_det. Those of other projects may read some.
 _BLOCK_NAMES = ("BasicBlock", "BottleneckBlock", "DeformBottleneckBlock")
 _NO_BLOCKS = tuple(f"{_THEIRS}.backbone.resnet.{name}" for name in _BLOCK_NAMES)
-_ONE_STAGE = tuple(f"{_THEIRS}.meta_arch.{name}" for name in ("retinanet.RetinaNet", "fcos.FCOS"))
+_DENSE = tuple(f"{_MODEL}.dense.{name}" for name in ("APARetinaNet", "APAFCOS"))
+_NO_DENSE = tuple(f"{_THEIRS}.meta_arch.{name}" for name in ("retinanet.RetinaNet", "fcos.FCOS"))
+_ONE_STAGE = (*_NO_DENSE, *_DENSE)
 _NO_BOX_HEAD = (f"{_THEIRS}.roi_heads.box_head.FastRCNNConvFCHead", *_ONE_STAGE)
 _NO_PREDICTOR = (f"{_THEIRS}.roi_heads.fast_rcnn.FastRCNNOutputLayers", *_ONE_STAGE)
 _NO_ROI_HEADS = (
@@ -31,6 +33,13 @@ ACTIVATIONS = Place(
 )
 PREDICTOR = Place("`APAROIHeads`, `APACascadeROIHeads`", _PREDICTOR, _NO_PREDICTOR)
 ROI_HEADS = Place("`APAROIHeads`, `APACascadeROIHeads`", (_ROI_HEADS, _CASCADE), _NO_ROI_HEADS)
+RETINANET = Place("`APARetinaNet`", _DENSE, (*_NO_DENSE, _ROI_HEADS, _CASCADE, *_NO_ROI_HEADS))
+POSTPROCESSING = Place(
+    "`APAROIHeads`, `APACascadeROIHeads`, `APARetinaNet`",
+    (*_PREDICTOR, *_DENSE),
+    (*_NO_ROI_HEADS, *_NO_DENSE),
+)
+MASK_SCORE = Place("`APAROIHeads`, `APACascadeROIHeads`", (_ROI_HEADS, _CASCADE), _NO_ROI_HEADS)
 CASCADE = Place("`APACascadeROIHeads`", (_CASCADE,), (_ROI_HEADS, *_NO_ROI_HEADS))
 RPN = Place(
     "`APARPN`",
@@ -59,6 +68,7 @@ LOADER = Place(
     "`apa_det.data.build_train_loader`",
     ("apa_det.data.stream.TrainLoader", "apa_det.data.sampling.bad_images.BadImageReplacer"),
 )
+MAPPER = Place("`apa_det.data.APADatasetMapper`", ("apa_det.data.mapper.APADatasetMapper",))
 UNDERSAMPLING = Place(
     "`UndersamplingTrainingSampler`",
     ("apa_det.data.sampling.undersampling.UndersamplingTrainingSampler",),

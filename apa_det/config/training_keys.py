@@ -96,6 +96,14 @@ TRAINING = Section(
             places.COMMANDS,
         ),
         Key(
+            "SOLVER.DECOUPLED.REPLAY_SHARE",
+            None,
+            optional(number("in [0, 1]")),
+            "`MODEL.ROI_BOX_HEAD.REPLAY.SHARE` of the second stage, from its first iteration on. "
+            "None: that of the first stage.",
+            places.COMMANDS,
+        ),
+        Key(
             "SOLVER.OPTIMIZER",
             "SGD",
             one_of("SGD", "ADAMW"),

@@ -1,6 +1,7 @@
 """Datasets in LVIS format: registration, validation, conversion, sampling, synthetic data."""
 
 from .coco_to_lvis import coco_to_lvis
+from .copy_paste import CopyPaste
 from .dataset_report import DatasetReport, check_dataset
 from .frequency import complete_categories, frequency_group
 from .lvis_format import (
@@ -11,5 +12,6 @@ from .lvis_format import (
 )
 from .mapper import APADatasetMapper
 from .sampling import TRAIN_SAMPLER_REGISTRY, build_train_loader
+from .scale_jitter import large_scale_jitter
 from .synthetic import generate_dataset
 from .validation import Problem, read_coco_json, read_lvis_json

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from .faults import Fault
 from .records import MAX_NUMBER, integers
+from .sampling.counts import groups_by_count
 
 ClassCount = Literal["image_count", "instance_count"]
 
@@ -18,7 +19,8 @@ ClassCount = Literal["image_count", "instance_count"]
 _NUM_IMAGES = {"lvis_v1_train": 99_388}
 _FIX = (
     "Register its LVIS-format file with DATASETS.LVIS_FORMAT, or remove the setting that needs it "
-    "(MODEL.ROI_BOX_HEAD.CLASS_LOSS, CLASS_WEIGHTS, USE_DROP_LOSS, USE_FED_LOSS or CALIBRATION)."
+    "(MODEL.ROI_BOX_HEAD.CLASS_LOSS, CLASS_WEIGHTS, USE_DROP_LOSS, USE_FED_LOSS, REPLAY or "
+    "CALIBRATION)."
 )
 
 
@@ -75,7 +77,8 @@ def check_num_classes(values: Tensor, num_classes: int, user: str) -> Tensor:
     if len(values) != num_classes:
         raise UserError(
             f"{user} got class frequencies of {len(values)} classes for a predictor of "
-            f"{num_classes}. Set MODEL.ROI_HEADS.NUM_CLASSES to that of the training dataset."
+            f"{num_classes}. Set MODEL.ROI_HEADS.NUM_CLASSES, or that of MODEL.RETINANET, to the "
+            "number of the training dataset."
         )
     return values
 
@@ -107,6 +110,30 @@ def get_scarce_classes(dataset_names: Sequence[str], threshold: float = 0.0011) 
             )
         total += num_images
     return class_counts(dataset_names) / total < threshold
+
+
+def get_classes_of_groups(
+    dataset_names: Sequence[str], groups: Sequence[str], max_count: int = 0
+) -> Tensor:
+    """Return a mask of the classes in some frequency groups, or with few images.
+
+    Args:
+        dataset_names: registered datasets with the same classes, already loaded.
+        groups: names of groups, "r", "c" or "f"; see
+            :func:`apa_det.data.sampling.counts.groups_by_count`.
+        max_count: if not 0, the classes are those in at most this many images instead.
+
+    Returns:
+        bool, shape (K,), by contiguous id.
+
+    Raises:
+        UserError: missing counts, or datasets with different classes.
+    """
+    counts = class_counts(dataset_names)
+    if max_count:
+        return counts <= max_count
+    names = groups_by_count(counts.tolist(), dataset_names)
+    return torch.tensor([name in groups for name in names])
 
 
 def class_names(dataset_names: Sequence[str]) -> list[str]:

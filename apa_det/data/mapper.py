@@ -5,21 +5,33 @@ import os
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 
 from ..errors import MissingPackageError, UserError
 from ..text import printable
 from .image_files import read_image, size_mismatch
+from .scale_jitter import FrameCrop, large_scale_jitter
 
 
 class APADatasetMapper(DatasetMapper):
     """detectron2's DatasetMapper, for any image and any mask.
 
     Images are read by :func:`apa_det.data.image_files.read_image`. With ``instance_mask_format``
-    "polygon", the masks of an image become bitmaps if one of them is RLE; losses accept both kinds
-    in a batch. Polygons alone give the same samples as detectron2's mapper.
+    "polygon", the masks of an image become bitmaps if one of them is RLE, or with large-scale
+    jitter; losses accept both kinds in a batch. Otherwise polygons give the same samples as
+    detectron2's mapper. Padding is never part of a mask.
     """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
+        arguments = super().from_config(cfg, is_train)
+        jitter = cfg.INPUT.get("LSJ")  # missing without add_apa_config
+        if is_train and jitter and jitter.ENABLED:
+            arguments["augmentations"] = [large_scale_jitter(jitter.SIZE, jitter.SCALE)]
+            arguments["recompute_boxes"] = cfg.MODEL.MASK_ON
+        return arguments
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Return the sample of a dataset dict.
@@ -31,7 +43,7 @@ class APADatasetMapper(DatasetMapper):
         """
         sample = copy.deepcopy(dataset_dict)
         image = read_image(sample["file_name"], self.image_format)
-        _check_size(sample, image)
+        check_size(sample, image)
         labels = None
         if "sem_seg_file_name" in sample:  # labels, which are not to be divided by 257
             path = sample.pop("sem_seg_file_name")
@@ -56,8 +68,10 @@ class APADatasetMapper(DatasetMapper):
         self, dataset_dict: dict, transforms: T.TransformList, image_shape: tuple[int, int]
     ) -> None:
         mapper = copy.copy(self)
-        if self.use_instance_mask and has_rle(dataset_dict):
+        uncut = any(isinstance(transform, FrameCrop) for transform in transforms.transforms)
+        if self.use_instance_mask and (uncut or has_rle(dataset_dict)):
             mapper.instance_mask_format = "bitmask"
+        transforms = T.TransformList([_without_label(t) for t in transforms.transforms])
         if not instances(dataset_dict):  # which have no masks to compute boxes from
             mapper.recompute_boxes = False
         try:
@@ -100,7 +114,16 @@ def has_rle(record: dict) -> bool:
     return any(isinstance(a.get("segmentation"), dict) for a in instances(record))
 
 
-def _check_size(record: dict, image: np.ndarray) -> None:
+def _without_label(transform: T.Transform) -> T.Transform:
+    """Let padding be 0 in masks, not the label with which semantic labels are padded."""
+    if isinstance(transform, T.PadTransform):
+        transform = copy.copy(transform)
+        transform.seg_pad_value = 0
+    return transform
+
+
+def check_size(record: dict, image: np.ndarray) -> None:
+    """Raise a UserError if an image has another size than its dataset dict."""
     try:
         detection_utils.check_image_size(record, image)
     except detection_utils.SizeMismatchError as error:

@@ -115,7 +115,7 @@ def choose_settings(
         Setting("MODEL.ROI_HEADS.NUM_CLASSES", len(names), "of the training set"),
         *([] if start.own_config else _input(start, num_gpus)),
         Setting("DATALOADER.MIN_IMAGE_SIDE", 0, "keep small images"),
-        *_long_tail(train, num_images, start),
+        *long_tail_settings(train, num_images, start),
         *_schedule(num_images, start, num_gpus, tested=val is not None),
         *_evaluation(val, num_gpus),
     ]
@@ -137,8 +137,15 @@ def _input(start: StartingWeights, num_gpus: int) -> list[Setting]:
     return settings
 
 
-def _long_tail(train: dict, num_images: int, start: StartingWeights) -> list[Setting]:
-    """Choose sampler, class score and loss. A class has a long tail if it would be repeated."""
+def long_tail_settings(train: dict, num_images: int, start: StartingWeights) -> list[Setting]:
+    """
+    Choose sampler, class score and loss. A dataset has a long tail if a class would be repeated.
+
+    Args:
+        train: training set, content of an LVIS-format file.
+        num_images: number of its images with annotations, at least 1.
+        start: the starting weights.
+    """
     counted = _with_counts(train)
     most = max((c["image_count"] for c in counted if c["frequency"] in ("r", "c")), default=0)
     share = min(max(most, COMMON_MAX) / num_images, 0.1)

@@ -32,6 +32,7 @@ class TrainLoader:
         batch_size: int,
         seed: int,
         max_bad_images: int = 0,
+        change_images: Callable[[BadImageReplacer], Sequence[dict]] | None = None,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
         collate_fn: Callable[[list], object] | None = None,
@@ -46,6 +47,8 @@ class TrainLoader:
             batch_size: see above.
             seed: seed >= 0 of the random numbers of the mapper.
             max_bad_images: see :class:`BadImageReplacer`.
+            change_images: maps the samples of the dataset to others, whose random numbers depend on
+                the seed and index in the same way. None: leave them.
             aspect_ratio_grouping: batch images in landscape format and others separately.
             num_workers: processes that load images.
             collate_fn: maps a list of inputs to a batch. None: the list.
@@ -53,7 +56,8 @@ class TrainLoader:
         """
         self.start = 0
         records = DatasetFromList(dataset, copy=False)
-        self._images = _Images(BadImageReplacer(records, mapper, max_bad_images, seed), seed)
+        images = BadImageReplacer(records, mapper, max_bad_images, seed)
+        self._images = _Images(images if change_images is None else change_images(images), seed)
         self._sampler = sampler
         self.batch_size = batch_size
         self._wide = None
@@ -92,7 +96,7 @@ class TrainLoader:
 class _Images(Dataset):
     """Images of a dataset, by (index in the stream, index in the dataset)."""
 
-    def __init__(self, images: BadImageReplacer, seed: int):
+    def __init__(self, images: Sequence[dict], seed: int):
         self._images = images
         self._seed = seed
 

@@ -1,4 +1,4 @@
-from .classes import ClassInfo, class_info, class_thresholds
+from ..data.class_thresholds import ClassInfo, class_info, class_thresholds
 from .files import find_images, output_paths
 from .predictor import Predictor, build_predictor
 from .run import run_on_images, run_on_video

@@ -8,12 +8,13 @@ from detectron2.structures import Instances
 from PIL import Image
 from torch import nn
 
+from ..data.class_thresholds import ClassInfo, class_info, class_thresholds
 from ..data.mapper import augment
 from ..engine import Job, load_model
 from ..engine.setup.checks import require_weights
 from ..errors import UserError
 from ..evaluation.by_name import model_classes
-from .classes import ClassInfo, class_info, class_thresholds
+from ..modeling.postprocessing import postprocessings
 
 
 class Predictor:
@@ -77,7 +78,7 @@ class Predictor:
         return instances[instances.scores.argsort(descending=True, stable=True)]
 
 
-def build_predictor(job: Job, thresholds: str) -> Predictor:
+def build_predictor(job: Job, thresholds: str | None = None) -> Predictor:
     """Build the predictor of a job's checkpoint.
 
     The class names are those of the checkpoint, else those of the first test or training set that
@@ -86,7 +87,8 @@ def build_predictor(job: Job, thresholds: str) -> Predictor:
 
     Args:
         job: the job, as :func:`apa_det.engine.read_job` returns it.
-        thresholds: see :func:`apa_det.demo.class_thresholds`.
+        thresholds: see :func:`apa_det.demo.class_thresholds`. None: those of
+            ``TEST.SCORE_THRESH_PER_GROUP``, else 0.5.
 
     Raises:
         UserError: the config, its weights or the thresholds are not valid.
@@ -97,10 +99,15 @@ def build_predictor(job: Job, thresholds: str) -> Predictor:
     names = [*job.test_datasets, *job.train_datasets]
     own = model_classes(model)
     classes = class_info(names, _num_classes(model), job.groups, job.count_from, own)
+    processings = postprocessings(model)
+    if thresholds is None:
+        thresholds = next((p.score_thresh_per_group for p in processings), "") or "0.5"
+    for processing in processings:
+        processing.score_thresh_per_group = ""  # the predictor applies them
     mapper = job.build_test_mapper()
     return Predictor(
         *(model, mapper.augmentations, mapper.image_format, classes),
-        class_thresholds(thresholds, classes),
+        class_thresholds(thresholds, classes, 0.5),
     )
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from ..data.class_thresholds import ClassInfo
 from ..data.image_files import read_image
 from ..errors import UserError
 from ..evaluation import draw_groups
 from ..evaluation.predictions import detections_from_instances
 from ..utils.json_files import json_list
-from .classes import ClassInfo
 from .files import write_image
 from .predictor import Predictor
 from .video import VideoWriter, frames, open_video

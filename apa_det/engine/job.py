@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..data.frequency import FrequencyGroups
 from ..errors import UserError
 from ..evaluation import LongTailEvaluator, evaluator_metric_names
+from ..modeling import PostProcessing
 from .loading import CheckedLoader
 
 
@@ -165,8 +166,24 @@ class Job(ABC):
         """Return the settings of :meth:`with_calibration` as lines of command-line overrides."""
 
     @abstractmethod
-    def save_config(self) -> None:
-        """Write ``config.yaml`` into ``output_dir``."""
+    def with_score_thresholds(self, thresholds: str) -> "Job":
+        """Return the job with score thresholds, see ``TEST.SCORE_THRESH_PER_GROUP``; "" for none.
+
+        Raises:
+            UserError: the model has no post-processing of apa_det.
+        """
+
+    @abstractmethod
+    def score_threshold_overrides(self, thresholds: str) -> list[str]:
+        """Return the settings of :meth:`with_score_thresholds` as lines of overrides."""
+
+    @abstractmethod
+    def postprocessings(self) -> list[PostProcessing]:
+        """Return what chooses the detections, as the config sets it."""
+
+    @abstractmethod
+    def save_config(self, folder: str | None = None) -> None:
+        """Write ``config.yaml`` into a folder. None: ``output_dir``."""
 
     # ---------------------------------------------------------------- facts and checks
     @abstractmethod
@@ -218,6 +235,9 @@ class Job(ABC):
 
     def check_model(self, model: nn.Module) -> None:  # noqa: B027
         """Raise a UserError for settings that have no effect on the built model."""
+
+    def check_inference(self, model: nn.Module) -> None:  # noqa: B027
+        """Raise a UserError for settings of inference that have no effect on the built model."""
 
     def verify(self, results: Mapping) -> None:  # noqa: B027
         """Compare results with the config's expected ones, if it has any."""

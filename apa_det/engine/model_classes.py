@@ -6,17 +6,27 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from detectron2.utils.logger import log_first_n
+from torch import nn
 
 from ..checkpoint import load_checkpoint, stored_class_names
 from ..checkpoint.download import download_checkpoint
 from ..data import ensure_metadata
 from ..data.class_names import align_training_sets, dataset_class_names, map_classes
 from ..errors import UserError
+from ..evaluation.by_name import set_model_classes
+from ..modeling.postprocessing import postprocessings
 from .decoupled import last_stage
 from .job import Job
 from .run_folder import resume_candidates
 
 logger = logging.getLogger(__name__)
+
+
+def name_classes(model: nn.Module, names: Sequence[str] | None) -> None:
+    """Store the names of a model's classes with it; None: they are unknown."""
+    set_model_classes(model, names)
+    for processing in postprocessings(model):
+        processing.set_class_names(names)
 
 
 def choose_num_classes(job: Job, *, eval_only: bool, resume: bool = False) -> Job:

@@ -17,6 +17,7 @@ from ..errors import UserError
 from .buffers import BufferSnapshot, loss_normalizers, set_loss_normalizers
 from .loading import raise_in_all_processes
 from .parallel import largest
+from .replay_memories import ReplayMemories
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class StepTrainer(SimpleTrainer):
         self._normalizers: list[dict[str, float]] = []  # loss normalizers of each process
         self.has_updated = False
         self.buffers = BufferSnapshot(model)
+        self._replay_memories = ReplayMemories(model)
         self._device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, enabled=precision is torch.float16
@@ -85,6 +87,7 @@ class StepTrainer(SimpleTrainer):
         assert self.model.training, "The model was changed to eval mode."
         self.has_updated = False
         self.buffers.take()
+        self._replay_memories.forget_recorded()
         start = time.perf_counter()
         data = self._next_batch()
         data_time = time.perf_counter() - start
@@ -102,6 +105,7 @@ class StepTrainer(SimpleTrainer):
         self.has_updated = True
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+        self._replay_memories.commit()
 
     def _next_batch(self) -> list[dict]:
         """Return the next batch.
@@ -217,6 +221,7 @@ class StepTrainer(SimpleTrainer):
             "num_skipped": self._num_skipped,
             "num_overflows": self._num_overflows,
             "loss_normalizers": self._normalizers,
+            "replay_memories": self._replay_memories.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -226,6 +231,7 @@ class StepTrainer(SimpleTrainer):
         self._normalizers = state_dict.get("loss_normalizers", [])
         if len(self._normalizers) == comm.get_world_size():
             set_loss_normalizers(self.buffers.detectors, self._normalizers[comm.get_rank()])
+        self._replay_memories.load_state_dict(state_dict.get("replay_memories", []))
         if state_dict.get("grad_scaler"):  # empty or missing after training in full precision
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 

@@ -12,12 +12,12 @@ from torch import nn
 
 from ..data.class_names import align_training_sets
 from ..evaluation import LongTailEvaluator
-from ..evaluation.by_name import by_name, set_model_classes
+from ..evaluation.by_name import by_name
 from .checkpointer import StrictCheckpointer
 from .decoupled import last_stage
 from .job import Job
 from .loading import CheckedLoader
-from .model_classes import model_class_names
+from .model_classes import model_class_names, name_classes
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def load_model(job: Job, *, resume: bool = False) -> nn.Module:
     checkpointer = StrictCheckpointer(model, job.output_dir, averaged=averaged, keys=job.KEYS)
     checkpointer.resume_or_load(job.weights, resume=resume)
     names = model_class_names(job, checkpointer.stored_class_names, checkpointer.path)
-    set_model_classes(model, names)
+    name_classes(model, names)
+    job.check_inference(model)
     if names is not None and job.counted_datasets():
         align_training_sets(job.counted_datasets(), names)
         job.read_class_counts()

@@ -20,7 +20,6 @@ from torch import nn
 from ..config.ignored_keys import warn_of_ignored_keys
 from ..data.class_names import align_training_sets
 from ..data.stream import TrainLoader
-from ..evaluation.by_name import set_model_classes
 from ..modeling.losses import look_up_frequencies
 from ..utils.seeding import seed_all
 from .checkpointer import ShardedCheckpointer, StrictCheckpointer, class_arguments
@@ -36,6 +35,7 @@ from .hooks import (
 )
 from .job import Job
 from .loop import TrainingLoop
+from .model_classes import name_classes
 from .parallel import broadcast, full_state, load_full_states, replicate, shard
 from .preemption import PreemptionHook
 from .resuming import load_last
@@ -91,7 +91,8 @@ class JobTrainer(TrainingLoop):
         self.job = job = job.scaled(comm.get_world_size())
         model = job.build_model()
         job.check_model(model)
-        set_model_classes(model, align_training_sets(job.train_datasets))
+        job.check_inference(model)
+        name_classes(model, align_training_sets(job.train_datasets))
         if job.trained:
             train_only(model, job.trained, job.KEYS["trained"])
         self._device = next(model.parameters()).device

@@ -46,10 +46,11 @@ class Trainer(JobTrainer, DefaultTrainer):
 
     @staticmethod
     def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Scale a config as DefaultTrainer does, and ``MODEL.APA.LOG_PERIOD`` and the EMA decay.
+        """Scale a config as DefaultTrainer does, and further keys of apa_det.
 
-        If the batch grows by a factor k, the decay is raised to the power k ("How to Scale Your
-        EMA", Busbridge et al., 2023).
+        These are ``MODEL.APA.LOG_PERIOD``, the start of replay and the EMA decay. If the batch
+        grows by a factor k, the decay is raised to the power k ("How to Scale Your EMA", Busbridge
+        et al., 2023).
         """
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if scaled is cfg:
@@ -59,6 +60,8 @@ class Trainer(JobTrainer, DefaultTrainer):
         scaled.defrost()
         if cfg.MODEL.APA.LOG_PERIOD > 0:
             scaled.MODEL.APA.LOG_PERIOD = max(1, round(cfg.MODEL.APA.LOG_PERIOD / growth))
+        replay = scaled.MODEL.ROI_BOX_HEAD.REPLAY
+        replay.START_ITER = round(replay.START_ITER / growth)
         scaled.SOLVER.EMA.DECAY = cfg.SOLVER.EMA.DECAY**growth
         if frozen:
             scaled.freeze()

@@ -12,6 +12,7 @@ from torch.onnx import register_custom_op_symbolic, symbolic_helper, unregister_
 from torchvision.ops import _register_onnx_ops
 
 from ..errors import MissingPackageError, UserError
+from ..modeling.postprocessing import postprocessings
 from .detector import Detector
 from .torchscript import nms_in_graph, without_trace_warnings
 
@@ -41,6 +42,11 @@ def export_onnx(model: nn.Module, image: Tensor, file: str, *, dynamic: bool = T
         raise MissingPackageError(
             "ONNX export needs the package onnx: pip install 'apa_det[export]'."
         ) from error
+    if any(p.soft_nms for p in postprocessings(model)):
+        raise UserError(
+            "Soft-NMS cannot be exported to ONNX: trace to TorchScript, or set "
+            'TEST.SOFT_NMS.METHOD to "".'
+        )
     detector = _Tuple(Detector(model)).eval()
     names = list(detector.detector(image))
     axes = {name: {0: "detections"} for name in names}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..modeling.box_predictor import APAFastRCNNOutputLayers
+from ..modeling.postprocessing import postprocessings
 from .detector import Detector, ScriptableDetector
 
 _FIELDS = {
@@ -60,6 +61,12 @@ def export_scripting(model: nn.Module) -> torch.jit.ScriptModule:
     """
     if isinstance(getattr(model, "roi_heads", None), CascadeROIHeads):
         raise UserError("detectron2's Cascade R-CNN cannot be scripted: use tracing.")
+    has_mask_score = any(getattr(module, "mask_score", False) for module in model.modules())
+    if has_mask_score or any(p.is_active for p in postprocessings(model)):
+        raise UserError(
+            "Soft-NMS, class-agnostic NMS, score thresholds by group and mask scores cannot be "
+            "scripted: use tracing."
+        )
     detector = ScriptableDetector(_without_sync(_copy(model)))
     for module in detector.modules():
         if isinstance(module, APAFastRCNNOutputLayers):

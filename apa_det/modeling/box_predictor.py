@@ -1,26 +1,30 @@
 """Box predictor with APA, Gumbel, sigmoid or softmax class scores."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import List  # noqa: UP035
+from typing import List, Tuple  # noqa: UP035
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
+from detectron2.modeling.roi_heads.fast_rcnn import (
+    _log_classification_stats,
+    fast_rcnn_inference,
+)
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from ..activation import APA, logit_apa
-from ..data.class_counts import check_num_classes
+from ..activation import logit_apa
 from ..errors import UserError
 from ..kernels import eager
 from ..layers import NormedLinear, WrappedCauchyLinear
 from .box_head import init_linear
-from .calibration import CALIBRATION_REGISTRY, Calibration
-from .losses import SIGMOID, BoxClassLoss, CrossEntropy, Curve, FederatedLoss, build_box_class_loss
+from .calibration import ClassValues, build_calibration
+from .class_scores import build_apa_score, curve_of, set_prior_bias
+from .feature_replay import FeatureReplay, build_feature_replay
+from .losses import BoxClassLoss, CrossEntropy, FederatedLoss, build_box_class_loss
+from .postprocessing import ARGUMENTS, PostProcessing, postprocessing_arguments
 
 CLASS_SCORES = ("softmax", "sigmoid", "gumbel", "apa")
 PREDICTORS = ("linear", "normed", "wrapped_cauchy")
@@ -56,6 +60,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         init: str = "detectron2",
         logit_clamp: float = 0.0,
         class_loss: BoxClassLoss | None = None,
+        replay: FeatureReplay | None = None,
         use_fed_loss: bool = False,
         get_fed_loss_cls_weights: Callable[[], Tensor] | None = None,
         fed_loss_num_classes: int = 50,
@@ -86,6 +91,7 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             logit_clamp: in training, clamp logits to ± this value; 0: no clamping.
             class_loss: one of :mod:`apa_det.modeling.losses`. None:
                 :class:`apa_det.modeling.losses.CrossEntropy`.
+            replay: adds features of scarce classes to the class loss. None: none.
             use_fed_loss, get_fed_loss_cls_weights, fed_loss_num_classes: as in detectron2; they
                 select the class loss :class:`apa_det.modeling.losses.FederatedLoss`.
             calibration: calibration of the scores in inference, a name in
@@ -94,12 +100,13 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             calibration_datasets: registered training datasets that provide the ``class_values`` of
                 the calibration. They are first needed in inference, and must be loaded by then.
             kwargs: those of :class:`detectron2.modeling.roi_heads.FastRCNNOutputLayers`, without
-                ``use_sigmoid_ce``.
+                ``use_sigmoid_ce``; and those of
+                :class:`apa_det.modeling.postprocessing.PostProcessing`.
 
         Raises:
             UserError: a name is unknown, a value is out of range, the class loss does not support
-                the class score or the number of classes, or the calibration does not support the
-                predictor or the class loss.
+                the class score or the number of classes, the replay has another number of classes,
+                or the calibration does not support the predictor or the class loss.
         """
         for key, name, choices in (
             ("CLASS_SCORE", class_score, CLASS_SCORES),
@@ -110,9 +117,11 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 raise UserError(f"{key} must be one of {known}; got {name!r}.")
         if logit_clamp < 0:
             raise UserError(f"MODEL.ROI_BOX_HEAD.LOGIT_CLAMP must be >= 0, got {logit_clamp}.")
+        own = {name: kwargs.pop(name) for name in ARGUMENTS if name in kwargs}
         super().__init__(
             input_shape, num_classes=num_classes, use_sigmoid_ce=class_score != "softmax", **kwargs
         )
+        self.postprocessing = PostProcessing(num_classes, **own)
         self.class_score, self.logit_clamp = class_score, logit_clamp
         self.background_output = background_output
         if init == "torch":
@@ -126,13 +135,19 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 fed_loss_num_classes=fed_loss_num_classes,
             )
         self.class_loss = CrossEntropy(num_classes) if class_loss is None else class_loss
-        self.calibration = _build_calibration(calibration, calibration_strength, predictor)
+        if replay is not None and replay.num_classes != num_classes:
+            raise UserError(
+                f"The replay has {replay.num_classes} classes, but the predictor has "
+                f"{num_classes}. Use the same number."
+            )
+        self.replay = replay
+        self.calibration = build_calibration(calibration, calibration_strength)
         is_one = isinstance(calibration_datasets, str)
         self.calibration_datasets = [calibration_datasets] if is_one else calibration_datasets
-        self._class_values: dict[type, Tensor] = {}  # by calibration
+        self._class_values = ClassValues(self.calibration_datasets)
+        self._check_calibration(predictor)
         self._check_class_loss()
 
-        self.score = None
         num_outputs = self.class_loss.num_outputs or num_classes + self._has_background
         sizes = self.cls_score.in_features, num_outputs
         if predictor == "normed":
@@ -147,18 +162,18 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             self.cls_score = nn.Linear(*sizes)
             nn.init.normal_(self.cls_score.weight, std=0.01)
             nn.init.zeros_(self.cls_score.bias)
-        if class_score == "apa":
-            if score_kappa_range[0] <= 0:
-                key, value = "MODEL.ROI_BOX_HEAD.SCORE_KAPPA_RANGE", tuple(score_kappa_range)
-                raise UserError(f"{key} must be positive, got {value}.")
-            self.score = APA(
-                num_classes if score_per_class else None,
-                lambda_range=score_lambda_range,
-                kappa_range=score_kappa_range,
-                lambda_min=score_lambda_min,
-            )
+        self.score = build_apa_score(
+            class_score,
+            num_classes if score_per_class else None,
+            score_lambda_range,
+            score_kappa_range,
+            score_lambda_min,
+        )
         if self.predicts_apa:
-            self._set_prior(score_prior)
+            if not 0 < score_prior < 1:
+                key = "MODEL.ROI_BOX_HEAD.SCORE_PRIOR"
+                raise UserError(f"{key} must be in (0, 1), got {score_prior}.")
+            set_prior_bias(self.cls_score.bias, class_score, self.score, score_prior)
         if predictor_weight_init is not None:
             nn.init.constant_(self.cls_score.weight, predictor_weight_init)
         if predictor_bias_init is not None:
@@ -183,16 +198,13 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 "computes balanced scores itself. Remove one of the two."
             )
 
-    def _set_prior(self, score_prior: float) -> None:
-        if not 0 < score_prior < 1:
-            raise UserError(f"MODEL.ROI_BOX_HEAD.SCORE_PRIOR must be in (0, 1), got {score_prior}.")
-        bias = self.cls_score.bias
-        if self.class_score == "apa":
-            lambda_, kappa = self.score.parameters_for(bias[None])
-        else:
-            lambda_, kappa = torch.tensor(0.0), torch.tensor(1.0)
-        with torch.no_grad():
-            bias += _inverse_apa(score_prior, lambda_, kappa).flatten()
+    def _check_calibration(self, predictor: str) -> None:
+        if self.calibration is not None and self.calibration.linear_only and predictor != "linear":
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.CALIBRATION {type(self.calibration).__name__} needs "
+                f"MODEL.ROI_BOX_HEAD.PREDICTOR linear, got {predictor}, whose outputs do not "
+                "depend on the norms of its weights."
+            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -223,9 +235,11 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
             "init": head.INIT,
             "logit_clamp": head.LOGIT_CLAMP,
             "class_loss": build_box_class_loss(cfg),
+            "replay": build_feature_replay(cfg),
             "calibration": head.CALIBRATION,
             "calibration_strength": head.CALIBRATION_STRENGTH,
             "calibration_datasets": cfg.DATASETS.TRAIN if head.CALIBRATION else (),
+            **postprocessing_arguments(cfg),
         }
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,11 +250,16 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         Returns:
             Logits of shape (N, K) for "gumbel" and "apa", (N, K + 1) for the others, or
             (N, ``class_loss.num_outputs``) if that is set; and box deltas of shape (N, 4K), or
-            (N, 4) if class-agnostic.
+            (N, 4) if class-agnostic. In training with ``replay``, the logits of replayed features
+            follow those of the N proposals.
         """
         if x.dim() > 2:
             x = x.flatten(1)
-        scores, deltas = self.cls_score(x), self.bbox_pred(x)
+        deltas = self.bbox_pred(x)
+        if not torch.jit.is_scripting():
+            if self.training and self.replay is not None:
+                x = self.replay.extend(x)
+        scores = self.cls_score(x)
         if self.training and self.logit_clamp:
             scores = scores.clamp(-self.logit_clamp, self.logit_clamp)
         return scores, deltas
@@ -255,14 +274,19 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         """
         logits, deltas = predictions
         gt_classes = torch.cat([p.gt_classes for p in proposals])
-        _log_classification_stats(self._with_background(logits.detach()), gt_classes)
+        own_logits = logits.detach()[: len(gt_classes)]
+        _log_classification_stats(self._with_background(own_logits), gt_classes)
         proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # Images without annotations have no gt_boxes and no foreground.
         gt_boxes = torch.cat(
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
+        labels = gt_classes
+        if self.replay is not None:
+            labels = self.replay.extend_labels(gt_classes)
+            self.replay.record(proposals)
         losses = {
-            "loss_cls": self._classification_loss(logits, gt_classes),
+            "loss_cls": self._classification_loss(logits, labels),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
@@ -270,7 +294,8 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _classification_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
         if self.class_score == "softmax":
             return self.class_loss(logits, gt_classes, None)
-        return self.class_loss(logits[:, : self.num_classes], gt_classes, self._curve(logits))
+        curve = curve_of(self.class_score, self.score, logits)
+        return self.class_loss(logits[:, : self.num_classes], gt_classes, curve)
 
     def _with_background(self, logits: Tensor) -> Tensor:
         """Return scores of shape (N, K + 1), whose maximum is the predicted class."""
@@ -288,6 +313,20 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         # torch.jit.trace would record len() as a constant
         return probabilities.split([p.proposal_boxes.tensor.shape[0] for p in proposals])
 
+    def inference(
+        self,
+        predictions: Tuple[Tensor, Tensor],  # noqa: UP006
+        proposals: List[Instances],  # noqa: UP006
+    ):
+        """As in detectron2, with the post-processing."""
+        boxes = self.predict_boxes(predictions, proposals)
+        scores = self.predict_probs(predictions, proposals)
+        sizes = [x.image_size for x in proposals]
+        limits = self.test_score_thresh, self.test_nms_thresh, self.test_topk_per_image
+        if not torch.jit.is_scripting():
+            return self.postprocessing.select(boxes, scores, sizes, *limits)
+        return fast_rcnn_inference(boxes, scores, sizes, limits[0], limits[1], limits[2])
+
     def _probabilities(self, logits: Tensor) -> Tensor:
         """Return shape (N, K + 1). torch.jit.script skips class losses and calibrations."""
         if not torch.jit.is_scripting():
@@ -300,20 +339,9 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         if not torch.jit.is_scripting():
             if self.calibration is not None:
                 name = "binary_log_odds" if self.use_sigmoid_ce else "log_odds"
-                values = self._get_class_values(logits.device)
+                values = self._class_values.get(self.calibration, self.num_classes, logits.device)
                 logits = getattr(self.calibration, name)(logits, values)
         return logits.sigmoid() if self.use_sigmoid_ce else logits.softmax(dim=-1)
-
-    def _get_class_values(self, device: torch.device) -> Tensor | None:
-        kind = type(self.calibration)
-        if not kind.needs_counts:
-            return None
-        if kind not in self._class_values:
-            values = kind.class_values(self.calibration_datasets)
-            user = f"The calibration {kind.__name__}"
-            self._class_values[kind] = check_num_classes(values, self.num_classes, user)
-        self._class_values[kind] = self._class_values[kind].to(device)
-        return self._class_values[kind]
 
     @property
     def predicts_apa(self) -> bool:
@@ -324,12 +352,6 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
         return self.class_score == "softmax" or (
             self.class_score == "sigmoid" and self.background_output
         )
-
-    def _curve(self, logits: Tensor) -> Curve:
-        """Return λ and κ of a class score other than softmax."""
-        if self.class_score == "apa":
-            return self.score.parameters_for(logits)
-        return SIGMOID if self.class_score == "sigmoid" else (0.0, 1.0)
 
     def _log_odds(self, logits: Tensor) -> Tensor:
         """Return the log-odds of classes, 0 for the background: float32, shape (N, K + 1)."""
@@ -342,32 +364,5 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 lambda_, kappa = self.score.parameters_for(logits)
             log_odds = eager.evaluate("logit_apa", logits, lambda_, kappa)
         else:
-            log_odds = logit_apa(logits, *self._curve(logits))
+            log_odds = logit_apa(logits, *curve_of(self.class_score, self.score, logits))
         return F.pad(log_odds, (0, 1))
-
-
-def _build_calibration(name: str, strength: float, predictor: str) -> Calibration | None:
-    if not name:
-        if strength:
-            raise UserError(
-                f"MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH {strength} has no effect without "
-                "MODEL.ROI_BOX_HEAD.CALIBRATION. Set both, or leave the strength at 0."
-            )
-        return None
-    if name not in CALIBRATION_REGISTRY:
-        known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
-        raise UserError(f"MODEL.ROI_BOX_HEAD.CALIBRATION must be one of {known}; got {name!r}.")
-    calibration = CALIBRATION_REGISTRY.get(name)(strength)
-    if calibration.linear_only and predictor != "linear":
-        raise UserError(
-            f"MODEL.ROI_BOX_HEAD.CALIBRATION {name} needs MODEL.ROI_BOX_HEAD.PREDICTOR linear, got "
-            f"{predictor}, whose outputs do not depend on the norms of its weights."
-        )
-    return calibration
-
-
-def _inverse_apa(probability: float, lambda_: Tensor, kappa: Tensor) -> Tensor:
-    """Return the z with η(z; λ, κ) = probability."""
-    log_p = math.log(probability)
-    e = torch.where(lambda_ > 0, torch.expm1(-lambda_ * log_p) / lambda_, -log_p)
-    return -e.log() / kappa

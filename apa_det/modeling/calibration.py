@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ..data.class_counts import class_counts
+from ..data.class_counts import check_num_classes, class_counts
 from ..data.fractal_dimension import shares_and_dimensions
 from ..errors import UserError
 
@@ -16,7 +16,7 @@ FRACAL_EXPONENT = 2.0  # λ of the published detectors
 
 CALIBRATION_REGISTRY = Registry("CALIBRATION")
 CALIBRATION_REGISTRY.__doc__ = """
-Calibrations of the class scores of :class:`APAFastRCNNOutputLayers` in inference.
+Calibrations of the class scores of box predictors and dense detectors in inference.
 
 Each is built with its strength; see :class:`Calibration`.
 """
@@ -225,3 +225,61 @@ class FRACAL(Calibration):
 
     def binary_log_odds(self, log_odds: Tensor, class_values: Tensor | None) -> Tensor:
         return fracal_binary(log_odds, *class_values.unbind(1), self.strength)
+
+
+def build_calibration(
+    name: str, strength: float, node: str = "MODEL.ROI_BOX_HEAD"
+) -> Calibration | None:
+    """Build a calibration; None for the name "".
+
+    Args:
+        name: a name in :data:`CALIBRATION_REGISTRY`, or "".
+        strength: see :class:`Calibration`.
+        node: of the config keys, for messages.
+
+    Raises:
+        UserError: the name is unknown, the strength is negative, or it has no effect.
+    """
+    if not name:
+        if strength:
+            raise UserError(
+                f"{node}.CALIBRATION_STRENGTH {strength} has no effect without {node}.CALIBRATION. "
+                "Set both, or leave the strength at 0."
+            )
+        return None
+    if name not in CALIBRATION_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in CALIBRATION_REGISTRY))
+        raise UserError(f"{node}.CALIBRATION must be one of {known}; got {name!r}.")
+    return CALIBRATION_REGISTRY.get(name)(strength)
+
+
+class ClassValues:
+    """The class values of calibrations, looked up when they are first needed."""
+
+    def __init__(self, datasets: Sequence[str]):
+        """Args: datasets: registered training datasets."""
+        self.datasets = datasets
+        self._values: dict[type, Tensor] = {}
+
+    def get(
+        self, calibration: Calibration, num_classes: int, device: torch.device
+    ) -> Tensor | None:
+        """Return the values of a calibration, shape (K, ...); None if it needs none.
+
+        Args:
+            calibration: the calibration.
+            num_classes: K.
+            device: of the result.
+
+        Raises:
+            UserError: they are unknown, or of another number of classes.
+        """
+        kind = type(calibration)
+        if not kind.needs_counts:
+            return None
+        if kind not in self._values:
+            values = kind.class_values(self.datasets)
+            user = f"The calibration {kind.__name__}"
+            self._values[kind] = check_num_classes(values, num_classes, user)
+        self._values[kind] = self._values[kind].to(device)
+        return self._values[kind]

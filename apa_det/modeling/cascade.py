@@ -9,15 +9,15 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, build_box_head, build_mask_h
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import CascadeROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
-from detectron2.structures import Instances, pairwise_iou
+from detectron2.structures import ImageList, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from ..errors import UserError
 from .box_predictor import APAFastRCNNOutputLayers
+from .mask_score import rescore_by_masks
 from .matching import jitter_targets, restore_boxes
-from .roi_heads import JitterMixin, build_box_pooler
+from .roi_heads import JitterMixin, build_box_pooler, require_masks
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -39,6 +39,7 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
         score_average: str = "probabilities",
         stage_loss_weights: Sequence[float] = (),
         jitter_repeated_boxes: float = 0.0,
+        mask_score: bool = False,
         **kwargs,
     ):
         """
@@ -49,11 +50,12 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
             stage_loss_weights: loss weight of each stage. The features then get the whole gradient
                 of the weighted losses. Empty: as in detectron2.
             jitter_repeated_boxes: as in :class:`APAROIHeads`, at every stage.
+            mask_score: as in :class:`APAROIHeads`.
             kwargs: those of :class:`detectron2.modeling.roi_heads.CascadeROIHeads`.
 
         Raises:
-            UserError: ``score_average`` is unknown or does not support the calibration, or a list
-                has the wrong length.
+            UserError: ``score_average`` is unknown or does not support the calibration, a list has
+                the wrong length, or there is no mask head for ``mask_score``.
         """
         heads = [] if mask_head is None or isinstance(mask_head, nn.Module) else list(mask_head)
         if heads:
@@ -82,6 +84,8 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
         self.score_average = score_average
         self.stage_loss_weights = tuple(stage_loss_weights)
         self.jitter_repeated_boxes = jitter_repeated_boxes
+        self.mask_score = mask_score
+        require_masks(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -96,6 +100,7 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
             "score_average": cascade.SCORE_AVERAGE,
             "stage_loss_weights": cascade.STAGE_LOSS_WEIGHTS,
             "jitter_repeated_boxes": cfg.MODEL.ROI_HEADS.JITTER_REPEATED_BOXES,
+            "mask_score": cfg.TEST.MASK_SCORE,
         }
 
     @classmethod
@@ -141,6 +146,19 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
             args["mask_head"] = [args["mask_head"], *others]
         return args
 
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """As in detectron2, with the scores of the masks."""
+        instances, losses = super().forward(images, features, proposals, targets)
+        if not self.training and self.mask_score and self.mask_on:
+            instances = rescore_by_masks(self, instances)
+        return instances, losses
+
     def _forward_box(
         self,
         features: dict[str, Tensor],
@@ -148,9 +166,7 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
         targets: list[Instances] | None = None,
     ) -> dict[str, Tensor] | list[Instances]:
         if not self.training:
-            if self.score_average == "logits":
-                return self._average_logits(features, proposals)
-            return super()._forward_box(features, proposals)
+            return self._detect(features, proposals)
         self._mask_losses = {}
         self._mask_features = features
         losses = {**super()._forward_box(features, proposals, targets), **self._mask_losses}
@@ -162,21 +178,24 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
             }
         return losses
 
-    def _average_logits(
-        self, features: dict[str, Tensor], proposals: list[Instances]
-    ) -> list[Instances]:
+    def _detect(self, features: dict[str, Tensor], proposals: list[Instances]) -> list[Instances]:
         inputs = [features[name] for name in self.box_in_features]
         sizes = [p.image_size for p in proposals]
-        logits, boxes = 0, None
+        stages, boxes = [], None
         for k, predictor in enumerate(self.box_predictor):
             if k > 0:
                 proposals = self._create_proposals_from_boxes(boxes, sizes)
             predictions = self._run_stage(inputs, proposals, k)
-            logits = logits + predictions[0] / self.num_cascade_stages
+            stages.append((predictor, predictions, proposals))
             boxes = predictor.predict_boxes(predictions, proposals)
-        instances, _ = fast_rcnn_inference(
+        if self.score_average == "logits":
+            logits = sum(p[0] / self.num_cascade_stages for _, p, _ in stages)
+            scores = predictor.predict_probs((logits, predictions[1]), proposals)
+        else:
+            scores = average_scores(stages)
+        instances, _ = predictor.postprocessing.select(
             boxes,
-            predictor.predict_probs((logits, predictions[1]), proposals),
+            scores,
             sizes,
             predictor.test_score_thresh,
             predictor.test_nms_thresh,
@@ -223,6 +242,16 @@ class APACascadeROIHeads(JitterMixin, CascadeROIHeads):
 
     def _has_stage_masks(self) -> bool:
         return self.mask_on and isinstance(self.mask_head, StageMaskHeads)
+
+
+def average_scores(stages: Sequence[tuple]) -> list[Tensor]:
+    """Return the mean probabilities of the stages of a cascade for each image, as detectron2 does.
+
+    Args:
+        stages: predictor, predictions and proposals of each stage. One stage is no cascade.
+    """
+    by_stage = [p.predict_probs(predictions, proposals) for p, predictions, proposals in stages]
+    return [sum(scores) * (1.0 / len(stages)) for scores in zip(*by_stage, strict=True)]
 
 
 class StageMaskHeads(nn.ModuleList):

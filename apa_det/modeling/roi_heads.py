@@ -1,5 +1,7 @@
 """RoI heads that predict boxes with :class:`APAFastRCNNOutputLayers`."""
 
+from typing import Dict, List, Optional, Tuple  # noqa: UP035
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -7,9 +9,12 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, build_box_head
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.structures import Instances
+from detectron2.structures import ImageList, Instances
+from torch import Tensor
 
+from ..errors import UserError
 from .box_predictor import APAFastRCNNOutputLayers
+from .mask_score import rescore_by_masks
 from .matching import build_matcher, jitter_targets, restore_boxes
 
 
@@ -45,16 +50,23 @@ class APAROIHeads(JitterMixin, StandardROIHeads):
     keypoint_on: torch.jit.Final[bool]
 
     @configurable
-    def __init__(self, *, jitter_repeated_boxes: float = 0.0, **kwargs):
+    def __init__(self, *, jitter_repeated_boxes: float = 0.0, mask_score: bool = False, **kwargs):
         """
         Args:
             jitter_repeated_boxes: in training, match proposals to copies of repeated ground truth
                 boxes that are jittered by this amount; see
                 :func:`apa_det.modeling.matching.jitter_repeated_boxes`. 0: to the given boxes.
+            mask_score: multiply the scores of detections by the maskness of their masks; see
+                :func:`apa_det.modeling.mask_score.rescore_by_masks`.
             kwargs: those of :class:`detectron2.modeling.roi_heads.StandardROIHeads`.
+
+        Raises:
+            UserError: ``mask_score`` without a mask head.
         """
         super().__init__(**kwargs)
         self.jitter_repeated_boxes = jitter_repeated_boxes
+        self.mask_score = mask_score
+        require_masks(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -68,7 +80,35 @@ class APAROIHeads(JitterMixin, StandardROIHeads):
                 allow_low_quality_matches=False,
             ),
             "jitter_repeated_boxes": heads.JITTER_REPEATED_BOXES,
+            "mask_score": cfg.TEST.MASK_SCORE,
         }
+
+    def forward(
+        self,
+        images: ImageList,
+        features: Dict[str, Tensor],  # noqa: UP006
+        proposals: List[Instances],  # noqa: UP006
+        targets: Optional[List[Instances]] = None,  # noqa: UP006, UP045
+    ) -> Tuple[List[Instances], Dict[str, Tensor]]:  # noqa: UP006
+        """As in detectron2, with the scores of the masks."""
+        if self.training:
+            return self._forward_training(images, features, proposals, targets)
+        instances = self._forward_box(features, proposals)
+        instances = self.forward_with_given_boxes(features, instances)
+        if not torch.jit.is_scripting():
+            if self.mask_score and self.mask_on:
+                instances = rescore_by_masks(self, instances)
+        return instances, {}
+
+    @torch.jit.unused
+    def _forward_training(
+        self,
+        images: ImageList,
+        features: Dict[str, Tensor],  # noqa: UP006
+        proposals: List[Instances],  # noqa: UP006
+        targets: Optional[List[Instances]],  # noqa: UP006, UP045
+    ) -> Tuple[List[Instances], Dict[str, Tensor]]:  # noqa: UP006
+        return super().forward(images, features, proposals, targets)
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -80,6 +120,14 @@ class APAROIHeads(JitterMixin, StandardROIHeads):
             "box_head": head,
             "box_predictor": APAFastRCNNOutputLayers(cfg, head.output_shape),
         }
+
+
+def require_masks(heads: StandardROIHeads) -> None:
+    """Raise a UserError for RoI heads with ``mask_score`` and without a mask head."""
+    if heads.mask_score and not heads.mask_on:
+        raise UserError(
+            "TEST.MASK_SCORE needs a mask head: set it to False, or MODEL.MASK_ON True."
+        )
 
 
 def build_box_pooler(

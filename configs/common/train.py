@@ -51,7 +51,7 @@ train.update(
     trained=[],
     # Decoupled training: a second stage of max_iter iterations trains only the classifier, in
     # output_dir/classifier. 0: no second stage. lr=None: same learning rate; steps: iterations
-    # that lower it
+    # that lower it; replay_share: share of the FeatureReplay of the box predictor, None: the same
     decoupled=dict(
         max_iter=0,
         sampler="ClassAwareTrainingSampler",
@@ -59,6 +59,7 @@ train.update(
         steps=[],
         trained=["*score.*"],
         reinitialize=True,
+        replay_share=None,
     ),
     # Negative: a different seed in every run
     seed=-1,

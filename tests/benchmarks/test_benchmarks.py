@@ -99,6 +99,14 @@ def test_models(measured, monkeypatch, options):
         assert list(rows)[3:] == [*models.FUSED, models.CHANNELS_LAST]
 
 
+def test_loader(measured):
+    rows = measured("loader", "--size", "64", "--images", "2")["rows"]
+    assert len(rows) == 12
+    for name, row in rows.items():
+        (ratio,) = row["ratios"].values()
+        assert row["seconds"] > 0 and (ratio == 1) == (" + " not in name)
+
+
 def test_evaluation(tmp_path):
     pytest.importorskip("ultrafast_pycocotools")
     cat_info = tmp_path / "data/lvis/lvis_v1_train_cat_info.json"

@@ -28,7 +28,7 @@ def test_two_processes(arguments, lazy_arguments, tmp_path):
         text=True,
         timeout=300,
     )
-    checks = ("gradients", "unused", "gathers_once", "class_losses")
+    checks = ("gradients", "unused", "gathers_once", "class_losses", "replay_memories")
     sharded = ("fsdp", "fsdp_overflow", "fsdp_of_lazy_config", "fsdp_is_saved_before_evaluation")
     for check in (*checks, *sharded) if CAN_SHARD else checks:
         assert done.stdout.count(f"check_{check}: ok") == 2, done.stdout + done.stderr

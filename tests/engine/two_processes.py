@@ -30,8 +30,11 @@ from apa_det.engine.parallel import (
     replicate,
     shard,
 )
+from apa_det.engine.replay_memories import ReplayMemories
 from apa_det.engine.step import StepTrainer
 from apa_det.evaluation import LongTailEvaluator
+from apa_det.modeling import FeatureReplay
+from apa_det.modeling.feature_memory import FeatureMemory
 from apa_det.modeling.losses import SIGMOID, EqualizationLossV2, SeesawLoss
 from apa_det_cli import train_detector
 
@@ -322,6 +325,37 @@ def check_class_losses(arguments):
             torch.testing.assert_close(loss.get_buffer(name), buffer, rtol=1e-6, atol=0)
 
 
+def check_replay_memories(arguments):
+    """The main process saves the memory of each process, which then gets its own back."""
+
+    def build():
+        model = nn.Sequential(nn.Linear(1, 1))
+        model.replay = FeatureReplay(3, datasets=(), memory=2)
+        model.replay.memory = FeatureMemory(torch.tensor([0, 2]), 2)
+        return model.replay, ReplayMemories(replicate(model))
+
+    replay, memories = build()
+    for step in range(3):
+        features = torch.tensor([[10.0 * step + comm.get_rank()]])
+        replay._recorded.append((features, torch.tensor([2])))
+        if comm.is_main_process() and step == 2:
+            replay.take_recorded()  # the main process has nothing new
+        memories.commit()
+    (states,) = filter(None, comm.all_gather(comm.is_main_process() and memories.state_dict()))
+    kept = [state["replay"]["features"].flatten().tolist() for state in states]
+    assert kept == [[0.0, 10.0], [21.0, 11.0]]
+    other, restored = build()
+    restored.load_state_dict(states)
+    assert torch.equal(other.memory.features, replay.memory.features)
+    assert torch.equal(other.memory.counts, replay.memory.counts)
+    if comm.is_main_process():
+        again = [state["replay"]["features"] for state in restored.state_dict()]
+        assert [x.flatten().tolist() for x in again] == kept
+    other, single = build()
+    single.load_state_dict(states[:1])  # of a training in one process
+    assert other.memory.features[1].flatten().tolist() == kept[0]
+
+
 def main(args):
     torch.set_num_threads(1)
 
@@ -346,6 +380,7 @@ CHECKS = (
     check_fsdp_of_lazy_config,
     check_fsdp_is_saved_before_evaluation,
     check_class_losses,
+    check_replay_memories,
 )
 CAN_SHARD = hasattr(torch.distributed.fsdp, "fully_shard")  # torch >= 2.6
 if not CAN_SHARD:

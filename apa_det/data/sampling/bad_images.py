@@ -63,6 +63,18 @@ class BadImageReplacer(Dataset):
                     return sample
             index = int(replacements.integers(len(self)))
 
+    def apply(self, index: int, function: Callable[[dict], object]) -> object:
+        """Return a function of a dataset dict; None, and count the image, if it is bad.
+
+        Raises:
+            UserError: too many images are bad.
+        """
+        try:
+            return function(self._dataset[index])
+        except UserError as error:
+            self._count(index, error)
+            return None
+
     def _count(self, index: int, error: UserError) -> None:
         if self._bad[index]:
             return

@@ -61,22 +61,32 @@ def count_classes(dataset: Sequence[dict], num_classes: int = 0) -> ClassCounts:
 
 
 def class_groups(counts: ClassCounts, dataset_names: Sequence[str] = ()) -> list[str]:
+    """Return the frequency group of each class: "r", "c" or "f"; see :func:`groups_by_count`.
+
+    Args:
+        counts: counts of the whole training set.
+        dataset_names: registered datasets in the training set.
+    """
+    return groups_by_count(counts.image_count.tolist(), dataset_names)
+
+
+def groups_by_count(image_counts: Sequence[int], dataset_names: Sequence[str] = ()) -> list[str]:
     """Return the frequency group of each class: "r", "c" or "f".
 
     They are those of the evaluation: the file's ``frequency``, else by the image count, with the
     thresholds of the dataset.
 
     Args:
-        counts: counts of the whole training set.
+        image_counts: number of images with each class in the whole training set.
         dataset_names: registered datasets in the training set. Several ones must give a class the
             same ``frequency``; otherwise it follows from the image count in all of them.
     """
     datasets = [_known_categories(name) for name in dataset_names]
-    by_count, groups = counts.image_count.tolist(), []
-    for i in range(max(counts.num_classes, *map(len, datasets), 0)):
+    groups = []
+    for i in range(max(len(image_counts), *map(len, datasets), 0)):
         known = [dataset[i] if i < len(dataset) else {} for dataset in datasets]
         given = {category.get("frequency") for category in known}
-        count = by_count[i] if i < len(by_count) else 0
+        count = image_counts[i] if i < len(image_counts) else 0
         category = {"image_count": count, **(known[0] if len(known) == 1 else {})}
         if len(given) == 1:
             category["frequency"] = given.pop()

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts, samplers
@@ -11,6 +11,8 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ...errors import UserError
+from ..copy_paste import CopyPaste
+from ..copy_paste.images import prepare_pasting
 from ..mapper import APADatasetMapper, has_rle, instances
 from ..stream import TrainLoader
 from .bad_images import KEY, BadImageReplacer
@@ -59,6 +61,8 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
         "dataset_names": datasets.TRAIN,
         "seed": cfg.SEED if cfg.SEED >= 0 else None,
         "max_bad_images": cfg.INPUT.MAX_BAD_IMAGES,
+        "copy_paste": cfg.INPUT.COPY_PASTE,
+        "repeat_thresh": cfg.DATALOADER.REPEAT_THRESHOLD,
     }
 
 
@@ -79,6 +83,7 @@ def build_train_loader(
     dataset_names: str | Sequence[str] = (),
     seed: int | None = None,
     max_bad_images: int = 0,
+    copy_paste: Mapping | CopyPaste | None = None,
     **kwargs,
 ) -> Iterable[list[dict]]:
     """Build a :class:`TrainLoader` with a sampler of ``TRAIN_SAMPLER_REGISTRY``.
@@ -102,13 +107,15 @@ def build_train_loader(
         seed: seed of the sampler and the mapper. None: random ones, shared by all processes.
         max_bad_images: number of images per process to replace if the mapper raises a UserError;
             see :class:`apa_det.data.sampling.bad_images.BadImageReplacer`.
+        copy_paste: see :class:`apa_det.data.CopyPaste`; or its arguments as a group of keys.
         kwargs: further arguments of :class:`TrainLoader`.
 
     Raises:
         UserError: an unknown sampler, or arguments that it rejects; ``max_bad_images`` < 0; no
-            image is large enough; or the mapper uses masks, and an instance of ``dataset`` has
-            none.
+            image is large enough; the mapper uses masks, and an instance of ``dataset`` has none;
+            or ``copy_paste`` is invalid, or does not work with the dataset or the mapper.
     """
+    paste = CopyPaste.of(copy_paste)
     names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     if max_bad_images < 0:
         raise UserError(f"{KEY} must be >= 0, got {max_bad_images}.")
@@ -135,6 +142,11 @@ def build_train_loader(
         accepted = inspect.signature(sampler_class).parameters
         sampler = sampler_class(dataset, **{k: v for k, v in settings.items() if k in accepted})
     _log_epoch(dataset, sampler, names)
+    change_images = None
+    if paste.enabled:
+        change_images = prepare_pasting(
+            *(dataset, mapper, paste), dataset_names=names, repeat_thresh=repeat_thresh
+        )
     if not isinstance(dataset, list):
         if max_bad_images:
             dataset, mapper = BadImageReplacer(dataset, mapper, max_bad_images, seed), None
@@ -151,6 +163,7 @@ def build_train_loader(
     if sampler is None:
         sampler = samplers.TrainingSampler(len(dataset), seed=seed)
     arguments = {"batch_size": batch_size, "seed": seed, "max_bad_images": max_bad_images}
+    arguments["change_images"] = change_images
     return TrainLoader(dataset, mapper, sampler, **arguments, **kwargs)
 
 

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import samplers
 
 from ...errors import UserError
-from .counts import class_groups, count_classes
+from .counts import ClassCounts, class_groups, count_classes
 from .registry import TRAIN_SAMPLER_REGISTRY
 
 
@@ -41,22 +41,8 @@ class UndersamplingTrainingSampler(samplers.RepeatFactorTrainingSampler):
             UserError: the fraction is out of range, or every image has a class that is not
                 frequent, or no instances.
         """
-        if not 0 < frequent_share <= 1:
-            raise UserError(
-                "DATALOADER.FREQUENT_SHARE (frequent_share in a LazyConfig) must be in (0, 1], got "
-                f"{frequent_share}."
-            )
         counts = count_classes(dataset)
-        frequent = np.array(class_groups(counts, dataset_names)) == "f"
-        reduced = np.isin(np.arange(counts.num_images), counts.images)
-        reduced[counts.images[~frequent[counts.classes]]] = False
-        if not reduced.any():
-            raise UserError(
-                "UndersamplingTrainingSampler drops images with only frequent classes, but the "
-                f"{len(dataset)} training images include none. Choose another "
-                "DATALOADER.SAMPLER_TRAIN."
-            )
-        factors = np.where(reduced, frequent_share, 1.0)
+        factors = undersampling_factors(counts, class_groups(counts, dataset_names), frequent_share)
         super().__init__(torch.from_numpy(factors).float(), seed=seed)
 
     @classmethod
@@ -67,3 +53,33 @@ class UndersamplingTrainingSampler(samplers.RepeatFactorTrainingSampler):
             "dataset_names": cfg.DATASETS.TRAIN,
             "seed": cfg.SEED if cfg.SEED >= 0 else None,
         }
+
+
+def undersampling_factors(
+    counts: ClassCounts, groups: Sequence[str], frequent_share: float
+) -> np.ndarray:
+    """Return the fraction of each image that an epoch keeps, float64, shape (N,).
+
+    Args:
+        counts: counts of the dataset.
+        groups: frequency group of each class, from :func:`class_groups`.
+        frequent_share: fraction of the images with only frequent classes, in (0, 1].
+
+    Raises:
+        UserError: see :class:`UndersamplingTrainingSampler`.
+    """
+    if not 0 < frequent_share <= 1:
+        raise UserError(
+            "DATALOADER.FREQUENT_SHARE (frequent_share in a LazyConfig) must be in (0, 1], got "
+            f"{frequent_share}."
+        )
+    frequent = np.array(groups) == "f"
+    reduced = np.isin(np.arange(counts.num_images), counts.images)
+    reduced[counts.images[~frequent[counts.classes]]] = False
+    if not reduced.any():
+        raise UserError(
+            "UndersamplingTrainingSampler drops images with only frequent classes, but the "
+            f"{counts.num_images} training images include none. Choose another "
+            "DATALOADER.SAMPLER_TRAIN."
+        )
+    return np.where(reduced, frequent_share, 1.0)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
 from matplotlib.figure import Figure
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...data import ensure_metadata
@@ -24,6 +23,8 @@ from ...evaluation.by_name import model_classes
 from ...evaluation.predictions import detections_from_instances
 from ...evaluation.side_by_side import format_number
 from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
+from ...modeling.cascade import average_scores
+from ...modeling.dense import DenseClassScores
 from ...utils.plotting import DPI, GREY, INK, grid, group_color
 from ..job import Job
 from ..testing import build_subset_loader, load_model
@@ -31,6 +32,7 @@ from ..testing import build_subset_loader, load_model
 logger = logging.getLogger(__name__)
 
 STRENGTHS = tuple(i / 10 for i in range(11))
+_SCORERS = (APAFastRCNNOutputLayers, DenseClassScores)
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,9 @@ def score_strengths(
     the scores are averaged.
 
     Args:
-        model: a detector with :class:`APAFastRCNNOutputLayers`, on any device, that have
-            ``calibration_datasets``. Its calibration is restored; it is left in eval mode.
+        model: a detector with :class:`APAFastRCNNOutputLayers`, or :class:`APARetinaNet` or
+            :class:`APAFCOS`, on any device, with ``calibration_datasets``. Its calibration is
+            restored; it is left in eval mode.
         loader: a detectron2 test loader of the images.
         truth: the ground truth of these images.
         category_ids: (K,), the dataset's category id of each model class.
@@ -168,15 +171,17 @@ def score_strengths(
     Raises:
         UserError: the model has no such predictor, or one without the datasets that it needs.
     """
-    predictors = [m for m in model.modules() if isinstance(m, APAFastRCNNOutputLayers)]
+    predictors = [m for m in model.modules() if isinstance(m, _SCORERS)]
     if not predictors:
         raise UserError(
-            "The model has no box predictor to calibrate: use APAROIHeads or APACascadeROIHeads."
+            "The model has no box predictor to calibrate and no dense detector: use APAROIHeads, "
+            "APACascadeROIHeads, APARetinaNet or APAFCOS."
         )
     calibrations = [CALIBRATION_REGISTRY.get(method)(strength) for strength in strengths]
     if calibrations[0].needs_counts and not all(p.calibration_datasets for p in predictors):
         raise UserError(
-            f"{method} needs the training set: set calibration_datasets of the box predictors."
+            f"{method} needs the training set: set calibration_datasets of the box predictors or "
+            "the dense detector."
         )
     detections: list[list[Detections]] = [[] for _ in strengths]
     before = [predictor.calibration for predictor in predictors]
@@ -225,34 +230,48 @@ def _boxes_only(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _recorded(predictors: list[APAFastRCNNOutputLayers]) -> Iterator[list[tuple]]:
-    """Yield a list that records (predictor, predictions, proposals) of each ``predict_probs``."""
+def _recorded(scorers: list[nn.Module]) -> Iterator[list[tuple]]:
+    """Yield a list that records the calls which compute scores: the module and its arguments.
+
+    They are ``predict_probs`` of box predictors and ``forward_inference`` of dense detectors.
+    """
     calls = []
 
-    def recording(predictor: APAFastRCNNOutputLayers):
-        def predict_probs(predictions, proposals):
-            calls.append((predictor, predictions, proposals))
-            return type(predictor).predict_probs(predictor, predictions, proposals)
+    def recording(scorer: nn.Module, name: str):
+        def method(*arguments):
+            calls.append((scorer, *_copied(arguments)))
+            return getattr(type(scorer), name)(scorer, *arguments)
 
-        return predict_probs
+        return method
 
-    for predictor in predictors:
-        predictor.predict_probs = recording(predictor)
+    names = [
+        "predict_probs" if isinstance(s, _SCORERS[0]) else "forward_inference" for s in scorers
+    ]
+    for scorer, name in zip(scorers, names, strict=True):
+        setattr(scorer, name, recording(scorer, name))
     try:
         yield calls
     finally:
-        for predictor in predictors:
-            del predictor.predict_probs
+        for scorer, name in zip(scorers, names, strict=True):
+            delattr(scorer, name)
+
+
+def _copied(value: object) -> object:
+    """Copy lists of tensors, which detectron2's dense detectors may change."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value))
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _scored(calls: list[tuple]) -> list[Instances]:
     """Return the detections of recorded calls, which are the stages of a cascade, or only one."""
-    stages = [p.predict_probs(predictions, proposals) for p, predictions, proposals in calls]
-    scores = [sum(by_stage) / len(stages) for by_stage in zip(*stages, strict=True)]
-    last, predictions, proposals = calls[-1]
-    instances, _ = fast_rcnn_inference(
+    last, *arguments = calls[-1]
+    if isinstance(last, DenseClassScores):
+        return last.forward_inference(*_copied(arguments))
+    predictions, proposals = arguments
+    instances, _ = last.postprocessing.select(
         last.predict_boxes(predictions, proposals),
-        scores,
+        average_scores(calls),
         [p.image_size for p in proposals],
         last.test_score_thresh,
         last.test_nms_thresh,

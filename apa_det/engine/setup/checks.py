@@ -45,6 +45,9 @@ def check_job(job: Job, *, eval_only: bool = False, resume: bool = False) -> Non
         _check_transfer(job)
         _check_solver(job)
     job.check(eval_only=eval_only)
+    for processing in job.postprocessings():
+        processing.set_class_names(names)
+        processing.thresholds(0.0)
     if eval_only:  # in training, check_training_sets does it
         if names is not None:
             align_training_sets(job.counted_datasets(), names)

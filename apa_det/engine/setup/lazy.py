@@ -24,17 +24,16 @@ from ...data.lvis_format import register_datasets
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator
 from ...evaluation.by_name import by_name
-from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
+from ...modeling import PostProcessing
 from ..job import Job
 from ..loading import CheckedLoader
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
+from . import lazy_scores
 from .config_files import available_device, call_target, save_lazy_config, unset_keys
-from .second_stage import lazy_second_stage
+from .second_stage import lazy_second_stage, replay_nodes
 
 logger = logging.getLogger(__name__)
-
-_MODELS = ("model", "model.model")  # plain, or the argument of L(apa_det.modeling.injected)
 
 
 class LazyJob(Job):
@@ -139,7 +138,7 @@ class LazyJob(Job):
 
     def _select(self, name: str) -> tuple[object, str] | None:
         """Return the value and the key of a part of the model; None if there is none."""
-        for model in _MODELS:
+        for model in lazy_scores.MODELS:
             value = OmegaConf.select(self.config, f"{model}.{name}")
             if value is not None:
                 return value, f"{model}.{name}"
@@ -247,6 +246,8 @@ class LazyJob(Job):
         train.checkpointer.period = round(self.checkpoint_period / growth)
         if self.parameter_log_period > 0:
             train.apa_log_period = max(1, round(self.parameter_log_period / growth))
+        for replay in replay_nodes(cfg.model):
+            replay.start_iter = round(replay.get("start_iter", 0) / growth)
         if self.ema_decay is not None:
             train.ema.decay = self.ema_decay**growth
         logger.info(
@@ -267,46 +268,44 @@ class LazyJob(Job):
         return LazyJob(cfg)
 
     def for_inference(self) -> "LazyJob":
+        return LazyJob(lazy_scores.without_federated_loss(self.config))
+
+    def _with_scores(self, **values) -> "LazyJob":
         cfg = copy.deepcopy(self.config)
-        for key in self.box_predictors():
-            predictor = OmegaConf.select(cfg, key)
-            if predictor.get("use_fed_loss"):
-                predictor.update(use_fed_loss=False, get_fed_loss_cls_weights=None)
+        for key in lazy_scores.score_nodes(cfg):
+            OmegaConf.select(cfg, key).update(values)
         return LazyJob(cfg)
 
     def with_calibration(self, method: str, strength: float) -> "LazyJob":
-        cfg = copy.deepcopy(self.config)
-        for key in self.box_predictors():
-            predictor = OmegaConf.select(cfg, key)
-            if issubclass(call_target(predictor), APAFastRCNNOutputLayers):
-                predictor.update(
-                    calibration=method,
-                    calibration_strength=float(strength),
-                    calibration_datasets=list(self.train_datasets),
-                )
-        return LazyJob(cfg)
+        return self._with_scores(
+            calibration=method,
+            calibration_strength=float(strength),
+            calibration_datasets=list(self.train_datasets),
+        )
+
+    def with_score_thresholds(self, thresholds: str) -> "LazyJob":
+        return self._with_scores(**self._threshold_settings(thresholds))
+
+    def score_threshold_overrides(self, thresholds: str) -> list[str]:
+        return lazy_scores.score_overrides(self.config, self._threshold_settings(thresholds))
+
+    def _threshold_settings(self, thresholds: str) -> dict[str, object]:
+        datasets = [*self.train_datasets, *self.test_datasets]
+        return lazy_scores.threshold_settings(self.config, datasets, thresholds)
+
+    def postprocessings(self) -> list[PostProcessing]:
+        return lazy_scores.postprocessings(self.config)
 
     def calibration_overrides(self, method: str, strength: float) -> list[str]:
-        names = ",".join(self.train_datasets)
-        return [
-            f"{key}.calibration={method} {key}.calibration_strength={strength:g} "
-            f"{key}.calibration_datasets=[{names}]"
-            for key in self.box_predictors()
-        ]
+        values = {
+            "calibration": method,
+            "calibration_strength": f"{strength:g}",
+            "calibration_datasets": list(self.train_datasets),
+        }
+        return lazy_scores.score_overrides(self.config, values)
 
-    def box_predictors(self) -> list[str]:
-        """Return the config keys of the box predictors: one per stage of a cascade."""
-        keys = []
-        for model in _MODELS:
-            heads = f"{model}.roi_heads"
-            number = len(OmegaConf.select(self.config, f"{heads}.box_predictors") or ())
-            keys += [f"{heads}.box_predictors.{i}" for i in range(number)]
-            if OmegaConf.select(self.config, f"{heads}.box_predictor") is not None:
-                keys.append(f"{heads}.box_predictor")
-        return keys
-
-    def save_config(self) -> None:
-        save_lazy_config(self.config, self.output_dir)
+    def save_config(self, folder: str | None = None) -> None:
+        save_lazy_config(self.config, folder or self.output_dir)
 
     def _has_long_tail_evaluator(self) -> bool:
         evaluator = self.config.dataloader.get("evaluator")
@@ -337,26 +336,26 @@ class LazyJob(Job):
         return self.long_tail_metric_names(has_masks=not has_boxes_only)
 
     def counted_datasets(self) -> list[str]:
-        names = [n for key in self.box_predictors() for n in self._calibration_datasets(key)]
-        return [*dict.fromkeys(names)]
-
-    def _calibration_datasets(self, key: str) -> list[str]:
-        names = OmegaConf.select(self.config, f"{key}.calibration_datasets") or ()
-        return [names] if isinstance(names, str) else list(names)
+        return [
+            *dict.fromkeys(n for _, names in lazy_scores.calibrations(self.config) for n in names)
+        ]
 
     def read_class_counts(self) -> None:
         for name in self.counted_datasets():
             ensure_metadata(name)
-        for key in self.box_predictors():
-            method = OmegaConf.select(self.config, f"{key}.calibration") or ""
-            if method in CALIBRATION_REGISTRY and CALIBRATION_REGISTRY.get(method).needs_counts:
-                CALIBRATION_REGISTRY.get(method).class_values(self._calibration_datasets(key))
+        lazy_scores.read_class_values(self.config)
 
     def check(self, *, eval_only: bool) -> None:
         if eval_only and self.config.dataloader.get("evaluator") is None:
             raise UserError(
                 "dataloader.evaluator is missing, but evaluation needs it: set it, e.g. to "
                 "L(apa_det.evaluation.LongTailEvaluator)(dataset_name=...)."
+            )
+        pastes = OmegaConf.select(self.config, "dataloader.train.copy_paste")
+        if pastes and call_target(self.config.dataloader.train) is not build_train_loader:
+            raise UserError(
+                "dataloader.train.copy_paste needs dataloader.train to be "
+                "L(apa_det.data.build_train_loader)(...): change it, or remove copy_paste."
             )
         if not isinstance(self.groups, FrequencyGroups | None):
             raise UserError(
@@ -368,6 +367,7 @@ class LazyJob(Job):
             ensure_metadata(self.train_datasets[0])  # the model needs its class_image_count
         self.read_class_counts()
         inner = self.config.model.get("model", self.config.model)  # within L(injected)
+        lazy_scores.check_test_augmentation(self.config)
         if self.test_time_augmentation and call_target(inner) is not GeneralizedRCNN:
             raise UserError(
                 "train.test_augmentation works with L(GeneralizedRCNN) only: set "

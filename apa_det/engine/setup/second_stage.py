@@ -2,15 +2,17 @@
 
 import copy
 import os
+from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from ...data import build_train_loader
 from ...errors import UserError
+from ...modeling import FeatureReplay
 from .config_files import call_target
 
 
@@ -34,10 +36,25 @@ def yaml_second_stage(cfg: CfgNode) -> dict[str, object]:
         "SOLVER.MAX_ITER": second.MAX_ITER,
         "SOLVER.STEPS": second.STEPS,
         "SOLVER.WARMUP_ITERS": 0,
+        "MODEL.ROI_BOX_HEAD.REPLAY.START_ITER": 0,
     }
     if second.BASE_LR is not None:
         values["SOLVER.BASE_LR"] = second.BASE_LR
+    if second.REPLAY_SHARE is not None:
+        values["MODEL.ROI_BOX_HEAD.REPLAY.SHARE"] = second.REPLAY_SHARE
     return values
+
+
+def replay_nodes(node: object) -> Iterator[DictConfig]:
+    """Yield the nodes of a LazyConfig that build a :class:`FeatureReplay`."""
+    if isinstance(node, DictConfig) and call_target(node) is FeatureReplay:
+        yield node
+    elif isinstance(node, DictConfig):
+        for key in node:
+            yield from replay_nodes(node.get(key))
+    elif isinstance(node, ListConfig):
+        for entry in node:
+            yield from replay_nodes(entry)
 
 
 def lazy_second_stage(cfg: DictConfig) -> DictConfig | None:
@@ -69,6 +86,14 @@ def lazy_second_stage(cfg: DictConfig) -> DictConfig | None:
     stage.dataloader.train.sampler = second.sampler
     if second.lr is not None:
         stage.optimizer.lr = second.lr
+    share, replays = second.get("replay_share"), [*replay_nodes(stage.model)]
+    if share and not replays:
+        raise UserError(
+            f"train.decoupled.replay_share is {share}, but the model has no replay: set "
+            "model.roi_heads.box_predictor.replay to L(apa_det.modeling.FeatureReplay)(...)."
+        )
+    for replay in replays:
+        replay.update({"start_iter": 0} if share is None else {"start_iter": 0, "share": share})
     stage.lr_multiplier = L(WarmupParamScheduler)(
         scheduler=L(MultiStepParamScheduler)(
             values=[0.1**k for k in range(len(second.steps) + 1)],

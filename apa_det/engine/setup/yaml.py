@@ -11,10 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import verify_results
-from detectron2.modeling import (
-    ROI_HEADS_REGISTRY,
-    GeneralizedRCNNWithTTA,
-)
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,14 +22,22 @@ from ...data.frequency import FrequencyGroups
 from ...data.lvis_format import register_datasets
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator, evaluator_arguments
-from ...modeling import APAInjected, meta_architecture
+from ...modeling import APAInjected, FeatureReplay, PostProcessing, meta_architecture
 from ...modeling.calibration import CALIBRATION_REGISTRY
-from ...modeling.losses import BoxClassLoss
 from ...utils.atomic_files import open_atomic
 from ..job import Job
 from ..model_classes import check_num_classes
 from .config_files import available_device
 from .second_stage import yaml_second_stage
+from .yaml_scores import (
+    check_loss,
+    check_postprocessing,
+    check_scores,
+    find_postprocessing,
+    get_value,
+    is_apa_retinanet,
+    score_node,
+)
 
 # Config nodes with the number of classes, by meta-architecture
 _NUM_CLASSES_NODES = {
@@ -41,7 +46,6 @@ _NUM_CLASSES_NODES = {
     "RetinaNet": "RETINANET",
 }
 _COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_CALIBRATION = "MODEL.ROI_BOX_HEAD.CALIBRATION"
 
 
 class YamlJob(Job):
@@ -219,13 +223,27 @@ class YamlJob(Job):
         return self._changed({"MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False})
 
     def with_calibration(self, method: str, strength: float) -> "YamlJob":
-        return self._changed({_CALIBRATION: method, f"{_CALIBRATION}_STRENGTH": float(strength)})
+        key = self._calibration_key()
+        return self._changed({key: method, f"{key}_STRENGTH": float(strength)})
 
     def calibration_overrides(self, method: str, strength: float) -> list[str]:
-        return [f"{_CALIBRATION} {method} {_CALIBRATION}_STRENGTH {strength:g}"]
+        key = self._calibration_key()
+        return [f"{key} {method} {key}_STRENGTH {strength:g}"]
 
-    def save_config(self) -> None:
-        with open_atomic(os.path.join(self.output_dir, "config.yaml")) as file:
+    def _calibration_key(self) -> str:
+        return f"{score_node(self.config)}.CALIBRATION"
+
+    def with_score_thresholds(self, thresholds: str) -> "YamlJob":
+        return self._changed({"TEST.SCORE_THRESH_PER_GROUP": thresholds})
+
+    def score_threshold_overrides(self, thresholds: str) -> list[str]:
+        return [f"TEST.SCORE_THRESH_PER_GROUP {thresholds}"]
+
+    def postprocessings(self) -> list[PostProcessing]:
+        return find_postprocessing(self.config)
+
+    def save_config(self, folder: str | None = None) -> None:
+        with open_atomic(os.path.join(folder or self.output_dir, "config.yaml")) as file:
             file.write(self.config.dump())
 
     def is_long_tail(self, dataset_name: str) -> bool:
@@ -233,7 +251,8 @@ class YamlJob(Job):
         return kind == "lvis" or (kind == "coco" and self.config.TEST.LONG_TAIL)
 
     def num_classes(self) -> tuple[int, str] | None:
-        node = _NUM_CLASSES_NODES.get(meta_architecture(self.config))
+        is_ours = is_apa_retinanet(self.config)
+        node = "RETINANET" if is_ours else _NUM_CLASSES_NODES.get(meta_architecture(self.config))
         if node is None:
             return None
         return self.config.MODEL[node].NUM_CLASSES, f"MODEL.{node}.NUM_CLASSES"
@@ -259,18 +278,18 @@ class YamlJob(Job):
         return names
 
     def counted_datasets(self) -> Sequence[str]:
-        name = self.config.MODEL.ROI_BOX_HEAD.CALIBRATION
+        name = get_value(self.config, self._calibration_key())
         if not name or not CALIBRATION_REGISTRY.get(name).needs_counts:
             return ()
         return self.train_datasets
 
     def read_class_counts(self) -> None:
-        name = self.config.MODEL.ROI_BOX_HEAD.CALIBRATION
+        name = get_value(self.config, self._calibration_key())
         if not name or not CALIBRATION_REGISTRY.get(name).needs_counts:
             return
         if not self.train_datasets:
             raise UserError(
-                f"{_CALIBRATION} {name} needs the image counts of the training set, but "
+                f"{self._calibration_key()} {name} needs the image counts of the training set, but "
                 "DATASETS.TRAIN is empty: set it."
             )
         for dataset in self.train_datasets:
@@ -287,7 +306,8 @@ class YamlJob(Job):
         if cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS and self.train_datasets:
             ensure_metadata(self.train_datasets[0])  # the model needs its class_image_count
         self._check_injection()
-        self._check_calibration()
+        check_scores(cfg)
+        check_postprocessing(cfg)
         if cfg.TEST.AUG.ENABLED and meta_architecture(cfg) != "GeneralizedRCNN":
             raise UserError(
                 "TEST.AUG.ENABLED works with MODEL.META_ARCHITECTURE GeneralizedRCNN only, got "
@@ -305,33 +325,22 @@ class YamlJob(Job):
                 "True."
             )
 
-    def _check_calibration(self) -> None:
-        head, heads = self.config.MODEL.ROI_BOX_HEAD, self.config.MODEL.ROI_HEADS.NAME
-        if not head.CALIBRATION:
-            return
-        key = f"{_CALIBRATION} {head.CALIBRATION}"
-        if meta_architecture(self.config) in ("RetinaNet", "FCOS"):
-            raise UserError(f"{key} works with RoI heads only: leave it empty.")
-        if ROI_HEADS_REGISTRY.get(heads).__module__.startswith("detectron2."):
+    def check_model(self, model: nn.Module) -> None:
+        head, second = self.config.MODEL.ROI_BOX_HEAD, self.config.SOLVER.DECOUPLED
+        check_loss(self.config, model)
+        shares = {
+            "MODEL.ROI_BOX_HEAD.REPLAY.SHARE": head.REPLAY.SHARE,
+            "SOLVER.DECOUPLED.REPLAY_SHARE": second.MAX_ITER and second.REPLAY_SHARE,
+        }
+        key = next((key for key, share in shares.items() if share), None)
+        if key is not None and not any(isinstance(m, FeatureReplay) for m in model.modules()):
             raise UserError(
-                f"{key} has no effect on {heads}: set MODEL.ROI_HEADS.NAME to APAROIHeads or "
-                "APACascadeROIHeads."
-            )
-        if not head.CALIBRATION_STRENGTH:
-            raise UserError(
-                f"{key} has no effect with {_CALIBRATION}_STRENGTH 0: set a strength, e.g. the one "
-                "fitted by tools/calibrate.py."
+                f"{key} works in APAROIHeads and APACascadeROIHeads only: set it to 0, or "
+                "MODEL.ROI_HEADS.NAME to one of these in a model with RoI heads."
             )
 
-    def check_model(self, model: nn.Module) -> None:
-        head = self.config.MODEL.ROI_BOX_HEAD
-        keys = ("CLASS_LOSS", "CLASS_WEIGHTS", "USE_DROP_LOSS")
-        key = next((key for key in keys if head[key]), None)
-        if key is not None and not any(isinstance(m, BoxClassLoss) for m in model.modules()):
-            raise UserError(
-                f"MODEL.ROI_BOX_HEAD.{key} has no effect in this model: set MODEL.ROI_HEADS.NAME "
-                "to APAROIHeads or APACascadeROIHeads, or unset the key."
-            )
+    def check_inference(self, model: nn.Module) -> None:
+        check_postprocessing(self.config, model)
 
     def verify(self, results: Mapping) -> None:
         if len(self.config.TEST.EXPECTED_RESULTS) and comm.is_main_process():

@@ -1,6 +1,5 @@
 """Writing the report of a comparison: page, figures and tables."""
 
-import io
 import math
 import os
 from pathlib import Path
@@ -9,8 +8,8 @@ from matplotlib.figure import Figure
 
 from ...text import write_csv
 from ...utils.atomic_files import open_atomic, writing
+from ...utils.html_page import to_png
 from ...utils.json_files import write_json
-from ...utils.plotting import DPI
 from ..side_by_side import Comparison
 from . import charts
 from .miss_figures import draw_misses
@@ -101,10 +100,9 @@ def write_report(comparison: Comparison, folder: str | os.PathLike) -> Path:
 
 
 def _write_png(figure: Figure, path: Path) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    path.write_bytes(buffer.getvalue())
-    return buffer.getvalue()
+    png = to_png(figure)
+    path.write_bytes(png)
+    return png
 
 
 def _write_categories(comparison: Comparison, path: Path) -> None:

@@ -3,44 +3,17 @@
 import math
 import os
 import time
-from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
+from ...utils.html_page import document, dot, image, table
 from ...utils.plotting import GREY, file_color, group_color
 from ..side_by_side import Comparison, FileResults, format_number
 from .miss_figures import DETECTED_COLOR, FALSE_POSITIVE_COLOR, MISSED_COLOR
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 auto;
-  max-width: 1080px; padding: 2rem 1.5rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
-h2 { font-size: 1.3rem; margin: 2.8rem 0 .6rem; border-bottom: 2px solid #eee; }
-h3 { font-size: 1.05rem; margin: 2rem 0 .2rem; }
-p, figcaption { max-width: 48rem; }
-.lead, figcaption, footer, .note { color: #555; }
-figcaption, .note { font-size: .92rem; }
-figure { margin: 0; }
-figure img { max-width: 100%; margin-top: .5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; vertical-align: top;
-  border-bottom: 1px solid #e6e6e6; }
-th { font-weight: 600; border-bottom: 2px solid #bbb; }
-th:first-child, td:first-child { text-align: left; }
-td small { display: block; font-weight: 400; font-size: .78rem; line-height: 1.1; }
-tr + tr > th { padding-top: 1.3rem !important; }
-.metrics th, .metrics td { padding: .35rem .55rem; }
-.best { font-weight: 700; }
-.up { color: #0072b2; } .down { color: #b24a00; } .same { color: #777; }
-.dot { display: inline-block; width: .75em; height: .75em; border-radius: 50%;
-  margin-right: .45em; }
-summary { cursor: pointer; font-size: 1.05rem; font-weight: 600; margin-top: 2.4rem; }
-footer { margin-top: 3rem; border-top: 1px solid #eee; padding-top: .8rem; font-size: .85rem; }
-"""
 TITLES = {"segm": "Masks", "boundary": "Boundaries", "bbox": "Boxes"}  # in page order
 
 
@@ -84,16 +57,12 @@ def render(comparison: Comparison, sections: list[Section], misses: list[PageFig
         else:
             title = f"{section.title} in figures"
             body.append(f"<details><summary>{title}</summary>{figures}</details>")
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(names)} on {escape(os.path.basename(comparison.gt_file))}</title>\n"
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + f"\n<footer>Made by apa_det on {time.strftime('%Y-%m-%d at %H:%M')}. In the same folder: "
-        "the figures as PNG, the AP of each category in per_category.csv, all metrics in "
-        "summary.json.</footer>\n</body>\n</html>\n"
+    title = f"{names} on {os.path.basename(comparison.gt_file)}"
+    footer = (
+        f"Made by apa_det on {time.strftime('%Y-%m-%d at %H:%M')}. In the same folder: the figures "
+        "as PNG, the AP of each category in per_category.csv, all metrics in summary.json."
     )
+    return document(title, body, footer)
 
 
 def _scope(comparison: Comparison) -> str:
@@ -144,8 +113,8 @@ def _metric_tables(comparison: Comparison) -> Iterator[str]:
 
 def _file_name(comparison: Comparison, file: FileResults) -> str:
     several = len(comparison.files) > 1
-    dot = _dot(file_color(comparison.files.index(file))) if several else ""
-    return dot + escape(file.name)
+    mark = dot(file_color(comparison.files.index(file))) if several else ""
+    return mark + escape(file.name)
 
 
 def _metric_cell(files: list[FileResults], number: int, iou_type: str, name: str) -> str:
@@ -176,28 +145,19 @@ def _group_table(comparison: Comparison) -> str:
         ends = sorted({counts.min(), counts.max()}) if len(counts) else []
         span = " to ".join(f"{count:,}" for count in ends) or "–"
         rows.append(
-            f"<tr><td>{_dot(group_color(i))}{escape(text)}</td><td>{span}</td><td>{len(counts):,}</td>"
+            f"<tr><td>{dot(group_color(i))}{escape(text)}</td><td>{span}</td><td>{len(counts):,}</td>"
             f"<td>{comparison.categories_evaluated[name]:,}</td><td>{objects[i]:,}</td></tr>"
         )
     columns = "image_count: training images", "categories", "with ground truth here", "objects"
-    return _table(("Group", *columns), rows)
+    return table(("Group", *columns), rows)
 
 
 def _file_table(comparison: Comparison) -> str:
     rows = []
     for number, file in enumerate(comparison.files):
-        dot = _dot(file_color(number)) if len(comparison.files) > 1 else ""
-        rows.append(f"<tr><td>{dot}{escape(file.path)}</td><td>{file.num_detections:,}</td></tr>")
-    return _table(("Result file", "detections"), rows)
-
-
-def _table(columns: tuple[str, ...], rows: list[str]) -> str:
-    head = "".join(f"<th>{column}</th>" for column in columns)
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _dot(fill: str) -> str:
-    return f'<span class="dot" style="background:{fill}"></span>'
+        mark = dot(file_color(number)) if len(comparison.files) > 1 else ""
+        rows.append(f"<tr><td>{mark}{escape(file.path)}</td><td>{file.num_detections:,}</td></tr>")
+    return table(("Result file", "detections"), rows)
 
 
 def _misses(comparison: Comparison, misses: list[PageFigure]) -> list[str]:
@@ -205,7 +165,7 @@ def _misses(comparison: Comparison, misses: list[PageFigure]) -> list[str]:
         return []
     first = comparison.files[0].name if len(comparison.files) > 1 else "the detector"
     key = ", ".join(
-        f"{_dot(fill)}{text}"
+        f"{dot(fill)}{text}"
         for fill, text in (
             (MISSED_COLOR, "missed object: no detection of any score matches it at IoU 0.5"),
             (DETECTED_COLOR, "detected object, or true positive"),
@@ -223,9 +183,5 @@ def _misses(comparison: Comparison, misses: list[PageFigure]) -> list[str]:
 
 def _figure(figure: PageFigure) -> str:
     title = f"<h3>{escape(figure.title)}</h3>" if figure.title else ""
-    data = b64encode(figure.png).decode()
-    caption, alt = escape(figure.caption), escape(figure.title or figure.caption)
-    return (
-        f"<figure>{title}<figcaption>{caption}</figcaption>"
-        f'<img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
-    )
+    caption, alt = escape(figure.caption), figure.title or figure.caption
+    return f"<figure>{title}<figcaption>{caption}</figcaption>{image(figure.png, alt)}</figure>"

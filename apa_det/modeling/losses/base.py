@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...activation import logit_apa
 from ...data.class_counts import check_num_classes
 from ...errors import UserError
+from ..feature_replay import FeatureReplay
 
 BOX_CLASS_LOSS_REGISTRY = Registry("BOX_CLASS_LOSS")
 BOX_CLASS_LOSS_REGISTRY.__doc__ = """
@@ -139,13 +140,13 @@ def build_box_class_loss(cfg: CfgNode) -> BoxClassLoss:
 
 
 def look_up_frequencies(model: nn.Module) -> None:
-    """Call :meth:`BoxClassLoss.look_up` of every class loss in a model.
+    """Call the method ``look_up`` of every class loss and replay in a model.
 
     Raises:
-        UserError: the training datasets do not provide what a loss needs.
+        UserError: the training datasets do not provide what one of them needs.
     """
     for module in model.modules():
-        if isinstance(module, BoxClassLoss):
+        if isinstance(module, BoxClassLoss | FeatureReplay):
             module.look_up()
 
 

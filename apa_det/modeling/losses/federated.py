@@ -66,7 +66,7 @@ class FederatedLoss(FrequencyLoss):
         power = head.FED_LOSS_FREQ_WEIGHT_POWER
         return {
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            "get_fed_loss_cls_weights": partial(_frequency_weights, datasets, power),
+            "get_fed_loss_cls_weights": frequency_weights(datasets, power),
             "fed_loss_num_classes": head.FED_LOSS_NUM_CLASSES,
         }
 
@@ -80,6 +80,12 @@ class FederatedLoss(FrequencyLoss):
         targets = (gt_classes[:, None] == classes).to(chosen.dtype)
         loss = F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum")
         return loss / max(len(logits), 1)
+
+
+def frequency_weights(datasets: str | Sequence[str], power: float = 0.5) -> Callable[[], Tensor]:
+    """Return ``get_fed_loss_cls_weights``: the image counts of registered datasets to a power."""
+    names = [datasets] if isinstance(datasets, str) else list(datasets)
+    return partial(_frequency_weights, names, power)
 
 
 def _frequency_weights(datasets: Sequence[str], power: float) -> Tensor:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from ..data import ensure_metadata
-from ..data.class_names import dataset_categories, dataset_groups
-from ..data.name_matching import match_names
 from ..errors import UserError
-from ..evaluation import FrequencyGroups
 from ..text import listed
+from ..utils.json_files import JSON_SUFFIXES, read_json
+from .class_names import dataset_categories, dataset_groups
+from .frequency import FrequencyGroups
+from .lvis_format import ensure_metadata
+from .name_matching import match_names
 
 logger = logging.getLogger(__name__)
 
@@ -133,35 +134,26 @@ def _classes_of(
     )
 
 
-def class_thresholds(text: str, classes: ClassInfo) -> np.ndarray:
+def class_thresholds(text: str, classes: ClassInfo, default: float | None = None) -> np.ndarray:
     """Return the score threshold of each class.
 
     Args:
-        text: one threshold for all classes, ``0.5``; or one for each frequency group,
-            ``r:0.1,c:0.2,f:0.4``. A number without a group applies to all other groups:
-            ``r:0.1,0.4``.
+        text: one threshold for all classes, ``0.5``; one for each frequency group,
+            ``r:0.1,c:0.2,f:0.4``; or a JSON file ``{class name: threshold}``. A number without a
+            group applies to all other groups: ``r:0.1,0.4``.
         classes: the classes.
+        default: the threshold of classes that a file omits. None: it must not omit any.
 
     Returns:
         (K,) float64.
 
     Raises:
-        UserError: the text is not valid, names an unknown group, or omits a group.
+        MissingFileError: the file does not exist.
+        UserError: the text or the file is not valid, names an unknown group or class, or omits one.
     """
-    by_group: dict[str, float] = {}
-    for part in text.split(","):
-        group, _, number = part.rpartition(":")
-        group = group.strip()
-        try:
-            threshold = float(number)
-        except ValueError:
-            threshold = -1.0
-        if not 0 <= threshold <= 1 or group in by_group:
-            raise UserError(
-                f"Invalid confidence threshold {text!r}; expected a number from 0 to 1, e.g. 0.5, "
-                "or one for each frequency group, e.g. r:0.1,c:0.2,f:0.4."
-            )
-        by_group[group] = threshold
+    if text.endswith(JSON_SUFFIXES):
+        return _read_thresholds(text, classes, default)
+    by_group = parse_thresholds(text)
     known = classes.groups.names
     unknown = by_group.keys() - {"", *known}
     if unknown:
@@ -179,4 +171,47 @@ def class_thresholds(text: str, classes: ClassInfo) -> np.ndarray:
             f"The confidence threshold {text!r} omits {which}. Add a number without a group for "
             f"all other groups, e.g. {text},0.5."
         )
+    return thresholds
+
+
+def parse_thresholds(text: str) -> dict[str, float]:
+    """Return the thresholds of ``r:0.1,c:0.2,0.4`` by group; "" for a number without a group.
+
+    Raises:
+        UserError: the text is not valid.
+    """
+    by_group: dict[str, float] = {}
+    for part in text.split(","):
+        group, _, number = part.rpartition(":")
+        group = group.strip()
+        try:
+            threshold = float(number)
+        except ValueError:
+            threshold = -1.0
+        if not 0 <= threshold <= 1 or group in by_group:
+            raise UserError(
+                f"Invalid confidence threshold {text!r}; expected a number from 0 to 1, e.g. 0.5, "
+                "or one for each frequency group, e.g. r:0.1,c:0.2,f:0.4."
+            )
+        by_group[group] = threshold
+    return by_group
+
+
+def _read_thresholds(path: str, classes: ClassInfo, default: float | None) -> np.ndarray:
+    by_class = read_json(path)
+    if not isinstance(by_class, dict) or not by_class:
+        raise UserError(f'{path} must be a JSON object {{"class": threshold, ...}}.')
+    for name, value in by_class.items():
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise UserError(f"{path}: {name!r} must be a threshold from 0 to 1, got {value!r}.")
+    names = [*by_class]
+    matches = match_names(names, classes.names)
+    if None in matches:
+        unknown = [n for n, match in zip(names, matches, strict=True) if match is None]
+        raise UserError(f"{path} has thresholds of unknown classes: {listed(unknown)}.")
+    thresholds = np.full(len(classes), np.nan if default is None else default)
+    thresholds[matches] = list(by_class.values())
+    if np.isnan(thresholds).any():
+        missing = [classes.names[i] for i in np.flatnonzero(np.isnan(thresholds))]
+        raise UserError(f"{path} omits the classes {listed(missing)}: add their thresholds.")
     return thresholds
