@@ -13,7 +13,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "overview.md", "MODEL_ZOO.md": "MODEL_ZOO.md", "CHANGELOG.md": "CHANGELOG.md"}
+PAGES = {"README.md": "overview.md"} | {
+    name: name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "MODEL_ZOO.md")
+}
 PACKAGES = (
     "apa_det",
     "apa_det.layers",
