@@ -12,7 +12,7 @@ unexport PYTHONHOME PYTHONPATH # of another environment
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint benchmark
+.PHONY: help quickstart test lint benchmark docs
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' Makefile
@@ -34,6 +34,10 @@ lint: ## check style and format with ruff
 	@$(set_up)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+
+docs: ## build the documentation with the API reference in site/
+	@$(set_up)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 benchmark: ## measure speed and memory of activations, losses, layers, models and evaluation
 	@$(set_up)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..activation import AGLU, APA
 from ..layers import Swish
 
-GATE, ACTIVATION, CLASS_SCORE = "gate", "activation", "class score"
+GATE = "gate"
+ACTIVATION = "activation"
+CLASS_SCORE = "class score"
 
 _GATES = (APA, nn.Sigmoid, nn.Hardsigmoid)
 _ACTIVATIONS = (

@@ -29,6 +29,17 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.{advice}") from error
 
 
+def make_folder_of(path: str | os.PathLike) -> None:
+    """Create the folder of a file, which may be a URL of PathManager.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    path = os.fspath(path)
+    with writing(path):
+        PathManager.mkdirs(path[: path.rfind("/") + 1] or ".")
+
+
 @contextmanager
 def open_atomic(path: str | os.PathLike, mode: str = "w", newline: str | None = None) -> Iterator:
     """Open a file for writing; when the context exits, it replaces the file of this name.

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import MissingFileError, UserError
 from ..text import printable
-from .atomic_files import open_atomic, writing
+from .atomic_files import make_folder_of, open_atomic
 
 JSON_SUFFIXES = (".json", ".json.gz", ".json.zip")
 _GZIP = b"\x1f\x8b"
@@ -206,8 +206,7 @@ def write_json(content, json_file: str | os.PathLike) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    with writing(json_file):
-        os.makedirs(os.path.dirname(os.path.abspath(json_file)), exist_ok=True)
+    make_folder_of(json_file)
     with open_atomic(json_file) as file:
         file.write(json.dumps(content))
 
@@ -222,8 +221,7 @@ def json_list(json_file: str | os.PathLike) -> Iterator[Callable[[dict], None]]:
     Raises:
         UserError: the file cannot be written.
     """
-    with writing(json_file):
-        PathManager.mkdirs(os.path.dirname(json_file) or ".")
+    make_folder_of(json_file)
     with open_atomic(json_file) as file:
         separator = "["
 

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def pages() -> dict[str, str]:
     """The text of each page, by its path in the repository."""
-    paths = [ROOT / "README.md", ROOT / "MODEL_ZOO.md", *sorted((ROOT / "docs").glob("*.md"))]
+    names = ("README.md", "CONTRIBUTING.md", "MODEL_ZOO.md")
+    paths = [*(ROOT / name for name in names), *sorted((ROOT / "docs").glob("*.md"))]
     return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
 
 

@@ -227,9 +227,13 @@ class Store(PathHandler):
     def __init__(self):
         super().__init__()
         self.files = {}
+        self.folders = []
 
     def _get_supported_prefixes(self):
         return ["store://"]
+
+    def _mkdirs(self, path, **kwargs):
+        self.folders.append(path)
 
     def _open(self, path, mode="r", buffering=-1, **kwargs):
         if self.full:
@@ -240,8 +244,9 @@ class Store(PathHandler):
         return file
 
 
-def test_url():
+def test_url(tmp_path, monkeypatch):
     """It is written when the content is complete."""
+    monkeypatch.chdir(tmp_path)
     store = Store()
     PathManager.register_handler(store, allow_override=True)
     with json_list("store://x.json") as append:
@@ -252,6 +257,10 @@ def test_url():
         append({"b": 1})
         raise KeyError
     assert json.loads(store.files["store://x.json"]) == [{"a": 1}]
+    write_json([1], "store://a/x.json")
+    assert json.loads(store.files["store://a/x.json"]) == [1]
+    assert store.folders[-1] == "store://a/"
+    assert not list(tmp_path.iterdir())
     store.full = True
     with pytest.raises(UserError, match="Cannot write store://x.json: No space"):
         write("store://x.json", b"x")
