@@ -70,21 +70,28 @@ def measure(runs: dict[str, Callable], args: argparse.Namespace) -> dict[str, di
         results[name] = {"peak_mb": peak(run, torch.device(args.device))}
         if isinstance(run, ForwardBackward):
             results[name]["kept_mb"] = run.kept()
-    for name, seconds in interleaved(working, args.repeats, torch.device(args.device)).items():
+    clock = time.process_time if getattr(args, "cpu_time", False) else time.perf_counter
+    times = interleaved(working, args.repeats, torch.device(args.device), clock)
+    for name, seconds in times.items():
         results[name]["seconds"] = seconds
     return results
 
 
-def interleaved(runs: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, float]:
+def interleaved(
+    runs: dict[str, Callable],
+    repeats: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Return the median seconds of each run, after two warm-up rounds."""
 
     def timed(run: Callable, number: int) -> float:
         synchronize(device)
-        start = time.perf_counter()
+        start = clock()
         for _ in range(number):
             run()
         synchronize(device)
-        return (time.perf_counter() - start) / number
+        return (clock() - start) / number
 
     for run in runs.values():
         run()
