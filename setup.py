@@ -30,7 +30,7 @@ class BuildPackages(build_py):
 
 
 def kernels() -> list[Extension]:
-    """Return an extension of native.cpp per instruction set."""
+    """Return an extension per instruction set, each of all native_*.cpp."""
     flags = {"baseline": []}
     if platform.machine() in ("x86_64", "AMD64"):
         flags["avx2"] = ["-march=x86-64-v3"]
@@ -39,7 +39,8 @@ def kernels() -> list[Extension]:
     return [
         Extension(
             f"apa_det.kernels._native_{name}",
-            ["apa_det/kernels/native.cpp"],
+            [f"apa_det/kernels/native_{part}.cpp" for part in ("activation", "class_loss")],
+            depends=[f"apa_det/kernels/native_{part}.h" for part in ("math", "common", "avx512")],
             extra_compile_args=[*common.split(), *extra],
             language="c++",
             optional=True,

@@ -14,7 +14,7 @@ pass, compute half-precision inputs in float32, and are finite wherever the true
 Gumbel limit.
 """
 
-import os
+import math
 from typing import Literal
 
 import torch
@@ -22,16 +22,11 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .kernels import eager, ops
+from .kernels.class_loss import class_loss
+
+_is_in_export = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 
 Backend = Literal["eager", "native", "triton"]
-
-_CHOICES = ("auto", *ops.BACKENDS)
-_PREFERRED = os.environ.get("APA_DET_BACKEND", "auto")
-if _PREFERRED not in _CHOICES:
-    raise UserError(
-        f"The environment variable APA_DET_BACKEND must be one of {', '.join(_CHOICES)}; "
-        f"got {_PREFERRED!r}."
-    )
 
 
 def apa(
@@ -129,16 +124,7 @@ def affine_aglu(
         TypeError: if ``x`` is not a floating-point tensor.
         ValueError: as in :func:`apa`.
     """
-    _check("affine_aglu", x, lambda_)
-    parameters = _parameters(x, scale, shift, lambda_, kappa)
-    scale, shift, lambda_, kappa = parameters
-    if residual is not None:
-        residual = residual.to(x.dtype).expand_as(x)
-    if _is_exporting():
-        u = eager.affine(x, scale, shift, residual)
-        return eager.evaluate("aglu", u, lambda_, kappa).to(x.dtype)
-    backend = _select_backend(backend, x, *parameters)
-    return ops.affine_aglu(x, scale, shift, residual, lambda_, kappa, backend)
+    return _evaluate_affine(x, scale, shift, residual, lambda_, kappa, backend)
 
 
 def apa_cross_entropy(
@@ -147,6 +133,11 @@ def apa_cross_entropy(
     lambda_: Tensor | float,
     kappa: Tensor | float,
     *,
+    weights: Tensor | None = None,
+    shift: Tensor | None = None,
+    positive_weights: Tensor | None = None,
+    negative_weights: Tensor | None = None,
+    gamma: float = 0.0,
     scarce: Tensor | None = None,
     share: Tensor | None = None,
     clamp: float = 0.0,
@@ -160,29 +151,47 @@ def apa_cross_entropy(
 
     Args:
         logits: floating-point tensor of shape (N, K).
-        gt_classes: int64, shape (N,); K is the background.
+        gt_classes: int64, shape (N,), in [0, K]; K is the background.
         lambda_, kappa: numbers, or tensors with one element or of shape (K,) or (1, K).
-        scarce: bool mask of shape (K,), the classes that DropLoss protects. None: all weights are
-            1.
+        weights: weight of each proposal's loss, shape (N,). None: 1.
+        shift: added to the log-odds of the scores of each class, shape (K,). None: 0.
+        positive_weights, negative_weights: weight of the loss of each class for its own and for
+            other proposals, shape (K,). None: 1.
+        gamma: γ of the focal loss, which multiplies −log p by (1 − p)^γ, where p is the score of
+            the ground-truth class, and 1 − the score of other classes. 0: cross-entropy.
+        scarce: bool mask of shape (K,), the classes that DropLoss protects. None: no DropLoss.
         share: scalar tensor, required with ``scarce``: the probability of keeping a background
             proposal's loss on a scarce class. The random draws are seeded from the CPU generator.
         clamp: clamp logits to [-clamp, clamp]; clamped logits get no gradient. 0: no clamp.
         backend: as in :func:`apa`.
 
+    Only ``logits``, ``lambda_`` and ``kappa`` get gradients.
+
     Returns:
         Float32 scalar; float64 if ``logits``, ``lambda_`` or ``kappa`` is float64.
 
     Raises:
-        TypeError: if ``logits`` is not a floating-point tensor.
-        ValueError: as in :func:`apa`.
+        TypeError: if a tensor has another dtype.
+        ValueError: as in :func:`apa`, or if a tensor has another shape, or a label is out of range.
     """
     _check("apa_cross_entropy", logits, lambda_)
     lambda_, kappa = _parameters(logits, lambda_, kappa)
-    logits, gt_classes, seed = logits.contiguous(), gt_classes.contiguous(), 0
-    if scarce is not None:
-        scarce, seed = scarce.contiguous(), int(torch.randint(2**62, ()))
-    backend = _select_backend(backend, logits, lambda_, kappa)
-    return ops.class_loss(logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp, backend)
+    constants = [
+        None if t is None else t.to(logits.device, lambda_.dtype)
+        for t in (weights, shift, positive_weights, negative_weights)
+    ]
+    seed = None if scarce is None else torch.randint(2**62, ())
+    curve, drop_loss = (lambda_, kappa), (scarce, share, seed)
+    return class_loss(
+        logits.contiguous(),
+        gt_classes,
+        *curve,
+        *constants,
+        *drop_loss,
+        gamma,
+        clamp,
+        backend or "auto",
+    )
 
 
 def _evaluate(
@@ -191,14 +200,50 @@ def _evaluate(
     lambda_: Tensor | float,
     kappa: Tensor | float,
     backend: Backend | None,
+    lambda_min: float = -math.inf,
 ) -> Tensor:
+    """Evaluate one form of APA, with λ clamped to at least ``lambda_min``."""
+    backend = backend or "auto"
+    plan = ops.find_plan(form, backend, z, lambda_, kappa)
+    if plan:
+        return ops.evaluate(plan, z, lambda_, kappa, form, backend, lambda_min)
     _check(form, z, lambda_)
     lambda_, kappa = _parameters(z, lambda_, kappa)
     if _is_exporting():
-        return eager.evaluate(form, z, lambda_, kappa).to(z.dtype)
-    shape = torch.broadcast_shapes(z.shape, lambda_.shape, kappa.shape)
-    z = z.expand(shape)
-    return ops.activation(z, lambda_, kappa, form, _select_backend(backend, z, lambda_, kappa))
+        return eager.evaluate(form, z, _clamped(lambda_, lambda_min), kappa).to(z.dtype)
+    z = z.expand(torch.broadcast_shapes(z.shape, lambda_.shape, kappa.shape))
+    return ops.activation(z, lambda_, kappa, form, backend, lambda_min)
+
+
+def _evaluate_affine(
+    x: Tensor,
+    scale: Tensor | float,
+    shift: Tensor | float,
+    residual: Tensor | None,
+    lambda_: Tensor | float,
+    kappa: Tensor | float,
+    backend: Backend | None,
+    lambda_min: float = -math.inf,
+) -> Tensor:
+    """Evaluate :func:`affine_aglu`, with λ clamped to at least ``lambda_min``."""
+    backend = backend or "auto"
+    plan = ops.find_plan("aglu", backend, x, residual, scale, shift, lambda_, kappa)
+    if plan:
+        inputs = x, scale, shift, residual, lambda_, kappa
+        return ops.evaluate_affine(plan, *inputs, backend, lambda_min)
+    _check("affine_aglu", x, lambda_)
+    scale, shift, lambda_, kappa = _parameters(x, scale, shift, lambda_, kappa)
+    if residual is not None:
+        residual = residual.to(x.dtype).expand_as(x)
+    if _is_exporting():
+        u = eager.affine(x, scale, shift, residual)
+        return eager.evaluate("aglu", u, _clamped(lambda_, lambda_min), kappa).to(x.dtype)
+    inputs = x, scale, shift, residual, lambda_, kappa
+    return ops.affine_aglu(*inputs, backend, lambda_min)
+
+
+def _clamped(lambda_: Tensor, lambda_min: float) -> Tensor:
+    return lambda_ if lambda_min == -math.inf else lambda_.clamp(min=lambda_min)
 
 
 def _check(name: str, z: Tensor, lambda_: Tensor | float) -> None:
@@ -211,12 +256,13 @@ def _check(name: str, z: Tensor, lambda_: Tensor | float) -> None:
 
 def _parameters(z: Tensor, *values: Tensor | float) -> list[Tensor]:
     """Return the values as tensors on the device of z, in float64 if any input is, else float32."""
-    dtypes = [t.dtype for t in (z, *values) if isinstance(t, Tensor)]
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    tensors = [z, *(value for value in values if isinstance(value, Tensor))]
+    is_double = any(t.dtype == torch.float64 for t in tensors)
+    dtype, device = torch.float64 if is_double else torch.float32, z.device
     return [
-        value.to(z.device, dtype)
+        (value if value.dtype == dtype and value.device == device else value.to(device, dtype))
         if isinstance(value, Tensor)
-        else torch.full((), value, dtype=dtype, device=z.device)
+        else torch.full((), value, dtype=dtype, device=device)
         for value in values
     ]
 
@@ -225,31 +271,11 @@ def _is_exporting() -> bool:
     """Return whether a graph that must run without apa_det is being traced or exported.
 
     Under torch.compile, torch.compiler.is_exporting() always returns True. torch 2.4 and 2.5 do not
-    have it: there, graphs of torch.export contain the operators of apa_det.
+    have it: there, graphs of torch.export contain the operators of apa_det, except for ONNX.
     """
     if torch.compiler.is_dynamo_compiling():
         return False
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-        return True
-    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
-
-
-def _select_backend(requested: Backend | None, z: Tensor, *parameters: Tensor) -> str:
-    if requested is not None:
-        if requested not in ops.BACKENDS:
-            names = ", ".join(ops.BACKENDS)
-            raise ValueError(f"backend must be one of {names}; got {requested!r}.")
-        if requested != "eager" and not ops.BACKENDS[requested].supports(z, *parameters):
-            raise ValueError(
-                f"The {requested} backend is not available, or does not support a {z.dtype} tensor "
-                f"of shape {tuple(z.shape)} and strides {z.stride()} on {z.device}. Use "
-                "backend=None to select a supported backend."
-            )
-        return requested
-    for name in ("native", "triton") if _PREFERRED == "auto" else (_PREFERRED,):
-        if name != "eager" and ops.BACKENDS[name].supports(z, *parameters):
-            return name
-    return "eager"
+    return torch.jit.is_tracing() or _is_in_export()
 
 
 class APA(nn.Module):
@@ -301,27 +327,33 @@ class APA(nn.Module):
         nn.init.uniform_(self.kappa_param, *self.kappa_range)
 
     def parameters_for(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the clamped λ and κ, shaped to broadcast along dimension 1 of ``z``.
+        """Return the clamped λ and κ, shaped to broadcast along the channels of ``z``.
 
         Raises:
             ValueError: if the parameters are per channel and ``z`` has another number of channels.
         """
-        lambda_, kappa = self.lambda_param.clamp(min=self.lambda_min), self.kappa_param
+        lambda_, kappa = self._parameters_for(z)
+        return lambda_.clamp(min=self.lambda_min), kappa
+
+    def _parameters_for(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return λ and κ, shaped to broadcast along the channels of ``z``."""
+        lambda_, kappa = self.lambda_param, self.kappa_param
         if self.num_channels is None:
             return lambda_, kappa
         if z.dim() < 2 or z.shape[1] != self.num_channels:
             raise ValueError(
                 f"The activation has {self.num_channels} channels; its input has shape {z.shape}."
             )
+        if z.dim() == 4:
+            return lambda_, kappa
         shape = [1, self.num_channels] + [1] * (z.dim() - 2)
         return lambda_.view(shape), kappa.view(shape)
 
     def forward(self, z: Tensor) -> Tensor:
         """Return η(z), of the shape of z: (N, C, ...) if per channel, otherwise any shape."""
-        lambda_, kappa = self.parameters_for(z)
         if torch.jit.is_scripting():
-            return eager.evaluate("apa", z, lambda_, kappa).to(z.dtype)
-        return apa(z, lambda_, kappa)
+            return eager.evaluate("apa", z, *self.parameters_for(z)).to(z.dtype)
+        return _evaluate("apa", z, *self._parameters_for(z), None, self.lambda_min)
 
     def extra_repr(self) -> str:
         return f"num_channels={self.num_channels}, lambda_min={self.lambda_min}"
@@ -350,10 +382,21 @@ class AGLU(APA):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return z · η(z), of the shape of z: (N, C, ...) if per channel, otherwise any shape."""
-        lambda_, kappa = self.parameters_for(z)
         if torch.jit.is_scripting():
-            return eager.evaluate("aglu", z, lambda_, kappa).to(z.dtype)
-        return aglu(z, lambda_, kappa)
+            return eager.evaluate("aglu", z, *self.parameters_for(z)).to(z.dtype)
+        return _evaluate("aglu", z, *self._parameters_for(z), None, self.lambda_min)
+
+    @torch.jit.unused
+    def affine(
+        self,
+        x: Tensor,
+        scale: Tensor | float,
+        shift: Tensor | float,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return AGLU(scale · x + shift + residual): see :func:`affine_aglu`."""
+        parameters = self._parameters_for(x)
+        return _evaluate_affine(x, scale, shift, residual, *parameters, None, self.lambda_min)
 
 
 def _check_range(name: str, values: tuple[float, float]) -> None:

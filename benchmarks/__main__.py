@@ -6,6 +6,7 @@ from . import activation, class_loss, evaluation, layers, loader, models
 
 HELP = {
     "activation": "AGLU against SiLU, ReLU and its formula",
+    "gate": "the SE gate against its formula",
     "class-loss": "the class losses against detectron2's cross-entropies",
     "block": "a gated bottleneck block against detectron2's layers",
     "carafe": "CARAFE against the deconvolution it replaces",
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
         return commands.add_parser(name, help=HELP[name])
 
     activation.add_arguments(command("activation"))
+    activation.add_gate_arguments(command("gate"))
     class_loss.add_arguments(command("class-loss"))
     layers.add_block_arguments(command("block"))
     layers.add_carafe_arguments(command("carafe"))

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
     drop = {"scarce": scarce, "share": share, "clamp": 10.0}
 
     def run_of(function: Callable, x: Tensor, *others, **kwargs) -> ForwardBackward:
-        inputs = [t for t in (x, *others) if isinstance(t, Tensor) and t.requires_grad]
+        curve = others[0] if others and isinstance(others[0], tuple) else ()
+        inputs = [t for t in (x, *others, *curve) if isinstance(t, Tensor) and t.requires_grad]
         return ForwardBackward(partial(function, x, gt_classes, *others, **kwargs), inputs)
 
     sigmoid_cross_entropy = predictor.sigmoid_cross_entropy_loss
@@ -59,9 +60,11 @@ def run(args: argparse.Namespace) -> None:
         "GOL + DropLoss": run_of(apa_cross_entropy, ours, 0.0, 1.0, **drop),
         "GOL + DropLoss, eager": run_of(apa_cross_entropy, ours, 0.0, 1.0, **drop, backend="eager"),
     }
+    per_class = tuple(p[None] for p in parameters)
+    curves = {"softmax": None, "sigmoid": SIGMOID, "gumbel": (0.0, 1.0), "apa": per_class}
     for name, loss in _registered_losses(num_classes):
         loss.to(device)
-        for score, curve in (("softmax", None), ("sigmoid", SIGMOID), ("gumbel", (0.0, 1.0))):
+        for score, curve in curves.items():
             if score not in loss.class_scores:
                 continue
             outputs = ours if curve else logits

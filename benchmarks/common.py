@@ -70,7 +70,9 @@ def measure(runs: dict[str, Callable], args: argparse.Namespace) -> dict[str, di
         results[name] = {"peak_mb": peak(run, torch.device(args.device))}
         if isinstance(run, ForwardBackward):
             results[name]["kept_mb"] = run.kept()
-    for name, seconds in interleaved(working, args.repeats, torch.device(args.device)).items():
+    clock = time.process_time if getattr(args, "cpu_time", False) else time.perf_counter
+    times = interleaved(working, args.repeats, torch.device(args.device), clock)
+    for name, seconds in times.items():
         results[name]["seconds"] = seconds
     return results
 

@@ -209,7 +209,7 @@ install_packages() {
 
 update() { # install apa_det again, which compiles the kernels, if its build changed
     local source changed=""
-    for source in pyproject.toml setup.py apa_det/kernels/native.cpp; do
+    for source in pyproject.toml setup.py apa_det/kernels/native_*.{cpp,h}; do
         if [[ $source -nt $MARK ]]; then changed=$source; fi
     done
     [[ -n $changed ]] || return 0

@@ -99,6 +99,10 @@ SIZES = {
     + BOX_HEAD
     + box_outputs(1203, 1204)
     + plain_mask_head(1203),
+    f"{LVIS}/mask_rcnn_R_50_FPN_normed_ECM_2x.yaml": resnet(R50, published=False)
+    + BOX_HEAD
+    + box_outputs(1203, 1204)
+    + plain_mask_head(1203),
     f"{LVIS}/mask_rcnn_R_50_FPN_normed_FRACAL_2x.yaml": resnet(R50, published=False)
     + BOX_HEAD
     + box_outputs(1203, 1204)
@@ -186,6 +190,10 @@ def test_schedule(name):
     cfg = load(name)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == K[Path(name).parent.name]
     base, warmup, factor, first, second, end = SCHEDULES[Path(name).parent.name]
+    if name.endswith("ECM_2x.yaml"):
+        warmup, factor, first = 10_000, 1e-4, 20 * LVIS_EPOCH
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        assert (clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE) == (True, "full_model", 5.0)
     if cfg.DATASETS.TRAIN == ("v3det_train_sam",):  # 24 images per batch instead of 32
         base = base * 24 / 32
         first, second, end = (steps * 32 // 24 for steps in (first, second, end))

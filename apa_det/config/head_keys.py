@@ -133,8 +133,9 @@ BOX_HEAD = Section(
             name_in("apa_det.modeling:BOX_CLASS_LOSS_REGISTRY", ""),
             "Loss of the class scores. For softmax: CrossEntropy, BalancedSoftmax, SeesawLoss or "
             "BalancedGroupSoftmax. For sigmoid, gumbel and apa: CrossEntropy, BalancedSoftmax, "
-            "FocalLoss, DropLoss, EqualizationLoss, EqualizationLossV2 or FederatedLoss. Or a "
-            "custom loss. Empty: DropLoss if `USE_DROP_LOSS`, FederatedLoss if `USE_FED_LOSS`, "
+            "FocalLoss, DropLoss, EqualizationLoss, EqualizationLossV2 or FederatedLoss. For "
+            "sigmoid: EffectiveClassMarginLoss. Or a custom loss. Empty: DropLoss if "
+            "`USE_DROP_LOSS`, FederatedLoss if `USE_FED_LOSS`, "
             "else CrossEntropy.",
         ),
         Key(
@@ -155,9 +156,9 @@ BOX_HEAD = Section(
             "MODEL.ROI_BOX_HEAD.CLASS_COUNT",
             "image_count",
             one_of("image_count", "instance_count"),
-            "Class frequency for `CLASS_WEIGHTS`, BalancedSoftmax and BalancedGroupSoftmax: the "
-            "number of training images with the class, or of instances. The other losses use "
-            "image_count.",
+            "Class frequency for `CLASS_WEIGHTS`, BalancedSoftmax, BalancedGroupSoftmax and "
+            "EffectiveClassMarginLoss: the number of training images with the class, or of "
+            "instances. The other losses use image_count.",
         ),
         Key("MODEL.ROI_BOX_HEAD.FOCAL_LOSS_GAMMA", 2.0, number(">= 0"), "FocalLoss: γ."),
         Key(
@@ -221,6 +222,13 @@ BOX_HEAD = Section(
             1.0,
             number(">= 0"),
             "BalancedSoftmax: τ times the log prior is added to the logits in training.",
+        ),
+        Key(
+            "MODEL.ROI_BOX_HEAD.EFFECTIVE_MARGIN_BACKGROUND_RATIO",
+            6.3313,
+            number("> 0"),
+            "EffectiveClassMarginLoss: background proposals per foreground proposal. The default "
+            "is the published ratio of Mask R-CNN on LVIS.",
         ),
         Key(
             "MODEL.ROI_BOX_HEAD.GROUP_SOFTMAX_BOUNDARIES",

@@ -16,14 +16,13 @@ from .locations import Location, insert_modules, restore_attributes, share_modul
 class _ChannelsLast(APA):
     channel_dim = -1
 
-    def parameters_for(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the clamped λ and κ, shaped to broadcast along the last dimension of ``z``."""
+    def _parameters_for(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return λ and κ, shaped to broadcast along the last dimension of ``z``."""
         if z.shape[-1] != self.num_channels:
             raise ValueError(
                 f"The activation has {self.num_channels} channels; its input has shape {z.shape}."
             )
-        lambda_ = self.lambda_param.clamp(min=self.lambda_min)
-        return lambda_.view([-1]), self.kappa_param.view([-1])
+        return self.lambda_param.view([-1]), self.kappa_param.view([-1])
 
 
 class ChannelsLastAPA(_ChannelsLast):

@@ -8,11 +8,11 @@ point. The excess below the lower clamp only affects the log-odds of η, and is 
 Large tensors are processed in blocks, so that temporaries stay in the CPU cache.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Form = Literal["apa", "log_apa", "logit_apa", "aglu"]
@@ -31,7 +31,18 @@ _BLOCK = {"cpu": 1 << 17}
 _DEFAULT_BLOCK = 1 << 24
 
 
-def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
+def plan(form: Form, x: Tensor, parameters: dict[str, Tensor]) -> None:
+    """Return what to remember about the layout of tensors: nothing."""
+
+
+def forward(
+    form: Form,
+    z: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    lambda_min: float = -math.inf,
+    layout: None = None,
+) -> Tensor:
     """Evaluate one form of APA elementwise.
 
     Args:
@@ -39,11 +50,13 @@ def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
         z: tensor of any floating dtype and shape.
         lambda_, kappa: float32 or float64, the computation dtype; broadcastable to the shape of
             ``z``. Negative λ gives NaN.
+        lambda_min: clamp λ to at least this value; clamped λ gets no gradient.
+        layout: :func:`plan` of these tensors. None: compute it.
 
     Returns:
         Tensor of the shape, dtype and memory layout of ``z``.
     """
-    out = torch.empty_like(z)
+    lambda_, out = lambda_.clamp(min=lambda_min), torch.empty_like(z)
     for z, lambda_, kappa, out_block in _blocks([z, lambda_, kappa, out]):  # noqa: B020
         out_block.copy_(evaluate(form, z, lambda_, kappa))
     return out
@@ -62,23 +75,31 @@ def evaluate(form: str, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
 
 
 def backward(
-    form: Form, grad: Tensor, z: Tensor, lambda_: Tensor, kappa: Tensor, needs: Needs = (True,) * 3
+    form: Form,
+    grad: Tensor,
+    z: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    needs: Needs = (True,) * 3,
+    lambda_min: float = -math.inf,
+    layout: None = None,
 ) -> Gradients:
     """Compute the gradients of :func:`forward` with respect to ``z``, ``lambda_`` and ``kappa``.
 
     Args:
-        form, z, lambda_, kappa: the arguments of :func:`forward`.
+        form, z, lambda_, kappa, lambda_min, layout: the arguments of :func:`forward`.
         grad: gradient with respect to the result, of the shape of ``z``.
         needs: which of the three gradients to compute; the others are None.
 
     Returns:
         The gradients of ``z``, ``lambda_`` and ``kappa``, each in the dtype of its input. Those of
-        ``lambda_`` and ``kappa`` are summed over the broadcast dimensions in a fixed order.
+        ``lambda_`` and ``kappa`` are summed over the broadcast dimensions in a fixed order, and
+        contiguous.
     """
     grad_z = torch.empty_like(z)
-    grad_lambda = torch.zeros_like(lambda_, dtype=torch.float64)
-    grad_kappa = torch.zeros_like(kappa, dtype=torch.float64)
-    tensors = [z, above_floor(lambda_), kappa, grad, grad_z, grad_lambda, grad_kappa]
+    grad_lambda, grad_kappa = _zeros(lambda_), _zeros(kappa)
+    clamped = lambda_.clamp(min=lambda_min)
+    tensors = [z, above_floor(clamped), kappa, grad, grad_z, grad_lambda, grad_kappa]
     for block in _blocks(tensors):
         z_, lambda__, kappa_, grad_, grad_z_, grad_lambda_, grad_kappa_ = block
         block_z, block_lambda, block_kappa = _gradients(
@@ -90,6 +111,7 @@ def backward(
             grad_lambda_.add_(block_lambda.sum_to_size(grad_lambda_.shape))
         if block_kappa is not None:
             grad_kappa_.add_(block_kappa.sum_to_size(grad_kappa_.shape))
+    grad_lambda.masked_fill_(lambda_ < lambda_min, 0)
     return (
         grad_z if needs[0] else None,
         grad_lambda.to(lambda_.dtype) if needs[1] else None,
@@ -98,7 +120,14 @@ def backward(
 
 
 def affine_aglu_forward(
-    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, lambda_: Tensor, kappa: Tensor
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+    lambda_min: float = -math.inf,
+    layout: None = None,
 ) -> Tensor:
     """Compute AGLU(scale · x + shift + residual), elementwise.
 
@@ -107,11 +136,12 @@ def affine_aglu_forward(
         scale, shift, lambda_, kappa: float32 or float64, the computation dtype; broadcastable to
             the shape of ``x``.
         residual: tensor of the shape and dtype of ``x``, or None.
+        lambda_min, layout: as in :func:`forward`.
 
     Returns:
         Tensor of the shape, dtype and memory layout of ``x``.
     """
-    out = torch.empty_like(x)
+    lambda_, out = lambda_.clamp(min=lambda_min), torch.empty_like(x)
     tensors = [x, scale, shift, lambda_, kappa, out]
     for block in _blocks(tensors if residual is None else [*tensors, residual]):
         x, scale, shift, lambda_, kappa, out_block, *rest = block
@@ -119,14 +149,27 @@ def affine_aglu_forward(
     return out
 
 
-def affine_aglu_backward(grad: Tensor, x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    """Compute the gradients of :func:`affine_aglu_forward`, in the order of its arguments."""
-    scale, shift, residual, lambda_, kappa = others
+def affine_aglu_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+    lambda_min: float = -math.inf,
+    layout: None = None,
+) -> list[Tensor | None]:
+    """Compute the gradients of :func:`affine_aglu_forward`, in the order of its tensors.
+
+    Those of ``x`` and ``residual`` have the memory layout of ``x``.
+    """
     grad_x = torch.empty_like(x)
-    grad_residual = None if residual is None else torch.empty_like(residual)
+    grad_residual = None if residual is None else torch.empty_like(x)
     parameters = scale, shift, lambda_, kappa
-    sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-    tensors = [x, grad, grad_x, scale, shift, above_floor(lambda_), kappa, *sums]
+    sums = [_zeros(p) for p in parameters]
+    clamped = lambda_.clamp(min=lambda_min)
+    tensors = [x, grad, grad_x, scale, shift, above_floor(clamped), kappa, *sums]
     for block in _blocks(tensors if residual is None else [*tensors, residual, grad_residual]):
         x_, grad_, grad_x_, scale_, shift_, lambda__, kappa_, *rest = block
         block_sums, rest = rest[:4], rest[4:]
@@ -138,70 +181,13 @@ def affine_aglu_backward(grad: Tensor, x: Tensor, *others: Tensor | None) -> lis
         terms = grad_u * x_.to(u.dtype), grad_u, *by_curve
         for total, term in zip(block_sums, terms, strict=True):
             total.add_(term.sum_to_size(total.shape))
+    sums[2].masked_fill_(lambda_ < lambda_min, 0)
     by_scale, by_shift, *by_curve = (s.to(p.dtype) for s, p in zip(sums, parameters, strict=True))
     return [grad_x, by_scale, by_shift, grad_residual, *by_curve]
 
 
-def class_loss_forward(
-    logits: Tensor,
-    gt_classes: Tensor,
-    lambda_: Tensor,
-    kappa: Tensor,
-    scarce: Tensor | None,
-    share: Tensor | None,
-    seed: int,
-    clamp: float,
-) -> Tensor:
-    """Compute the summed binary cross-entropy of η(logits), optionally weighted by DropLoss.
-
-    Args:
-        logits: any floating dtype, shape (N, K).
-        gt_classes: int64, shape (N,); K is the background.
-        lambda_, kappa: float32 or float64, the computation dtype; one element or shape (1, K).
-        scarce: bool mask of shape (K,), the classes that DropLoss protects. None: no DropLoss.
-        share: scalar, the probability of keeping a background proposal's loss on a scarce class.
-        seed: seed of the random draws.
-        clamp: clamp logits to [-clamp, clamp]; clamped logits get no gradient. 0: no clamp.
-
-    Returns:
-        Scalar in the dtype of ``lambda_``.
-    """
-    z = _clamped(logits, clamp).to(lambda_.dtype)
-    log_odds = forward("logit_apa", z, lambda_, kappa)
-    targets, weights = _targets_and_weights(z, gt_classes, scarce, share, seed)
-    return F.binary_cross_entropy_with_logits(log_odds, targets, weights, reduction="sum")
-
-
-def class_loss_backward(grad: Tensor, *inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of :func:`class_loss_forward` with respect to logits, λ and κ."""
-    logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp = inputs
-    clamped = _clamped(logits, clamp)
-    z = clamped.to(lambda_.dtype)
-    targets, weights = _targets_and_weights(z, gt_classes, scarce, share, seed)
-    slope = (forward("logit_apa", z, lambda_, kappa).sigmoid() - targets) * grad
-    if weights is not None:
-        slope *= weights
-    grad_z, grad_lambda, grad_kappa = backward("logit_apa", slope, z, lambda_, kappa)
-    grad_z.masked_fill_(clamped != logits, 0)
-    return grad_z.to(logits.dtype), grad_lambda, grad_kappa
-
-
-def _clamped(logits: Tensor, clamp: float) -> Tensor:
-    return logits.clamp(-clamp, clamp) if clamp else logits
-
-
-def _targets_and_weights(
-    z: Tensor, gt_classes: Tensor, scarce: Tensor | None, share: Tensor | None, seed: int
-) -> tuple[Tensor, Tensor | None]:
-    """Return one-hot targets and the weights of DropLoss (None without it), of the shape of z."""
-    is_label = gt_classes[:, None] == torch.arange(z.shape[1], device=z.device)
-    if scarce is None:
-        return is_label.to(z.dtype), None
-    generator = torch.Generator(z.device).manual_seed(seed)
-    drawn = torch.rand(z.shape, generator=generator, device=z.device) > share
-    foreground = gt_classes < z.shape[1]
-    dropped = scarce & ~is_label & (foreground[:, None] | drawn)
-    return is_label.to(z.dtype), (~dropped).to(z.dtype)
+def _zeros(parameter: Tensor) -> Tensor:
+    return torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
 
 
 def above_floor(lambda_: Tensor, floor: float = LAMBDA_FLOOR) -> Tensor:

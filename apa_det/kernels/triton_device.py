@@ -74,7 +74,15 @@ def _log2_complement(y, eta, below):
 
 @triton.jit
 def above_floor(lambda_):
-    return tl.where(lambda_ < 0, _NAN, tl.maximum(lambda_, _LAMBDA_FLOOR))
+    """Clamp λ; NaN where it is negative or NaN, which tl.maximum does not propagate."""
+    lambda_ = tl.where(lambda_ < 0, _NAN, lambda_)
+    return tl.where(lambda_ < _LAMBDA_FLOOR, _LAMBDA_FLOOR, lambda_)
+
+
+@triton.jit
+def _load_lambda(pointer, lambda_min, n, c, C, ALONG: tl.constexpr):
+    lambda_ = _parameter(pointer, n, c, C, ALONG)
+    return above_floor(tl.where(lambda_ < lambda_min, lambda_min, lambda_))
 
 
 @triton.jit
@@ -220,6 +228,7 @@ def forward(
     shift,
     lambda_,
     kappa,
+    lambda_min,
     C,
     S,
     SCALE: tl.constexpr,
@@ -243,7 +252,7 @@ def forward(
         u = u * _parameter(scale, n, c, C, SCALE) + _parameter(shift, n, c, C, SHIFT)
     if residual is not None:
         u += tl.load(residual + start + offsets, mask, other=0.0).to(tl.float32)
-    lambda_ = above_floor(_parameter(lambda_, n, c, C, LAMBDA))
+    lambda_ = _load_lambda(lambda_, lambda_min, n, c, C, LAMBDA)
     value = _value(u, lambda_, 1.0 / lambda_, _parameter(kappa, n, c, C, KAPPA), FORM)
     tl.store(out + start + offsets, value.to(out.dtype.element_ty), mask)
 
@@ -260,6 +269,7 @@ def backward(
     shift,
     lambda_,
     kappa,
+    lambda_min,
     C,
     S,
     SCALE: tl.constexpr,
@@ -282,7 +292,7 @@ def backward(
     n = tl.program_id(2).to(tl.int64)
     first_s = tl.program_id(0).to(tl.int64) * TILES * BLOCK_S
     c, start, offsets = _tile(n, first_s, C, S, COLUMNS, BLOCK_C, BLOCK_S)
-    lambda_ = above_floor(_parameter(lambda_, n, c, C, LAMBDA))
+    lambda_ = _load_lambda(lambda_, lambda_min, n, c, C, LAMBDA)
     inverse = 1.0 / lambda_
     kappa = _parameter(kappa, n, c, C, KAPPA)
     if scale is not None:
@@ -325,3 +335,93 @@ def backward(
         if scale is not None:
             _store_sum(sums + 2 * size, sum_scale, c < C, BLOCK_C)
             _store_sum(sums + 3 * size, sum_shift, c < C, BLOCK_C)
+
+
+@triton.jit
+def _sum_of(
+    sums, out, minimum, lambda_, N, P, C, ALONG: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum sums of shape (N, P, C) to the dimensions ALONG in double precision; store float32."""
+    n, first_c = tl.program_id(1), tl.program_id(0) * BLOCK_C
+    rows = P.to(tl.int64)
+    if ALONG == "" or ALONG == "c":
+        rows *= N
+    if ALONG == "" or ALONG == "n":
+        rows *= C
+        columns = rows * 0 + 1
+    else:
+        columns = rows * 0 + C
+    is_mine = True
+    if ALONG == "" or ALONG == "c":
+        is_mine = n == 0
+    if ALONG == "" or ALONG == "n":
+        is_mine = is_mine & (tl.program_id(0) == 0)
+    if is_mine:
+        sums += n.to(tl.int64) * rows * columns
+        out += n.to(tl.int64) * columns
+        if ALONG == "" or ALONG == "n":
+            column = tl.arange(0, BLOCK)[None, :] * 0
+            row = tl.arange(0, BLOCK)[None, :].to(tl.int64)
+            step: tl.constexpr = BLOCK
+            total = tl.zeros((1, BLOCK), tl.float64)
+        else:
+            column = first_c + tl.arange(0, BLOCK_C)[None, :]
+            row = tl.arange(0, BLOCK // BLOCK_C)[:, None].to(tl.int64)
+            step: tl.constexpr = BLOCK // BLOCK_C
+            total = tl.zeros((BLOCK // BLOCK_C, BLOCK_C), tl.float64)
+        start = rows * 0
+        while start < rows:
+            start += step
+            mask = (row < rows) & (column < columns)
+            total += tl.load(sums + row * columns + column, mask, other=0.0).to(tl.float64)
+            row += step
+        if ALONG == "" or ALONG == "n":
+            value = tl.sum(total).to(tl.float32)
+            if lambda_ is not None:
+                value = tl.where(tl.load(lambda_ + n) < minimum, 0.0, value)
+            tl.store(out, value)
+        else:
+            value = tl.sum(total, 0, keep_dims=True).to(tl.float32)
+            if lambda_ is not None:
+                here = lambda_ + n.to(tl.int64) * columns + column
+                value = tl.where(tl.load(here, column < columns, other=0.0) < minimum, 0.0, value)
+            tl.store(out + column, value, column < columns)
+
+
+@triton.jit(do_not_specialize=["N", "P"])
+def reduce(
+    sums,
+    lambda_,
+    lambda_min,
+    grad_lambda,
+    grad_kappa,
+    grad_scale,
+    grad_shift,
+    N,
+    P,
+    C,
+    LAMBDA: tl.constexpr,
+    KAPPA: tl.constexpr,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sum the sums of all programs of the backward pass, of shape (2 or 4, N, P, C).
+
+    Program (i, n, k) sums the gradient of parameter k for n and for channel block i.
+    """
+    k = tl.program_id(2)
+    sums += k.to(tl.int64) * N * P * C
+    if grad_lambda is not None:
+        if k == 0:
+            _sum_of(sums, grad_lambda, lambda_min, lambda_, N, P, C, LAMBDA, BLOCK_C, BLOCK)
+    if grad_kappa is not None:
+        if k == 1:
+            _sum_of(sums, grad_kappa, lambda_min, None, N, P, C, KAPPA, BLOCK_C, BLOCK)
+    if grad_scale is not None:
+        if k == 2:
+            _sum_of(sums, grad_scale, lambda_min, None, N, P, C, SCALE, BLOCK_C, BLOCK)
+        if k == 3:
+            _sum_of(sums, grad_shift, lambda_min, None, N, P, C, SHIFT, BLOCK_C, BLOCK)

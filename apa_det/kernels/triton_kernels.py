@@ -10,12 +10,14 @@ import math
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .eager import Form, Gradients, Needs
-from .layout import is_dense, is_supported, match_layout, sizes_along
+from .eager_class_loss import Inputs
+from .layout import empty_contiguous, is_dense, is_supported, match_layout, sizes_along
 
 _HAS_TRITON = find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -27,6 +29,7 @@ _CLASS_LOSS_TILE = 8, 128  # rows × classes
 _TILES = 4  # tiles per program with sums, if there are at least _ENOUGH_TILES
 _ENOUGH_TILES = 1 << 13  # to occupy all multiprocessors
 _MAX_TILES = 1 << 18  # beyond it, programs process more tiles
+_REDUCED_ROWS, _REDUCED_CHANNELS = 8, 64  # tile of the sum of parameter gradients
 _MAX_GRID = 65535  # maximum size of grid dimensions 1 and 2
 
 
@@ -42,60 +45,134 @@ def supports(z: Tensor, *parameters: Tensor) -> bool:
     )
 
 
-def forward(form: Form, z: Tensor, lambda_: Tensor, kappa: Tensor) -> Tensor:
+class Plan(NamedTuple):
+    """What the kernels need to know about tensors, except for their addresses."""
+
+    n: int
+    c: int
+    units: int
+    forward: dict
+    forward_grid: tuple[int, int, int]
+    backward: dict
+    backward_grid: tuple[int, int, int]
+    alongs: dict[str, str]
+
+
+def plan(form: Form, x: Tensor, parameters: dict[str, Tensor]) -> Plan:
+    """Return grids and constants of the kernels for tensors of this layout."""
+    values = [parameters.get(name) for name in ("scale", "shift", "lambda_", "kappa")]
+    layout, n, c, s = _layout(form, x, values, 32 // x.element_size())
+    grid = _ceil(s, layout["BLOCK_S"]), _ceil(c, layout["BLOCK_C"]), n
+    per_thread = 8 if "scale" in parameters else 32 // x.element_size()
+    backward, *_ = _layout(form, x, values, per_thread)
+    tiles, tiles_c = _ceil(s, backward["BLOCK_S"]), _ceil(c, backward["BLOCK_C"])
+    num_tiles = tiles * tiles_c * n
+    each = _TILES * _power_of_2(_ceil(num_tiles, _MAX_TILES)) if num_tiles >= _ENOUGH_TILES else 1
+    while _ceil(tiles, each) * each > 1.125 * tiles:  # too many empty tiles
+        each //= 2
+    backward["TILES"] = each
+    backward_grid = _ceil(tiles, each), tiles_c, n
+    alongs = {name: _along(p, x) for name, p in parameters.items()}
+    return Plan(n, c, s // layout["UNIT"], layout, grid, backward, backward_grid, alongs)
+
+
+def forward(
+    form: Form,
+    z: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    lambda_min: float = -math.inf,
+    layout: Plan | None = None,
+) -> Tensor:
+    layout = layout or plan(form, z, {"lambda_": lambda_, "kappa": kappa})
     out = torch.empty_like(z)
-    _launch_forward(form, z, None, None, None, lambda_, kappa, out)
+    _launch_forward(layout, z, None, None, None, lambda_, kappa, lambda_min, out)
     return out
 
 
 def backward(
-    form: Form, grad: Tensor, z: Tensor, lambda_: Tensor, kappa: Tensor, needs: Needs = (True,) * 3
+    form: Form,
+    grad: Tensor,
+    z: Tensor,
+    lambda_: Tensor,
+    kappa: Tensor,
+    needs: Needs = (True,) * 3,
+    lambda_min: float = -math.inf,
+    layout: Plan | None = None,
 ) -> Gradients:
+    layout = layout or plan(form, z, {"lambda_": lambda_, "kappa": kappa})
     grad_z = torch.empty_like(z) if needs[0] else None
-    inputs = grad, z, None, None, None, lambda_, kappa
-    sums = _launch_backward(form, *inputs, grad_z, None, needs[1] or needs[2])
-    if sums is None:
-        return grad_z, None, None
-    grad_lambda, grad_kappa = _reduce(sums, z, lambda_, kappa)
-    return grad_z, grad_lambda if needs[1] else None, grad_kappa if needs[2] else None
+    grad_lambda = empty_contiguous(lambda_) if needs[1] else None
+    grad_kappa = empty_contiguous(kappa) if needs[2] else None
+    inputs = grad, z, None, None, None, lambda_, kappa, lambda_min
+    _launch_backward(layout, *inputs, grad_z, None, [grad_lambda, grad_kappa])
+    return grad_z, grad_lambda, grad_kappa
 
 
 def affine_aglu_forward(
-    x: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, lambda_: Tensor, kappa: Tensor
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+    lambda_min: float = -math.inf,
+    layout: Plan | None = None,
 ) -> Tensor:
+    layout = layout or plan("aglu", x, _by_name(scale, shift, lambda_, kappa))
     out = torch.empty_like(x)
-    _launch_forward("aglu", x, scale, shift, residual, lambda_, kappa, out)
+    _launch_forward(layout, x, scale, shift, residual, lambda_, kappa, lambda_min, out)
     return out
 
 
-def affine_aglu_backward(grad: Tensor, x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    scale, shift, residual, lambda_, kappa = others
+def affine_aglu_backward(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    lambda_: Tensor,
+    kappa: Tensor,
+    lambda_min: float = -math.inf,
+    layout: Plan | None = None,
+) -> list[Tensor | None]:
+    layout = layout or plan("aglu", x, _by_name(scale, shift, lambda_, kappa))
     grad_x = torch.empty_like(x)
     grad_residual = None if residual is None else torch.empty_like(x)
-    sums = _launch_backward("aglu", grad, x, *others, grad_x, grad_residual, True)
-    *by_curve, by_scale, by_shift = _reduce(sums, x, lambda_, kappa, scale, shift)
+    gradients = [empty_contiguous(p) for p in (lambda_, kappa, scale, shift)]
+    inputs = grad, x, scale, shift, residual, lambda_, kappa, lambda_min
+    _launch_backward(layout, *inputs, grad_x, grad_residual, gradients)
+    *by_curve, by_scale, by_shift = gradients
     return [grad_x, by_scale, by_shift, grad_residual, *by_curve]
 
 
-def class_loss_forward(*inputs) -> Tensor:
-    return _launch_class_loss(None, *inputs).sum(dtype=torch.float64).float()
+def _by_name(scale: Tensor, shift: Tensor, lambda_: Tensor, kappa: Tensor) -> dict[str, Tensor]:
+    return {"scale": scale, "shift": shift, "lambda_": lambda_, "kappa": kappa}
 
 
-def class_loss_backward(grad: Tensor, *inputs) -> tuple[Tensor, Tensor, Tensor]:
-    logits, _, lambda_, kappa, *_ = inputs
-    grad_logits = torch.empty_like(logits)
-    sums = _launch_class_loss(grad, *inputs, grad_logits=grad_logits)
-    return grad_logits, *_reduce(sums, logits, lambda_, kappa)
+def class_loss_forward(inputs: Inputs) -> Tensor:
+    return _launch_class_loss(None, inputs, None).sum(dtype=torch.float64).float()
+
+
+def class_loss_backward(grad: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    grad_logits = torch.empty_like(inputs.logits)
+    sums = _launch_class_loss(grad, inputs, grad_logits)
+    parameters = {"lambda_": inputs.lambda_, "kappa": inputs.kappa}
+    gradients = [empty_contiguous(p) for p in parameters.values()]
+    alongs = {name: _along(p, inputs.logits) for name, p in parameters.items()}
+    _reduce(sums, inputs.lambda_, -math.inf, gradients, alongs)
+    return grad_logits, *gradients
 
 
 def _launch_forward(
-    form: Form,
+    layout: Plan,
     x: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
     residual: Tensor | None,
     lambda_: Tensor,
     kappa: Tensor,
+    lambda_min: float,
     out: Tensor,
 ) -> None:
     from .triton_device import forward
@@ -104,14 +181,14 @@ def _launch_forward(
         return
     residual = None if residual is None else match_layout(residual, x)
     parameters = [None if p is None else p.contiguous() for p in (scale, shift, lambda_, kappa)]
-    layout, n, c, s = _layout(form, x, parameters, 32 // x.element_size())
-    grid = _ceil(s, layout["BLOCK_S"]), _ceil(c, layout["BLOCK_C"]), n
     with torch.cuda.device_of(x):
-        forward[grid](x, residual, out, *parameters, c, s // layout["UNIT"], **layout)
+        forward[layout.forward_grid](
+            *(x, residual, out, *parameters, lambda_min, layout.c, layout.units), **layout.forward
+        )
 
 
 def _launch_backward(
-    form: Form,
+    layout: Plan,
     grad: Tensor,
     x: Tensor,
     scale: Tensor | None,
@@ -119,43 +196,73 @@ def _launch_backward(
     residual: Tensor | None,
     lambda_: Tensor,
     kappa: Tensor,
+    lambda_min: float,
     grad_x: Tensor | None,
     grad_residual: Tensor | None,
-    with_sums: bool,
-) -> Tensor | None:
-    """Launch the backward pass; return the sums of each program if ``with_sums``.
-
-    The sums have shape (2 or 4, N, programs, C): the gradients of λ, κ and, with ``scale``, of
-    scale and shift.
-    """
+    gradients: list[Tensor | None],
+) -> None:
+    """Launch the backward pass, then the sum of the gradients of λ, κ, scale and shift if any."""
     from .triton_device import backward
 
-    num_sums = 2 if scale is None else 4
-    parameters = [None if p is None else p.contiguous() for p in (scale, shift, lambda_, kappa)]
-    per_thread = 32 // x.element_size() if scale is None else 8
-    layout, n, c, s = _layout(form, x, parameters, per_thread)
     if x.numel() == 0:
-        return x.new_zeros(num_sums, n, 1, c, dtype=torch.float32)
-    tiles, tiles_c = _ceil(s, layout["BLOCK_S"]), _ceil(c, layout["BLOCK_C"])
-    num_tiles = tiles * tiles_c * n
-    each = _TILES * _power_of_2(_ceil(num_tiles, _MAX_TILES)) if num_tiles >= _ENOUGH_TILES else 1
-    while _ceil(tiles, each) * each > 1.125 * tiles:  # too many empty tiles
-        each //= 2
-    layout["TILES"] = each
-    grid = _ceil(tiles, each), tiles_c, n
-    sums = x.new_empty(num_sums, n, grid[0], c, dtype=torch.float32) if with_sums else None
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.zero_()
+        return
+    sums = None
+    if any(gradient is not None for gradient in gradients):
+        shape = len(gradients), layout.n, layout.backward_grid[0], layout.c
+        sums = x.new_empty(shape, dtype=torch.float32)
+    grad = match_layout(grad, x)
     residual = None if residual is None else match_layout(residual, x)
-    tensors = match_layout(grad, x), x, residual, grad_x, grad_residual, sums
+    parameters = [None if p is None else p.contiguous() for p in (scale, shift, lambda_, kappa)]
     with torch.cuda.device_of(x):
-        backward[grid](*tensors, *parameters, c, s // layout["UNIT"], **layout)
-    return sums
+        backward[layout.backward_grid](
+            *(grad, x, residual, grad_x, grad_residual, sums),
+            *(*parameters, lambda_min, layout.c, layout.units),
+            **layout.backward,
+        )
+        if sums is not None:
+            _reduce(sums, parameters[2], lambda_min, gradients, layout.alongs)
 
 
-def _launch_class_loss(grad: Tensor | None, *inputs, grad_logits: Tensor | None = None) -> Tensor:
+def _reduce(
+    sums: Tensor,
+    lambda_: Tensor,
+    lambda_min: float,
+    gradients: Sequence[Tensor | None],
+    alongs: dict[str, str],
+) -> None:
+    """Sum the gradients of λ, κ, scale and shift.
+
+    Args:
+        sums: shape (2 or 4, N, programs, C).
+        lambda_, lambda_min: elements of λ below ``lambda_min`` get no gradient.
+        gradients: the results, contiguous; None: not needed.
+        alongs: for each name of a parameter, :func:`_along`.
+    """
+    from .triton_device import reduce
+
+    _, n, programs, c = sums.shape
+    names = "lambda_", "kappa", "scale", "shift"
+    keys = [alongs.get(name, "") for name in names]
+    grid_c = _ceil(c, _REDUCED_CHANNELS) if any("c" in key for key in keys) else 1
+    grid_n = n if any("n" in key for key in keys) else 1
+    reduce[(grid_c, grid_n, len(gradients))](
+        *(sums, lambda_, lambda_min, *gradients, *([None] * (4 - len(gradients)))),
+        *(n, programs, c),
+        **dict(zip(("LAMBDA", "KAPPA", "SCALE", "SHIFT"), keys, strict=True)),
+        BLOCK_C=_REDUCED_CHANNELS,
+        BLOCK=_REDUCED_ROWS * _REDUCED_CHANNELS,
+        num_warps=_NUM_WARPS,
+    )
+
+
+def _launch_class_loss(grad: Tensor | None, inputs: Inputs, grad_logits: Tensor | None) -> Tensor:
     """Launch the class loss; return the sums of each program, shape (1 or 2, 1, programs, K)."""
     from .triton_class_loss import class_loss
 
-    logits, gt_classes, lambda_, kappa, scarce, share, seed, clamp = inputs
+    logits, gt_classes, lambda_, kappa, *constants, seed, gamma, clamp = inputs
     n, k = logits.shape
     num_sums = 1 if grad is None else 2
     if logits.numel() == 0:
@@ -163,11 +270,11 @@ def _launch_class_loss(grad: Tensor | None, *inputs, grad_logits: Tensor | None 
     block_n, block_k = _CLASS_LOSS_TILE
     grid = _ceil(n, block_n * _TILES), _ceil(k, block_k)
     sums = logits.new_empty(num_sums, 1, grid[0], k, dtype=torch.float32)
-    lambda_, kappa = lambda_.contiguous(), kappa.contiguous()
     with torch.cuda.device_of(logits):
         class_loss[grid](
-            *(grad, logits, gt_classes, lambda_, kappa, scarce, share, grad_logits, sums),
-            *(n, k, seed, clamp or math.inf),
+            *(grad, logits, gt_classes, lambda_, kappa, *constants, grad_logits, sums),
+            *(n, k, 0 if seed is None else seed.item(), gamma, clamp or math.inf),
+            SIMPLE=inputs.shift is None and gamma == 0,
             LAMBDA=int(lambda_.numel() > 1),
             KAPPA=int(kappa.numel() > 1),
             BLOCK_N=block_n,
@@ -213,15 +320,6 @@ def _view(x: Tensor, parameters: Sequence[Tensor | None]) -> tuple[int, int, int
     if s == 1 and along <= {"", "c"}:
         return 1, c, n, True
     return n, c, s, s == 1 or not x.is_contiguous()
-
-
-def _reduce(sums: Tensor, x: Tensor, *parameters: Tensor) -> list[Tensor]:
-    """Return the gradient of each parameter, from its sums of shape (N, programs, C)."""
-    totals = {}
-    for along in {_along(p, x) for p in parameters}:
-        dims = [2, *(dim for dim, name in ((1, "n"), (3, "c")) if name not in along)]
-        totals[along] = sums.sum(dims, dtype=torch.float64)
-    return [totals[_along(p, x)][k].float().view(p.shape) for k, p in enumerate(parameters)]
 
 
 def _along(parameter: Tensor | None, x: Tensor) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
-from ..activation import AGLU, affine_aglu
-from .gates import SEGate
+from ..activation import AGLU
+from .gates import SEGate, average_pool
 from .norm import EvalBatchNorm2d, scale_and_shift
 
 
@@ -32,7 +32,7 @@ def can_fuse(
 def conv_norm_aglu(x: Tensor, conv: nn.Conv2d, activation: AGLU) -> Tensor:
     """Compute AGLU(norm(conv(x))); requires :func:`can_fuse`."""
     x = conv._conv_forward(x, conv.weight, conv.bias)
-    return affine_aglu(x, *_scale_and_shift(conv.norm), None, *activation.parameters_for(x))
+    return activation.affine(x, *_scale_and_shift(conv.norm))
 
 
 def norm_gate_shortcut_aglu(
@@ -46,10 +46,10 @@ def norm_gate_shortcut_aglu(
     x = conv._conv_forward(x, conv.weight, conv.bias)
     scale, shift = _scale_and_shift(conv.norm)
     if gate is not None:
-        pooled = x.mean(dim=(2, 3), keepdim=True) * scale + shift
+        pooled = average_pool(x, keepdim=True) * scale + shift
         gates = gate.gates(pooled.flatten(1))[:, :, None, None]
         scale, shift = scale * gates, shift * gates
-    return affine_aglu(x, scale, shift, shortcut, *activation.parameters_for(x))
+    return activation.affine(x, scale, shift, shortcut)
 
 
 def _has_hooks(module: nn.Module) -> bool:

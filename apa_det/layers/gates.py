@@ -66,13 +66,23 @@ class SEGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x, of shape (N, C, H, W) or (N, C), by its gates."""
-        gates = self.gates(x.mean(dim=(2, 3)) if x.dim() == 4 else x)
+        gates = self.gates(average_pool(x) if x.dim() == 4 else x)
         return x * (gates[:, :, None, None] if x.dim() == 4 else gates)
 
     def gates(self, pooled: Tensor) -> Tensor:
         """Compute the gates, of shape (N, C), of pooled features of shape (N, C)."""
         z = self.fc2(self.fc1(self.norm(pooled)).relu())
         return keep_strongest(self.activation(self.dropout(z)), self.top_share)
+
+
+def average_pool(x: Tensor, keepdim: bool = False) -> Tensor:
+    """Return the mean over positions of x, of shape (N, C, H, W).
+
+    The gradient of a mean is written out for each position; that of a sum is an expanded view.
+    """
+    if x.dtype != torch.float32 or not x.requires_grad:  # a sum can overflow float16
+        return x.mean(dim=(2, 3), keepdim=keepdim)
+    return x.sum(dim=(2, 3), keepdim=keepdim) / (x.shape[2] * x.shape[3])
 
 
 class _SpatialAttention(nn.Module):

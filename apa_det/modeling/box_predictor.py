@@ -192,6 +192,11 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
                 f"The class loss {name} has {loss.num_classes} classes, but the predictor has "
                 f"{self.num_classes}. Use the same number."
             )
+        if loss.num_outputs and self.class_score == "sigmoid" and not self.background_output:
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.CLASS_LOSS {name} has an output of the background: set "
+                "MODEL.ROI_BOX_HEAD.BACKGROUND_OUTPUT to True."
+            )
         if loss.num_outputs and self.calibration is not None:
             raise UserError(
                 f"MODEL.ROI_BOX_HEAD.CALIBRATION cannot be combined with CLASS_LOSS {name}, which "
@@ -294,8 +299,10 @@ class APAFastRCNNOutputLayers(FastRCNNOutputLayers):
     def _classification_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
         if self.class_score == "softmax":
             return self.class_loss(logits, gt_classes, None)
+        if not self.class_loss.num_outputs:
+            logits = logits[:, : self.num_classes]
         curve = curve_of(self.class_score, self.score, logits)
-        return self.class_loss(logits[:, : self.num_classes], gt_classes, curve)
+        return self.class_loss(logits, gt_classes, curve)
 
     def _with_background(self, logits: Tensor) -> Tensor:
         """Return scores of shape (N, K + 1), whose maximum is the predicted class."""

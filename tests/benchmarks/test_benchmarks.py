@@ -58,6 +58,11 @@ def test_activation(measured, monkeypatch, capsys, dtype):
     assert rows["formula, eager PyTorch"]["kept_mb"] > 2 * size
 
 
+def test_gate(measured):
+    rows = measured("gate", "--shape", "1", "32", "4", "4", "--cpu-time")["rows"]
+    check_rows(rows, "SE gate, formula, eager PyTorch")
+
+
 def test_class_loss(measured):
     rows = measured("class-loss", "--proposals", "32", "--classes", "20")["rows"]
     check_rows(rows, "detectron2's sigmoid cross-entropy")

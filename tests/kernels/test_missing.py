@@ -6,19 +6,20 @@ import pytest
 import torch
 
 from apa_det import APA, aglu
-from apa_det.kernels import native
+from apa_det.kernels import native_library, ops
 
 
 @pytest.fixture
 def no_library(monkeypatch):
-    folder_without_kernels = "/nowhere/native.py"
-    monkeypatch.setattr(native, "__file__", folder_without_kernels)
-    library, problem = native._load_library()
-    monkeypatch.setattr(native, "_LIBRARY", library)
-    monkeypatch.setattr(native, "_PROBLEM", problem)
-    native.warn_if_missing.cache_clear()
+    folder_without_kernels = "/nowhere/native_library.py"
+    monkeypatch.setattr(native_library, "__file__", folder_without_kernels)
+    library, problem = native_library._load_library()
+    monkeypatch.setattr(native_library, "LIBRARY", library)
+    monkeypatch.setattr(native_library, "PROBLEM", problem)
+    monkeypatch.setattr(ops, "_plans", {})
+    native_library.warn_if_missing.cache_clear()
     yield
-    native.warn_if_missing.cache_clear()
+    native_library.warn_if_missing.cache_clear()
 
 
 def test_missing_kernels_are_logged_once(no_library, caplog):
@@ -32,8 +33,8 @@ def test_missing_kernels_are_logged_once(no_library, caplog):
 
 
 def test_compiled_kernels_are_not_reported(caplog):
-    if native._LIBRARY is None:
-        pytest.skip("native.cpp is not compiled")
-    native.warn_if_missing.cache_clear()
+    if native_library.LIBRARY is None:
+        pytest.skip("the library is not compiled")
+    native_library.warn_if_missing.cache_clear()
     aglu(torch.ones(2, dtype=torch.float64), 1.0, 1.0)  # the native backend has no float64
     assert not caplog.records

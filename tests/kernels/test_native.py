@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from apa_det import aglu, logit_apa
 from apa_det.activation import affine_aglu, apa_cross_entropy
-from apa_det.kernels import native
+from apa_det.kernels import native, native_library
 
-pytestmark = pytest.mark.skipif(native._LIBRARY is None, reason="native.cpp is not compiled")
+pytestmark = pytest.mark.skipif(native_library.LIBRARY is None, reason="it is not compiled")
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 

@@ -20,6 +20,11 @@ from .class_weights import (
 )
 from .cross_entropy import CrossEntropy, binary_cross_entropy, softmax_cross_entropy
 from .drop import DropLoss, drop_loss, drop_loss_weights, share_of_scarce_labels
+from .effective_margin import (
+    EffectiveClassMarginLoss,
+    effective_class_margin_loss,
+    effective_class_margins,
+)
 from .equalization import (
     EqualizationLoss,
     EqualizationLossV2,

@@ -6,8 +6,16 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from ...activation import apa_cross_entropy
 from ...data.class_counts import ClassCount, class_counts
-from .base import BINARY_SCORES, BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss, log_odds
+from .base import (
+    BINARY_SCORES,
+    BOX_CLASS_LOSS_REGISTRY,
+    Curve,
+    FrequencyLoss,
+    is_sigmoid,
+    log_odds,
+)
 from .cross_entropy import binary_cross_entropy, softmax_cross_entropy
 
 
@@ -66,4 +74,6 @@ class BalancedSoftmax(FrequencyLoss):
         shift = self.class_values(logits.device)
         if curve is None:
             return softmax_cross_entropy(logits + F.pad(shift, (0, 1)), gt_classes)
-        return binary_cross_entropy(log_odds(logits, curve) + shift, gt_classes)
+        if is_sigmoid(curve):
+            return binary_cross_entropy(log_odds(logits, curve) + shift, gt_classes)
+        return apa_cross_entropy(logits, gt_classes, *curve, shift=shift) / max(len(logits), 1)

@@ -56,7 +56,8 @@ class BoxClassLoss(nn.Module):
         """Return the loss, a scalar; 0 without proposals.
 
         Args:
-            logits: shape (N, K + 1) for softmax, background last; (N, K) for the other scores.
+            logits: shape (N, K + 1) for softmax, background last; (N, K) for the other scores; or
+                (N, ``num_outputs``) if that is set.
             gt_classes: int64, shape (N,), K for the background.
             curve: λ and κ of the class score, with one element or shape (1, K): :data:`SIGMOID`,
                 (0, 1) for "gumbel", the learned parameters for "apa", None for softmax. See
@@ -150,10 +151,15 @@ def look_up_frequencies(model: nn.Module) -> None:
             module.look_up()
 
 
+def is_sigmoid(curve: Curve) -> bool:
+    """Return whether λ and κ are those of :data:`SIGMOID`, which are not learned."""
+    return not any(isinstance(value, Tensor) for value in curve) and curve == SIGMOID
+
+
 def log_odds(logits: Tensor, curve: Curve) -> Tensor:
     """Return the log-odds of the scores η(logits; λ, κ), shape (N, K), in float32 or more."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits if curve is SIGMOID else logit_apa(logits, *curve)
+    return logits if is_sigmoid(curve) else logit_apa(logits, *curve)
 
 
 def one_hot(gt_classes: Tensor, num_classes: int) -> Tensor:

@@ -5,7 +5,7 @@ from detectron2.layers import cross_entropy
 from torch import Tensor
 
 from ...activation import apa_cross_entropy
-from .base import BINARY_SCORES, BOX_CLASS_LOSS_REGISTRY, SIGMOID, Curve, log_odds, one_hot
+from .base import BINARY_SCORES, BOX_CLASS_LOSS_REGISTRY, Curve, is_sigmoid, log_odds, one_hot
 from .class_weights import WeightedLoss
 
 
@@ -50,8 +50,8 @@ def binary_cross_entropy(
 class CrossEntropy(WeightedLoss):
     """:func:`softmax_cross_entropy`, or :func:`binary_cross_entropy` for the other class scores.
 
-    Without weights, Gumbel and APA scores use the fused
-    :func:`apa_det.activation.apa_cross_entropy`. Class scores: softmax, sigmoid, gumbel, apa.
+    Gumbel and APA scores use the fused :func:`apa_det.activation.apa_cross_entropy`. Class scores:
+    softmax, sigmoid, gumbel, apa.
     """
 
     class_scores = ("softmax", *BINARY_SCORES)
@@ -60,6 +60,7 @@ class CrossEntropy(WeightedLoss):
         weights = self.proposal_weights(gt_classes)
         if curve is None:
             return softmax_cross_entropy(logits, gt_classes, weights)
-        if weights is None and curve is not SIGMOID:
-            return apa_cross_entropy(logits, gt_classes, *curve) / max(len(logits), 1)
-        return binary_cross_entropy(log_odds(logits, curve), gt_classes, weights)
+        if is_sigmoid(curve):
+            return binary_cross_entropy(log_odds(logits, curve), gt_classes, weights)
+        loss = apa_cross_entropy(logits, gt_classes, *curve, weights=weights)
+        return loss / max(len(logits), 1)

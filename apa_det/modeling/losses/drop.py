@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...activation import apa_cross_entropy
 from ...data.class_counts import get_scarce_classes
-from .base import BOX_CLASS_LOSS_REGISTRY, SIGMOID, Curve, FrequencyLoss, one_hot
+from .base import BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss, is_sigmoid, one_hot
 
 
 def drop_loss(log_odds: Tensor, gt_classes: Tensor, scarce: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class DropLoss(FrequencyLoss):
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
         scarce = self.class_values(gt_classes.device)
-        if curve is SIGMOID:
+        if is_sigmoid(curve):
             return drop_loss(logits, gt_classes, scarce)
         share = share_of_scarce_labels(gt_classes, scarce)
         loss = apa_cross_entropy(logits, gt_classes, *curve, scarce=scarce, share=share)

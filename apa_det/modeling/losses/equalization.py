@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from ...activation import apa_cross_entropy
+from ...activation import apa, apa_cross_entropy
 from ...data.class_counts import get_scarce_classes
 from .base import (
     BOX_CLASS_LOSS_REGISTRY,
     BoxClassLoss,
     Curve,
     FrequencyLoss,
-    log_odds,
+    is_sigmoid,
     sum_over_processes,
 )
 
@@ -109,11 +109,16 @@ def gradients_by_class(log_odds: Tensor, gt_classes: Tensor) -> tuple[Tensor, Te
     Returns:
         Two tensors of shape (K,): the sum of 1 − p over a class's proposals, and of p over others.
     """
-    own, labels = _of_labels(log_odds, gt_classes)
-    positive = log_odds.new_zeros(log_odds.shape[1])
-    positive.index_add_(0, labels, torch.sigmoid(-own))
-    negative = torch.sigmoid(log_odds).sum(dim=0).index_add_(0, labels, -torch.sigmoid(own))
-    return positive, negative.clamp_(min=0)
+    return _gradients_of_scores(torch.sigmoid(log_odds), gt_classes)
+
+
+def _gradients_of_scores(scores: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor]:
+    num_classes = scores.shape[1]
+    own = scores.gather(1, gt_classes.clamp(max=num_classes - 1)[:, None])[:, 0]
+    sums = scores.new_zeros(2, num_classes + 1)  # the background's are not used
+    sums.index_add_(1, gt_classes, torch.stack([1 - own, own]))
+    positive, own_sum = sums[:, :-1]
+    return positive, (scores.sum(dim=0) - own_sum).clamp_(min=0)
 
 
 def _of_labels(log_odds: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,6 +131,7 @@ def _of_labels(log_odds: Tensor, gt_classes: Tensor) -> tuple[Tensor, Tensor]:
 class EqualizationLossV2(BoxClassLoss):
     """:func:`equalization_loss_v2` with gradients accumulated in training.
 
+    The loss of Gumbel and APA scores is fused into one pass over the logits.
     The gradients are those of the weighted loss. They are summed over processes, and the sums are
     saved in checkpoints. The paper's optional objectness branch is not implemented. Class scores:
     sigmoid, gumbel, apa.
@@ -152,11 +158,16 @@ class EqualizationLossV2(BoxClassLoss):
         }
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
-        x = log_odds(logits, curve)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         gradients = self.positive_gradients, self.negative_gradients
-        weights = [w.to(x.dtype) for w in equalization_weights(*gradients, **self.settings)]
+        weights = [w.to(logits.dtype) for w in equalization_weights(*gradients, **self.settings)]
         if self.training:
-            new = torch.stack(gradients_by_class(x.detach(), gt_classes)) * torch.stack(weights)
+            with torch.no_grad():
+                scores = logits.sigmoid() if is_sigmoid(curve) else apa(logits, *curve)
+                new = torch.stack(_gradients_of_scores(scores, gt_classes)) * torch.stack(weights)
             for total, term in zip(gradients, sum_over_processes(new), strict=True):
                 total += term
-        return equalization_loss_v2(x, gt_classes, *weights)
+        if is_sigmoid(curve):
+            return equalization_loss_v2(logits, gt_classes, *weights)
+        both = {"positive_weights": weights[0], "negative_weights": weights[1]}
+        return apa_cross_entropy(logits, gt_classes, *curve, **both) / max(len(logits), 1)

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from ...activation import apa_cross_entropy
 from ...errors import UserError
-from .base import BOX_CLASS_LOSS_REGISTRY, Curve, log_odds
+from .base import BOX_CLASS_LOSS_REGISTRY, Curve, is_sigmoid, log_odds
 from .class_weights import WeightedLoss
 
 
@@ -31,7 +32,7 @@ def focal_loss(
         weights: weight of each proposal's loss, shape (N,), as in Cui et al.'s class-balanced focal
             loss; None: 1.
     """
-    positive, negative = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
+    positive, negative = _alphas(alpha)
     rows = (gt_classes < log_odds.shape[1]).nonzero()[:, 0]
     own = log_odds[rows, gt_classes[rows]]
     # Positives are few: treat all pairs as negatives, then correct the positives.
@@ -44,6 +45,11 @@ def focal_loss(
         loss = negative * (all_negatives.sum(dim=1) * weights).sum()
         loss = loss + (corrections * weights[rows]).sum()
     return loss / max(len(log_odds), 1)
+
+
+def _alphas(alpha: float) -> tuple[float, float]:
+    """Return α_t of the proposal's own class and of others."""
+    return (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
 
 
 class _Negatives(torch.autograd.Function):
@@ -67,7 +73,10 @@ class _Negatives(torch.autograd.Function):
 
 @BOX_CLASS_LOSS_REGISTRY.register()
 class FocalLoss(WeightedLoss):
-    """:func:`focal_loss`. Class scores: sigmoid, gumbel, apa."""
+    """:func:`focal_loss`, fused into one pass over the logits for Gumbel and APA scores.
+
+    Class scores: sigmoid, gumbel, apa.
+    """
 
     @configurable
     def __init__(self, num_classes: int, *, gamma: float = 2.0, alpha: float = 0.25, **kwargs):
@@ -88,4 +97,18 @@ class FocalLoss(WeightedLoss):
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
         weights = self.proposal_weights(gt_classes)
-        return focal_loss(log_odds(logits, curve), gt_classes, self.gamma, self.alpha, weights)
+        if is_sigmoid(curve):
+            return focal_loss(log_odds(logits, curve), gt_classes, self.gamma, self.alpha, weights)
+        positive, negative = (
+            torch.full((self.num_classes,), a, device=logits.device) for a in _alphas(self.alpha)
+        )
+        loss = apa_cross_entropy(
+            logits,
+            gt_classes,
+            *curve,
+            weights=weights,
+            positive_weights=positive,
+            negative_weights=negative,
+            gamma=self.gamma,
+        )
+        return loss / max(len(logits), 1)

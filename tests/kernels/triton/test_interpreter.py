@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_interpreted():
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 @pytest.mark.parametrize("columns", [False, True])
-@pytest.mark.parametrize("kernel", ["forward", "backward", "class_loss"])
+@pytest.mark.parametrize("kernel", ["forward", "backward", "reduce", "class_loss"])
 def test_compiles(kernel, columns):
     """Compiled for compute capability 8.0, without a GPU: vector loads, and no local memory."""
     from triton.backends.compiler import GPUTarget
@@ -48,16 +49,20 @@ def test_compiles(kernel, columns):
         pytest.skip("Triton before 3.3 takes other arguments")
     module = triton_class_loss if kernel == "class_loss" else triton_device
     function = getattr(module, kernel)
-    types = dict(C="i32", S="i32", N="i32", K="i32", seed="i64", clamp="fp32", scarce="*i1")
+    types = dict(C="i32", S="i32", N="i32", K="i32", seed="i64", scarce="*i1")
+    types |= dict(clamp="fp32", gamma="fp32", lambda_min="fp32", P="i32")
     half = {"x", "out", "residual", "grad", "grad_x", "grad_residual", "logits", "grad_logits"}
     half -= {"grad"} if kernel == "class_loss" else set()
     constants = dict(
         SCALE="nc", SHIFT="c", LAMBDA="", KAPPA="", FORM="aglu", COLUMNS=columns, UNIT=16,
         BLOCK_C=128 if columns else 1, BLOCK_S=8 if columns else 1024, TILES=4,
     )  # fmt: skip
+    if kernel == "reduce":
+        constants |= dict(BLOCK_C=64, BLOCK=512)
     if kernel == "class_loss":
-        constants = dict(LAMBDA=0, KAPPA=1, BLOCK_N=8, BLOCK_K=128, TILES=4)
-        constants |= {} if columns else dict(scarce=None, share=None, grad=None, grad_logits=None)
+        constants = dict(LAMBDA=0, KAPPA=1, BLOCK_N=8, BLOCK_K=128, TILES=4, SIMPLE=not columns)
+        unused = "scarce", "share", "grad", "grad_logits", "shift", "weights"
+        constants |= {} if columns else dict.fromkeys(unused)
     names = function.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     types |= {name: "*bf16" for name in half} | {"gt_classes": "*i64"}
@@ -72,5 +77,7 @@ def test_compiles(kernel, columns):
         {(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
     )
     ptx = triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]
-    assert "ex2.approx.ftz" in ptx and ".local" not in ptx
-    assert "ld.global.v4.b32" in ptx or kernel == "class_loss"
+    assert ("ex2.approx.ftz" in ptx or kernel == "reduce") and ".local" not in ptx
+    assert "ld.global.v4.b32" in ptx or kernel in ("reduce", "class_loss")
+    # max.f32 and min.f32 drop NaN: a constant bound of λ must not use them
+    assert not re.search(r"m(ax|in)\.f32[^;]*0f(1E3CE508|FF800000)", ptx)

@@ -84,7 +84,10 @@ def test_finite(form):
     for t in (triton_kernels.forward(form, z, one, one), gradients[0]):
         assert t.isnan().tolist() == [True, False]
     assert all(g.isnan() for g in gradients[1:])
-    assert triton_kernels.forward(form, z[1:], -one, one).isnan()
+    for curve in ((-one, one), (one * torch.nan, one), (one, one * torch.nan)):
+        assert triton_kernels.forward(form, z[1:], *curve).isnan()
+        gradients = triton_kernels.backward(form, torch.ones_like(one), z[1:], *curve)
+        assert all(g.isnan() for g in gradients)
 
 
 @on_device
@@ -201,6 +204,21 @@ def test_needed_gradients_are_deterministic():
 
 
 @on_device
+@pytest.mark.parametrize("along", ["", "c", "nc"])
+def test_lower_clamp_of_lambda(along):
+    z, grad = torch.randn(2, 2, 3, 4, 5, device=DEVICE).unbind()
+    inputs = z, parameter_of(z, along, 0.01), parameter_of(z, along)
+    assert_close(
+        triton_kernels.forward("aglu", *inputs, 0.7), eager.forward("aglu", *double(inputs), 0.7)
+    )
+    ours = triton_kernels.backward("aglu", grad, *inputs, lambda_min=0.7)
+    expected = eager.backward("aglu", *double([grad, *inputs]), lambda_min=0.7)
+    for a, b in zip(ours, expected, strict=True):
+        assert_close(a, b)
+    assert ((ours[1] == 0) == (inputs[1] < 0.7)).all()
+
+
+@on_device
 def test_backend_argument():
     z = torch.randn(2, 3, 4, 4, device=DEVICE, requires_grad=True)
     lambda_ = torch.tensor(0.5, device=DEVICE, requires_grad=True)
@@ -247,5 +265,6 @@ def test_beyond_2_to_the_31_elements(monkeypatch):
     monkeypatch.setattr(InterpreterBuilder, "create_get_program_id", program)
     monkeypatch.setattr(triton_kernels, "_ceil", lambda a, b: 1)
     monkeypatch.setattr(triton_kernels, "_NUM_THREADS", block // 16)
-    triton_kernels._launch_forward("aglu", z, None, None, None, one, one, z)
+    layout = triton_kernels.plan("aglu", z, {"lambda_": one, "kappa": one})
+    triton_kernels._launch_forward(layout, z, None, None, None, one, one, -torch.inf, z)
     assert torch.equal(z[-48:], expected[-48:])

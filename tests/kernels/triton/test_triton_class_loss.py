@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 from apa_det.activation import apa_cross_entropy, logit_apa
 from apa_det.kernels import triton_kernels
+from apa_det.kernels.eager_class_loss import Inputs, class_loss_backward, class_loss_forward
 
-from .conftest import DEVICE, assert_close, on_device
+from .conftest import DEVICE, assert_close, double, on_device
 
 pytest.importorskip("triton")
 
@@ -17,6 +18,10 @@ def bce(logits, gt_classes, lambda_, kappa, weights, clamp):
     targets = F.one_hot(gt_classes, logits.shape[1] + 1)[:, :-1].double()
     log_odds = logit_apa(logits.clamp(-clamp, clamp), lambda_, kappa, backend="eager")
     return F.binary_cross_entropy_with_logits(log_odds, targets, weights, reduction="sum")
+
+
+def on_gpu(inputs):
+    return Inputs(*(t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in inputs))
 
 
 @on_device
@@ -49,14 +54,66 @@ def test_class_loss(n, k, per_class, clamp, share):
     expected = bce(leaves[0], gt_classes, *leaves[1:], weights, clamp or torch.inf)
     gradients = torch.autograd.grad(0.7 * expected, leaves)
 
-    inputs = [logits, gt_classes, lambda_, kappa, scarce]
-    inputs = [t if t is None else t.to(DEVICE) for t in inputs]
-    inputs += [None if share is None else torch.tensor(share, device=DEVICE), 7, clamp]
-    assert_close(triton_kernels.class_loss_forward(*inputs).cpu(), expected)
+    inputs = Inputs(logits, gt_classes, lambda_, kappa, clamp=clamp)
+    if share is not None:
+        inputs = inputs._replace(scarce=scarce, share=torch.tensor(share))
+    inputs = on_gpu(inputs)._replace(seed=None if share is None else torch.tensor(7))
+    assert_close(triton_kernels.class_loss_forward(inputs).cpu(), expected)
     grad = torch.tensor(0.7, device=DEVICE)
-    ours = triton_kernels.class_loss_backward(grad, *inputs)
+    ours = triton_kernels.class_loss_backward(grad, inputs)
     for a, b in zip(ours, gradients, strict=True):
         assert_close(a.cpu(), b)
+
+
+@on_device
+@pytest.mark.parametrize("gamma,shifted", [(0.0, False), (0.0, True), (2.0, False), (0.5, True)])
+def test_weights_shift_and_gamma(gamma, shifted):
+    """Against the eager backend in float64, which is tested against the formula."""
+    torch.manual_seed(0)
+    n, k = 20, 130
+    inputs = Inputs(
+        4 * torch.randn(n, k),
+        torch.randint(0, k + 1, (n,)),
+        torch.rand(1, k) + 0.1,
+        torch.ones(()),
+        weights=torch.rand(n),
+        shift=torch.randn(k) if shifted else None,
+        positive_weights=torch.rand(k),
+        negative_weights=torch.rand(k),
+        gamma=gamma,
+        clamp=6.0,
+    )
+    exact = Inputs(*double(inputs))
+    assert_close(triton_kernels.class_loss_forward(on_gpu(inputs)).cpu(), class_loss_forward(exact))
+    grad = torch.tensor(0.7)
+    ours = triton_kernels.class_loss_backward(grad.to(DEVICE), on_gpu(inputs))
+    for a, b in zip(ours, class_loss_backward(grad.double(), exact), strict=True):
+        assert_close(a.cpu(), b)
+
+
+@on_device
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("name", ["logits", "lambda_", "kappa", "weights", "shift"])
+def test_nan(name, gamma):
+    """NaN anywhere, also where DropLoss drops the loss, gives NaN."""
+    n, k = 3, 4
+    inputs = on_gpu(
+        Inputs(
+            torch.zeros(n, k),
+            torch.tensor([1, 2, 4]),
+            torch.ones(1, k),
+            torch.ones(1, k),
+            weights=torch.ones(n),
+            shift=torch.zeros(k) if gamma or name == "shift" else None,
+            scarce=torch.ones(k, dtype=torch.bool),
+            share=torch.tensor(0.0),
+            gamma=gamma,
+        )
+    )._replace(seed=torch.tensor(7))
+    getattr(inputs, name).view(-1)[0] = float("nan")
+    assert triton_kernels.class_loss_forward(inputs).isnan()
+    gradients = triton_kernels.class_loss_backward(torch.ones((), device=DEVICE), inputs)
+    assert all(g.isnan().any() for g in gradients)
 
 
 @on_device
@@ -67,14 +124,16 @@ def test_class_loss_of_large_logits():
     background = torch.tensor([4], device=DEVICE)
     for lambda_ in (one, zero):
         for column in range(4):
-            inputs = z[:, column : column + 1].contiguous(), background - 3, lambda_, one
-            loss = triton_kernels.class_loss_forward(*inputs, None, None, 0, 0.0).item()
-            assert loss == pytest.approx(max(z[0, column].item(), 0))
-            slope = triton_kernels.class_loss_backward(one, *inputs, None, None, 0, 0.0)[0].item()
-            assert slope == pytest.approx(float(z[0, column] > 0), abs=1e-6)
-    empty = z[:0], background[:0], one, one, None, None, 0, 0.0
-    assert triton_kernels.class_loss_forward(*empty) == 0
-    assert [g.shape for g in triton_kernels.class_loss_backward(one, *empty)] == [
+            logit = z[:, column : column + 1].contiguous()
+            for shift in (None, zero):  # both forms of the loss
+                inputs = Inputs(logit, background - 3, lambda_, one, shift=shift)
+                loss = triton_kernels.class_loss_forward(inputs).item()
+                assert loss == pytest.approx(max(z[0, column].item(), 0))
+                slope = triton_kernels.class_loss_backward(one, inputs)[0].item()
+                assert slope == pytest.approx(float(z[0, column] > 0), abs=1e-6)
+    empty = Inputs(z[:0], background[:0], one, one)
+    assert triton_kernels.class_loss_forward(empty) == 0
+    assert [g.shape for g in triton_kernels.class_loss_backward(one, empty)] == [
         (0, 4),
         (1,),
         (1,),
@@ -90,9 +149,10 @@ def test_draws_of_drop_loss():
     scarce = torch.arange(k, device=DEVICE) < 75
     kept = []
     for seed in (3, 2**62 - 1):
-        inputs = z, gt_classes, one, one, scarce, torch.tensor(0.3, device=DEVICE), seed, 0.0
-        kept.append(triton_kernels.class_loss_backward(one, *inputs)[0] != 0)
-        loss = triton_kernels.class_loss_forward(*inputs)
+        inputs = Inputs(z, gt_classes, one, one, scarce=scarce, seed=torch.tensor(seed))
+        inputs = inputs._replace(share=torch.tensor(0.3, device=DEVICE))
+        kept.append(triton_kernels.class_loss_backward(one, inputs)[0] != 0)
+        loss = triton_kernels.class_loss_forward(inputs)
         assert loss.item() == pytest.approx(kept[-1].sum().item() * np.log(2), rel=1e-5)
         assert kept[-1][:, 75:].all()
         shares = kept[-1][:, :75].float()

@@ -33,6 +33,7 @@ SHAPE = ShapeSpec(channels=16)
 SCORES = ("softmax", "sigmoid", "gumbel", "apa")
 LOSSES = ("CrossEntropy", "BalancedSoftmax", "FocalLoss", "DropLoss", "EqualizationLoss")
 LOSSES += ("EqualizationLossV2", "FederatedLoss", "SeesawLoss", "BalancedGroupSoftmax")
+LOSSES += ("EffectiveClassMarginLoss",)
 SUPPORTED = [
     (loss, score)
     for loss in LOSSES
@@ -165,6 +166,18 @@ def test_keys_reach_the_losses(build):
         (
             dict(CLASS_LOSS="BalancedGroupSoftmax", CALIBRATION="NorCal"),
             "CALIBRATION cannot be combined with CLASS_LOSS BalancedGroupSoftmax",
+        ),
+        (
+            dict(CLASS_LOSS="EffectiveClassMarginLoss", CLASS_SCORE="gumbel"),
+            "EffectiveClassMarginLoss supports the class scores sigmoid, but .* gumbel",
+        ),
+        (
+            dict(
+                CLASS_LOSS="EffectiveClassMarginLoss",
+                CLASS_SCORE="sigmoid",
+                BACKGROUND_OUTPUT=False,
+            ),
+            "EffectiveClassMarginLoss has an output of the background: set .*BACKGROUND_OUTPUT to",
         ),
     ],
 )
