@@ -3,6 +3,9 @@ from detectron2 import model_zoo
 train = model_zoo.get_config("common/train.py").train
 train.eval_period = 0  # only at the end of training
 
+# Precision of train.amp.enabled: "float16" or "bfloat16". Empty: float16 on a GPU, bfloat16 on a CPU
+train.amp.dtype = ""
+
 # The keys of apa_det, in addition to detectron2's
 train.update(
     # Save the checkpoint that is best in this metric, e.g. "bbox/AP" or "segm/APr", as
