@@ -79,6 +79,10 @@ def run(args: argparse.Namespace) -> None:
         max_dets=None if args.max_dets < 0 else args.max_dets,
         names=files,
     )
+    if not len(truth.annotation_ids):
+        combined.for_server().write(args.output)
+        print(f"Wrote {args.output}: {len(combined)} detections, for the evaluation server.")
+        return
     combined.write(args.output)
     print(f"Wrote {args.output}: {len(combined)} detections. To evaluate it beside the others:")
     print(f"    apa-det evaluate-predictions --gt {gt} --results {' '.join(files)} {args.output}")

@@ -2,7 +2,18 @@
 
 import argparse
 
-from . import activation, class_loss, evaluation, layers, loader, models
+from . import (
+    activation,
+    class_loss,
+    compiled,
+    data,
+    evaluation,
+    ground_truth,
+    layers,
+    loader,
+    models,
+    v3det_evaluation,
+)
 
 HELP = {
     "activation": "AGLU against SiLU, ReLU and its formula",
@@ -11,9 +22,13 @@ HELP = {
     "block": "a gated bottleneck block against detectron2's layers",
     "carafe": "CARAFE against the deconvolution it replaces",
     "step": "a training step of Mask R-CNN against detectron2's",
+    "compile": "a training step with torch.compile against eager",
     "inference": "Mask R-CNN inference against detectron2's",
     "loader": "training images with copy-paste against those without",
+    "data": "reading LVIS and the training loader against detectron2's",
     "evaluate": "LVIS evaluation against ultrafast-pycocotools and lvis-api",
+    "ground-truth": "reading LVIS ground truth against the JSON parser and lvis-api",
+    "evaluate-v3det": "box AP of V3Det's classes against detectron2's COCOEvaluator",
 }
 
 
@@ -30,9 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
     layers.add_block_arguments(command("block"))
     layers.add_carafe_arguments(command("carafe"))
     models.add_arguments(command("step"), "step")
+    compiled.add_arguments(command("compile"))
     models.add_arguments(command("inference"), "inference")
     loader.add_arguments(command("loader"))
     evaluation.add_arguments(command("evaluate"))
+    data.add_arguments(command("data"))
+    ground_truth.add_arguments(command("ground-truth"))
+    v3det_evaluation.add_arguments(command("evaluate-v3det"))
     args = parser.parse_args(arguments)
     if args.command is None:
         args = parser.parse_args(["activation"])

@@ -178,7 +178,8 @@ EVALUATION = Section(
             "",
             text,
             "Metric by which the best model is saved as `model_best.pth`, e.g. `bbox/AP` or "
-            "`segm/APr`. Empty: it is not saved.",
+            "`segm/APr`. With several test sets, the name of one comes first: "
+            "`lvis_v1_val/segm/APr`. Empty: it is not saved.",
             places.BEST,
         ),
         Key(

@@ -23,6 +23,7 @@ LAZY_KEYS: dict[str, str | Kind] = {
     "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
     "train.checkpointer.max_to_keep": optional(integer(">= 1")),
     "train.amp.enabled": "SOLVER.AMP.ENABLED",
+    "train.amp.dtype": "SOLVER.AMP.DTYPE",
     "train.ddp": _group,
     "train.ddp.broadcast_buffers": boolean,
     "train.ddp.find_unused_parameters": "SOLVER.FIND_UNUSED_PARAMETERS",

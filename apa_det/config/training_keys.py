@@ -121,6 +121,13 @@ TRAINING = Section(
             "a time.",
         ),
         Key(
+            "SOLVER.AMP.DTYPE",
+            "",
+            one_of("", "float16", "bfloat16"),
+            "Precision of `SOLVER.AMP.ENABLED`: float16, with loss scaling, or bfloat16, which "
+            "needs none. Empty: float16 on a GPU, as in detectron2, and bfloat16 on a CPU.",
+        ),
+        Key(
             "SOLVER.FIND_UNUSED_PARAMETERS",
             False,
             boolean,

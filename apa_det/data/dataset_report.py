@@ -10,12 +10,12 @@ from tabulate import tabulate
 
 from ..errors import UserError
 from ..text import shown
-from ..utils.json_files import read_json
+from ..utils.json_files import gc_paused, read_json
 from .box_hints import BoxHints
 from .coco_to_lvis import crowd_note
 from .frequency import COMMON_MAX, FREQUENCY_LABELS, RARE_MAX, complete_categories
 from .image_files import ImageFile, check_image_files
-from .lvis_format import relative_file_name
+from .image_names import relative_file_name
 from .validation import (
     CONVERT,
     ID_LISTS,
@@ -114,6 +114,7 @@ class DatasetReport:
         return "\n\n".join(parts)
 
 
+@gc_paused()
 def check_dataset(
     json_file: str | os.PathLike,
     image_root: str | os.PathLike,

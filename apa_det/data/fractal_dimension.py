@@ -16,6 +16,8 @@ from ..errors import MissingFileError, UserError
 from ..utils.json_files import local_path
 from .class_counts import require_datasets
 from .class_names import category_ids
+from .lvis_format import registered_packed
+from .packed import PackedDataset, from_hundredths
 from .validation import read_coco_or_lvis_json
 
 logger = logging.getLogger(__name__)
@@ -138,7 +140,12 @@ def shares_and_dimensions(dataset_names: Sequence[str]) -> Tensor:
                 "metadata do not name. Register the dataset with DATASETS.LVIS_FORMAT."
             )
         try:
-            parts.append(read_class_boxes(metadata.json_file, category_ids(metadata).tolist()))
+            ids = category_ids(metadata).tolist()
+            packed = registered_packed(name)
+            if packed is None:
+                parts.append(read_class_boxes(metadata.json_file, ids))
+            else:
+                parts.append(_class_boxes(packed, metadata.json_file, tuple(ids)))
         except MissingFileError as error:
             raise MissingFileError(
                 f"Fractal dimensions need the annotation file of the dataset {name}: {error}"
@@ -149,15 +156,40 @@ def shares_and_dimensions(dataset_names: Sequence[str]) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _read(json_file: str, ids: tuple[int, ...] | None, *version: int) -> ClassBoxes:
-    logger.info("Reading the boxes of %s", json_file)
-    dataset = read_coco_or_lvis_json(json_file)
-    names = dict(sorted((c["id"], c["name"]) for c in dataset["categories"]))
+def _class_boxes(packed: PackedDataset, json_file: str, ids: tuple[int, ...]) -> ClassBoxes:
+    categories = _ordered_categories(packed.categories, json_file, ids)
+    if not len(packed.image_ids):
+        raise UserError(f"{json_file} has no images: use the annotations of a training set.")
+    class_of = {category_id: i for i, category_id in enumerate(categories)}
+    order = np.array([class_of[category["id"]] for category in packed.categories], np.int64)
+    counts, _ = packed.count_categories()
+    boxes = from_hundredths(packed.boxes)
+    return ClassBoxes(
+        categories,
+        len(packed.image_ids),
+        boxes[:, :2] + boxes[:, 2:] / 2,
+        np.repeat(packed.sizes[:, ::-1].astype(np.int64), np.diff(packed.starts), axis=0),
+        order[packed.categories_of],
+        np.array([counts[category_id] for category_id in categories], np.int64),
+    )
+
+
+def _ordered_categories(
+    categories: list[dict], json_file: str, ids: tuple[int, ...] | None
+) -> dict[int, str]:
+    names = dict(sorted((c["id"], c["name"]) for c in categories))
     if ids is not None and names.keys() != {*ids}:
         raise UserError(
             f"{json_file} has other categories than its registered dataset: register it again."
         )
-    categories = names if ids is None else {i: names[i] for i in ids}
+    return names if ids is None else {i: names[i] for i in ids}
+
+
+@lru_cache(maxsize=2)
+def _read(json_file: str, ids: tuple[int, ...] | None, *version: int) -> ClassBoxes:
+    logger.info("Reading the boxes of %s", json_file)
+    dataset = read_coco_or_lvis_json(json_file)
+    categories = _ordered_categories(dataset["categories"], json_file, ids)
     images, annotations = dataset["images"], dataset["annotations"]
     if not images:
         raise UserError(f"{json_file} has no images: use the annotations of a training set.")

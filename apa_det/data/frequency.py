@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -64,12 +64,31 @@ def complete_categories(
         rare_max: largest image count of a rare category.
         common_max: largest image count of a common category.
     """
-    check_thresholds(rare_max, common_max)
-    categories = dataset["categories"]
-    if any("image_count" not in c or "instance_count" not in c for c in categories):
+
+    def count() -> tuple[Mapping[int, int], Mapping[int, int]]:
         pairs = [(a["category_id"], a["image_id"]) for a in dataset["annotations"]]
-        instances = Counter(category_id for category_id, _ in pairs)
         images = Counter(category_id for category_id, _ in set(pairs))
+        return images, Counter(category_id for category_id, _ in pairs)
+
+    fill_categories(dataset["categories"], count, rare_max, common_max)
+
+
+def fill_categories(
+    categories: list[dict],
+    count: Callable[[], tuple[Mapping[int, int], Mapping[int, int]]],
+    rare_max: int,
+    common_max: int,
+) -> None:
+    """Add missing counts and frequencies to categories; see :func:`complete_categories`.
+
+    Args:
+        categories: modified in place.
+        count: returns the number of images and of instances by category id.
+        rare_max, common_max: see :func:`complete_categories`.
+    """
+    check_thresholds(rare_max, common_max)
+    if any("image_count" not in c or "instance_count" not in c for c in categories):
+        images, instances = count()
         for category in categories:
             category.setdefault("image_count", images[category["id"]])
             category.setdefault("instance_count", instances[category["id"]])

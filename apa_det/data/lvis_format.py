@@ -5,19 +5,19 @@ import logging
 import os
 from collections.abc import Sequence
 
+import numpy as np
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from ..errors import MissingFileError, UserError
-from ..text import printable
-from ..utils.json_files import gc_paused
-from .frequency import COMMON_MAX, RARE_MAX, check_thresholds, complete_categories
-from .records import to_rle
-from .validation import read_categories, read_lvis_json
+from .dataset_records import DatasetRecords
+from .frequency import COMMON_MAX, RARE_MAX, check_thresholds, fill_categories
+from .packed import PackedDataset, read_packed
+from .validation import has_annotations, read_categories
 
 logger = logging.getLogger(__name__)
 
+_DETECTRON2_LVIS = "detectron2.data.datasets.lvis"
 _ORDERED_KEYS = (
     "thing_classes",
     "thing_dataset_id_to_contiguous_id",
@@ -68,7 +68,7 @@ def register_lvis_format(
             f'A dataset named "{name}" is registered already, with other files or thresholds. '
             "Choose another name."
         )
-    DatasetCatalog.register(name, lambda: _load_registered(name))
+    DatasetCatalog.register(name, _Registered(name))
     metadata.set(**wanted)
 
 
@@ -86,32 +86,92 @@ def register_datasets(entries: Sequence[Sequence[str]], *, allow_outside_root: b
         register_lvis_format(*entry, allow_outside_root=allow_outside_root)
 
 
-def _load_registered(name: str) -> list[dict]:
-    metadata = MetadataCatalog.get(name)
-    dataset_dicts = load_lvis_format(
-        metadata.json_file,
-        metadata.image_root,
-        name,
-        allow_outside_root=metadata.get("allow_outside_root", False),
-    )
-    # Find a wrong image root now, not after the model is built.
-    if dataset_dicts and not PathManager.isfile(dataset_dicts[0]["file_name"]):
-        raise MissingFileError(
-            f'{dataset_dicts[0]["file_name"]}, the first image of "{name}", does not exist: '
-            f"file names in {metadata.json_file} must be relative to the image root "
-            f"{metadata.image_root}. tools/prepare_dataset.py check lists all missing images."
+class _Registered:
+    """The function of a dataset in ``DatasetCatalog``."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __call__(self) -> list[dict]:
+        return list(self.records())
+
+    def records(self) -> DatasetRecords:
+        """Return the dataset dicts without building them all.
+
+        Raises:
+            MissingFileError: the first image does not exist.
+            UserError: see :func:`load_lvis_format`.
+        """
+        metadata = MetadataCatalog.get(self._name)
+        records = load_lvis_format(
+            metadata.json_file,
+            metadata.image_root,
+            self._name,
+            allow_outside_root=metadata.get("allow_outside_root", False),
         )
-    return dataset_dicts
+        # Find a wrong image root now, not after the model is built.
+        if len(records) and not PathManager.isfile(records[0]["file_name"]):
+            raise MissingFileError(
+                f'{records[0]["file_name"]}, the first image of "{self._name}", does not exist: '
+                f"file names in {metadata.json_file} must be relative to the image root "
+                f"{metadata.image_root}. tools/prepare_dataset.py check lists all missing images."
+            )
+        return records
 
 
-@gc_paused()
+def registered_packed(name: str) -> PackedDataset | None:
+    """Return the content of the file of a dataset, if :func:`registered_records` has it.
+
+    Raises:
+        MissingFileError, UserError: see :func:`read_packed`.
+    """
+    function = DatasetCatalog.data.get(name)
+    ours = isinstance(function, _Registered)
+    if not ours and getattr(function, "__module__", None) != _DETECTRON2_LVIS:
+        return None
+    try:
+        return read_packed(MetadataCatalog.get(name).json_file)
+    except UserError as error:
+        if ours or isinstance(error, MissingFileError):
+            raise
+        logger.warning("%s So detectron2 reads it, which checks less and needs more memory.", error)
+        return None
+
+
+def registered_records(name: str) -> DatasetRecords | None:
+    """Return the dataset dicts of a dataset of :func:`register_lvis_format`, not all built.
+
+    Also those of detectron2's LVIS datasets, if their file is valid.
+
+    Returns:
+        None for other datasets.
+
+    Raises:
+        MissingFileError, UserError: see :func:`load_lvis_format`.
+    """
+    function = DatasetCatalog.data.get(name)
+    if isinstance(function, _Registered):
+        return function.records()
+    packed = registered_packed(name)
+    if packed is None:
+        return None
+    metadata = MetadataCatalog.get(name)
+    ids = [category["id"] for category in packed.categories]
+    known = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i - 1 for i in ids}
+    # detectron2 joins image_root and coco_url without a slash, and ignores file_name.
+    if packed.has_name.any() or not metadata.image_root.endswith("/") or not known.keys() >= {*ids}:
+        return None
+    classes = np.array([known[i] for i in ids])
+    return DatasetRecords.of(packed, metadata.image_root, classes, allow_outside_root=True)
+
+
 def load_lvis_format(
     json_file: str | os.PathLike,
     image_root: str | os.PathLike,
     dataset_name: str | None = None,
     *,
     allow_outside_root: bool = False,
-) -> list[dict]:
+) -> DatasetRecords:
     """
     Load LVIS-format annotations as detectron2 dataset dicts. Image files are not opened.
 
@@ -126,76 +186,32 @@ def load_lvis_format(
         allow_outside_root: see :func:`relative_file_name`.
 
     Returns:
-        One dict per image, by ascending image id. ``category_id`` is contiguous from 0, in the
-        order of the file's category ids, or that of :func:`set_class_order`. ``neg_category_ids``
-        and ``not_exhaustive_category_ids`` keep the file's ids, as in detectron2's
-        ``load_lvis_json``.
+        One dict per image, by ascending image id, built when it is read: changes of a dict are only
+        kept in a list, as ``DatasetCatalog.get`` returns. ``category_id`` is contiguous from 0, in
+        the order of the file's category ids, or that of :func:`set_class_order`.
+        ``neg_category_ids`` and ``not_exhaustive_category_ids`` keep the file's ids, as in
+        detectron2's ``load_lvis_json``.
 
     Raises:
         UserError: see :func:`read_lvis_json` and :func:`relative_file_name`.
     """
-    dataset = read_lvis_json(json_file)
+    packed = read_packed(json_file)
     if dataset_name is not None:
-        _set_metadata(dataset_name, dataset)
-    contiguous = {c["id"]: i for i, c in enumerate(_in_order(dataset, dataset_name))}
-    records = {}
-    for image in sorted(dataset["images"], key=lambda image: image["id"]):
-        records[image["id"]] = {
-            "file_name": os.path.join(
-                image_root, relative_file_name(image, allow_outside_root=allow_outside_root)
-            ),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-            "neg_category_ids": image["neg_category_ids"],
-            "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
-            "annotations": [],
-        }
-    for annotation in dataset["annotations"]:
-        instance = {
-            "bbox": annotation["bbox"],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": contiguous[annotation["category_id"]],
-        }
-        segmentation = annotation.get("segmentation")
-        if segmentation:
-            if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-                segmentation = to_rle(segmentation, *segmentation["size"])  # compressed
-            instance["segmentation"] = segmentation
-        records[annotation["image_id"]]["annotations"].append(instance)
+        _set_metadata(dataset_name, packed)
+    order = [category["id"] for category in _in_order(packed.categories, dataset_name)]
+    contiguous = {category_id: i for i, category_id in enumerate(order)}
+    classes = np.array([contiguous[category["id"]] for category in packed.categories])
+    records = DatasetRecords.of(packed, image_root, classes, allow_outside_root=allow_outside_root)
     logger.info(
         "Loaded %d images with %d instances of %d classes from %s",
-        len(records),
-        len(dataset["annotations"]),
-        len(contiguous),
-        json_file,
+        *(len(records), len(packed.boxes), len(classes), json_file),
     )
-    return list(records.values())
+    return records
 
 
-def relative_file_name(image: dict, *, allow_outside_root: bool = False) -> str:
-    """Return the file name of an LVIS image record, relative to the image root.
-
-    Raises:
-        UserError: the file is outside the image root, and ``allow_outside_root`` is False.
-    """
-    name = image.get("file_name")
-    if name is None:
-        name = "/".join(image["coco_url"].split("/")[-2:])
-    normal = os.path.normpath(name)
-    outside = os.path.isabs(name) or normal == os.pardir or normal.startswith(os.pardir + os.sep)
-    if outside and not allow_outside_root:
-        raise UserError(
-            f"Image {image['id']} has the file_name '{printable(name)}', which must be inside the "
-            "image root: make it relative to the root, or, if you trust the dataset, set "
-            "DATASETS.ALLOW_OUTSIDE_ROOT to True (dataloader.allow_outside_root in a LazyConfig)."
-        )
-    return name
-
-
-def _in_order(dataset: dict, name: str | None) -> list[dict]:
+def _in_order(categories: list[dict], name: str | None) -> list[dict]:
     """Return the categories by contiguous id."""
-    categories = sorted(dataset["categories"], key=lambda category: category["id"])
+    categories = sorted(categories, key=lambda category: category["id"])
     order = name and MetadataCatalog.get(name).get("class_order")
     if order and {*order} == {category["name"] for category in categories}:
         indices = {class_name: i for i, class_name in enumerate(order)}
@@ -218,12 +234,11 @@ def set_class_order(name: str, class_names: Sequence[str]) -> None:
     metadata.class_order = list(class_names)
 
 
-def _set_metadata(name: str, dataset: dict) -> None:
+def _set_metadata(name: str, packed: PackedDataset) -> None:
     metadata = MetadataCatalog.get(name)
-    complete_categories(
-        dataset, metadata.get("rare_max", RARE_MAX), metadata.get("common_max", COMMON_MAX)
-    )
-    categories = _in_order(dataset, name)
+    categories = [dict(category) for category in _in_order(packed.categories, name)]
+    thresholds = metadata.get("rare_max", RARE_MAX), metadata.get("common_max", COMMON_MAX)
+    fill_categories(categories, packed.count_categories, *thresholds)
     _set_class_names(metadata, categories)
     metadata.set(
         # As in detectron2's LVIS metadata, ids start at 1.
@@ -236,7 +251,7 @@ def _set_metadata(name: str, dataset: dict) -> None:
             for i, category in enumerate(categories, start=1)
         ],
         class_frequency=[category["frequency"] for category in categories],
-        num_images=len({annotation["image_id"] for annotation in dataset["annotations"]}),
+        num_images=int(np.count_nonzero(np.diff(packed.starts))),
     )
 
 
@@ -260,7 +275,7 @@ def ensure_metadata(name: str) -> None:
     metadata = registered_metadata(name)
     if _is_lvis_format(metadata):
         if metadata.get("class_image_count") is None:
-            _set_metadata(name, read_lvis_json(metadata.json_file))
+            _set_metadata(name, read_packed(metadata.json_file))
     elif metadata.get("thing_classes") is None:
         DatasetCatalog.get(name)
 
@@ -277,7 +292,7 @@ def ensure_class_names(name: str) -> None:
     metadata = registered_metadata(name)
     if _is_lvis_format(metadata) and metadata.get("thing_classes") is None:
         categories = read_categories(metadata.json_file)
-        _set_class_names(metadata, _in_order({"categories": categories}, name))
+        _set_class_names(metadata, _in_order(categories, name))
 
 
 def _is_lvis_format(metadata: Metadata) -> bool:
@@ -289,7 +304,7 @@ def require_dataset_files(name: str) -> None:
     Check that the annotation file and the image folders of a registered dataset exist.
 
     Raises:
-        UserError: no dataset has this name.
+        UserError: no dataset has this name, or detectron2 cannot read its file.
         MissingFileError: files are missing. For LVIS, the message says what to download, and into
             which folder.
     """
@@ -305,6 +320,13 @@ def require_dataset_files(name: str) -> None:
         if path is not None and "://" not in path and not PathManager.exists(path or ".")
     ]
     if not missing:
+        if name in _LVIS_DOWNLOADS and not _has_table(metadata.json_file):
+            raise UserError(
+                f'{metadata.json_file} has no list "annotations", without which detectron2 cannot '
+                f'read "{name}". Register it under another name, with DATASETS.LVIS_FORMAT '
+                "[[name, json_file, image_root]] in the config (dataloader.lvis_format in a "
+                "LazyConfig)."
+            )
         return
     message = f'The dataset "{name}" needs {" and ".join(missing)}: not found.'
     if name in _LVIS_DOWNLOADS:
@@ -323,6 +345,29 @@ def require_dataset_files(name: str) -> None:
             "into detectron2, set the environment variable DETECTRON2_DATASETS."
         )
     raise MissingFileError(message)
+
+
+def _has_table(json_file: str) -> bool:
+    """Return True unless an LVIS file lacks the list of annotations, which may be empty."""
+    if has_annotations(json_file):
+        return True
+    with open(json_file, "rb") as file:
+        return b'"annotations"' in file.read()  # without annotations it is small
+
+
+def has_ground_truth(name: str) -> bool:
+    """Return False for a registered dataset whose file has no annotations."""
+    json_file = registered_metadata(name).get("json_file")
+    return json_file is None or "://" in json_file or has_annotations(json_file)
+
+
+def require_annotations(name: str) -> None:
+    """Raise a UserError if :func:`has_ground_truth` is False: the dataset cannot be trained on."""
+    if not has_ground_truth(name):
+        raise UserError(
+            f"{registered_metadata(name).json_file}, the file of the training set "
+            f'"{name}", has no annotations: train on a set with annotations.'
+        )
 
 
 # Annotation archive and image folders of the LVIS datasets that detectron2 registers.

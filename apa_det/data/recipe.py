@@ -16,7 +16,7 @@ from ..model_zoo import configs_folder
 from ..text import listed
 from ..utils.atomic_files import open_atomic, writing
 from .frequency import COMMON_MAX, complete_categories
-from .lvis_format import relative_file_name
+from .image_names import relative_file_name
 from .name_matching import match_names
 
 logger = logging.getLogger(__name__)

@@ -229,6 +229,23 @@ def _raise_counts(counts, pixels: int, key: str) -> NoReturn:
 def _check_polygons(
     values: Sequence[list], sizes: np.ndarray, key: str, short_polygons: bool
 ) -> None:
+    polygons, owners = _polygons(values, key, short_polygons)
+    points = _array(_flat(polygons), np.float64, _NUMBERS)
+    starts = _offsets(polygons)[:-1] // 2
+    if polygons and (points is None or not near(points, starts, sizes[owners]).all()):
+        height, width = sizes[0].tolist()
+        raise Fault(
+            key,
+            f"coordinates must be finite numbers, at most one image size beyond the image of "
+            f"{width} x {height} pixels, along an outline of at most {MAX_OUTLINE:,} pixels, got "
+            f"{shown(polygons[0])}; recreate the mask",
+        )
+
+
+def _polygons(
+    values: Sequence[list], key: str, short_polygons: bool
+) -> tuple[list[list], np.ndarray]:
+    """Return all polygons, without short ones, and (P,) int64, the index of the mask of each."""
     if not all(values):
         raise Fault(key, "is empty; it must be polygons or RLE")
     polygons = _flat(values)
@@ -245,20 +262,43 @@ def _check_polygons(
             raise Fault(key, f"polygons must have {what}, got {polygon}; remove the polygon")
         kept = np.flatnonzero(~short)
         polygons, owners = [polygons[i] for i in kept.tolist()], owners[kept]
+    return polygons, owners
+
+
+def coordinates(
+    values: Sequence[list], key: str = "segmentation"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the coordinates of polygons, which :func:`near` checks further.
+
+    Args:
+        values: N masks, each a list of polygons.
+        key: their key.
+
+    Returns:
+        (B,) float64, all coordinates; (P,) int64, the number of coordinates of each polygon; and
+        (N,) int64, the number of polygons of each mask.
+    """
+    polygons, _ = _polygons(values, key, short_polygons=False)
     points = _array(_flat(polygons), np.float64, _NUMBERS)
-    starts = _offsets(polygons)[:-1] // 2
-    if polygons and (points is None or not _near(points, starts, sizes[owners]).all()):
-        height, width = sizes[0].tolist()
-        raise Fault(
-            key,
-            f"coordinates must be finite numbers, at most one image size beyond the image of "
-            f"{width} x {height} pixels, along an outline of at most {MAX_OUTLINE:,} pixels, got "
-            f"{shown(polygons[0])}; recreate the mask",
-        )
+    if points is None:
+        raise Fault(key, "coordinates must be numbers")
+    lengths, numbers = (
+        np.fromiter(map(len, lists), np.int64, len(lists)) for lists in (polygons, values)
+    )
+    return points, lengths, numbers
 
 
-def _near(points: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return which polygons lie near their image and have an outline of a sane length."""
+def near(points: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return which polygons lie near their image and have an outline of a sane length.
+
+    Args:
+        points: (B,) float64, the coordinates x, y of all polygons.
+        starts: (P,) int64, the index of the first point of each.
+        sizes: (P, 2) int64, height and width of the image of each.
+
+    Returns:
+        (P,) bool.
+    """
     near = np.ones(len(starts), bool)
     for axis in (0, 1):
         values, sides = points[axis::2], sizes[:, 1 - axis]

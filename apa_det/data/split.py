@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import UserError
 from .coco_to_lvis import copy_counts
 from .frequency import COMMON_MAX, RARE_MAX, complete_categories
-from .lvis_format import relative_file_name
+from .image_names import relative_file_name
 
 
 def stratify(

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, islice
 
+import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..utils.seeding import seeded
+from .dataset_records import DatasetRecords
 from .sampling.bad_images import BadImageReplacer
 
 
@@ -55,14 +57,16 @@ class TrainLoader:
             kwargs: further arguments of PyTorch's DataLoader.
         """
         self.start = 0
-        records = DatasetFromList(dataset, copy=False)
+        packed = isinstance(dataset, DatasetRecords)
+        records = dataset if packed else DatasetFromList(dataset, copy=False)
         images = BadImageReplacer(records, mapper, max_bad_images, seed)
         self._images = _Images(images if change_images is None else change_images(images), seed)
         self._sampler = sampler
         self.batch_size = batch_size
         self._wide = None
         if aspect_ratio_grouping:
-            self._wide = [record["width"] > record["height"] for record in dataset]
+            heights, widths = (dataset.sizes if packed else _sizes(dataset)).T
+            self._wide = widths > heights
         self._num_workers = num_workers
         self._collate = collate_fn
         self._kwargs = kwargs
@@ -86,7 +90,7 @@ class TrainLoader:
         """Yield batches of (index in the stream of all processes, index in the dataset)."""
         buckets = [], []
         for i, index in zip(count(comm.get_rank(), comm.get_world_size()), self._sampler):
-            bucket = buckets[0 if self._wide is None else self._wide[index]]
+            bucket = buckets[0 if self._wide is None else int(self._wide[index])]
             bucket.append((i, index))
             if len(bucket) == self.batch_size:
                 yield bucket.copy()
@@ -104,6 +108,10 @@ class _Images(Dataset):
         i, index = item
         with seeded(self._seed, 0, i):
             return self._images[index]
+
+
+def _sizes(dataset: Sequence[dict]) -> np.ndarray:
+    return np.array([(record["height"], record["width"]) for record in dataset]).reshape(-1, 2)
 
 
 def _unchanged(image):

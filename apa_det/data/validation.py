@@ -20,8 +20,9 @@ from . import records
 from .faults import Fault, column, faults
 
 ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
-_TABLES = ("images", "annotations", "categories")
+TABLES = ("images", "annotations", "categories")
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
+_ANNOTATIONS = re.compile(rb'"annotations"\s*:\s*\[\s*[^\s\]]')
 CONVERT = "convert files in COCO format with tools/prepare_dataset.py coco-to-lvis"
 
 
@@ -37,6 +38,9 @@ class Problem:
 def read_lvis_json(json_file: str | os.PathLike) -> dict:
     """
     Read an LVIS-format file and check that it can be used for training and evaluation.
+
+    A test set without ground truth has no annotations, and need not have the key "annotations", nor
+    ``neg_category_ids`` and ``not_exhaustive_category_ids`` of its images.
 
     Args:
         json_file: path of the file, which may be a gzip or zip archive.
@@ -108,6 +112,23 @@ def _find_categories(path: str, size: int) -> dict | None:
     return None
 
 
+def has_annotations(json_file: str | os.PathLike) -> bool:
+    """Return False for a file without annotations: a test set without ground truth.
+
+    Raises:
+        MissingFileError: the file does not exist.
+        UserError: the file is an archive, and not of JSON.
+    """
+    path = local_path(json_file)
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data[:1] in (b"{", b" ", b"\n"):  # neither an archive nor another encoding
+                return _ANNOTATIONS.search(data) is not None
+    return bool(table_of(read_json(json_file), "annotations"))
+
+
 def is_coco_format(dataset: dict) -> bool:
     """Return True if the dataset has images, and none has LVIS's ``neg_category_ids``."""
     images = [image for image in table_of(dataset, "images") if type(image) is dict]
@@ -117,6 +138,8 @@ def is_coco_format(dataset: dict) -> bool:
 @gc_paused()
 def _read_dataset(json_file: str | os.PathLike, coco: bool | None) -> dict:
     dataset = read_json(json_file)
+    if isinstance(dataset, dict) and dataset.setdefault("annotations", []) == []:
+        coco = True  # a test set: its images need no verified categories
     if coco is None:
         coco = is_coco_format(dataset)
     _raise_first(json_file, dataset, coco=coco)
@@ -145,7 +168,7 @@ def structure_problems(dataset, *, coco: bool = False) -> Iterator[Problem]:
             f"{type(dataset).__name__}",
         )
         return
-    for table in _TABLES:
+    for table in TABLES:
         if not isinstance(dataset.get(table), list):
             what = "is not a list" if table in dataset else "is missing"
             yield Problem(
@@ -223,9 +246,22 @@ def describe(noun: str, record, index: int) -> str:
 # Checks of records, see apa_det.data.records.
 
 
-def _ids(items: list[dict]) -> None:
-    values = column(items, "id", "add a unique integer")
-    records.integers(values, "id")
+def check_images(images: list[dict]) -> None:
+    """Raise a Fault for images in LVIS format with an invalid value; ids may be repeated."""
+    for check in (_ids, records.image_sizes, _file_names):
+        check(images)
+    for key in ID_LISTS:
+        _id_lists(key, False, images)
+
+
+def check_annotations(annotations: list[dict]) -> None:
+    """Raise a Fault for annotations in LVIS format with an invalid id, area or iscrowd."""
+    for check in (_ids, _areas, _no_crowds):
+        check(annotations)
+
+
+def _ids(items: list[dict]) -> np.ndarray:
+    return records.integers(column(items, "id", "add a unique integer"), "id")
 
 
 def _names(categories: list[dict]) -> None:
@@ -315,8 +351,8 @@ def _references(key: str, known: Set[int], annotations: list[dict]) -> None:
         raise Fault(key, f"must {must}, got {shown(values[0])}; {remedy}")
 
 
-def _boxes(annotations: list[dict]) -> None:
-    records.boxes(column(annotations, "bbox", "add [x, y, width, height]"))
+def _boxes(annotations: list[dict]) -> np.ndarray:
+    return records.boxes(column(annotations, "bbox", "add [x, y, width, height]"))
 
 
 def _areas(annotations: list[dict]) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from ..checkpoint import ClassTransfer, adapt, load_checkpoint, stored_class_names
+from ..checkpoint import ClassTransfer, adapt, stored_class_names
 from ..checkpoint.conversion import OPTIONAL_BUFFERS, describe_config, require_finite_floats
 from ..checkpoint.download import download_checkpoint
 from ..checkpoint.published import require_whole_gates
@@ -17,6 +17,7 @@ from ..text import listed
 from .ema import averaged_state
 from .freezing import matches, require_matches
 from .job import Job
+from .model_classes import read_checkpoint
 from .parallel import full_state
 from .saving import AtomicCheckpointer
 from .training_state import load_state
@@ -88,7 +89,7 @@ class StrictCheckpointer(AtomicCheckpointer):
 
     def _load_file(self, filename: str) -> dict:
         """Read every format of :func:`load_checkpoint`, without running code from the file."""
-        checkpoint, self.preloaded = self.preloaded or load_checkpoint(filename), None
+        checkpoint, self.preloaded = self.preloaded or read_checkpoint(filename), None
         self.path = filename
         query = parse_qs(self._parsed_url_during_load.query)
         if query.pop("matching_heuristics", ["False"]) == ["True"]:

@@ -1,5 +1,6 @@
 """The job of a config: its model, data, schedule and evaluation, whatever the config format."""
 
+import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,11 +8,13 @@ from typing import ClassVar
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from omegaconf import DictConfig
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..data import has_ground_truth
+from ..data.catalog import get_dataset_records
 from ..data.frequency import FrequencyGroups
 from ..errors import UserError
 from ..evaluation import LongTailEvaluator, evaluator_metric_names
@@ -48,6 +51,7 @@ class Job(ABC):
     log_period: int  # iterations between lines of the log and of metrics.json
     parameter_log_period: int  # iterations between records of λ and κ; 0 for none
     mixed_precision: bool  # whether to train with autocast
+    amp_dtype: str  # of autocast; "": float16 on a GPU, bfloat16 on a CPU
     ema_decay: float | None  # of the averaged weights; None for no average
     fsdp: bool  # whether to shard the model over the processes
     ddp: dict  # keyword arguments of DistributedDataParallel
@@ -88,7 +92,7 @@ class Job(ABC):
         """Build the test mapper, which has the attributes of detectron2's ``DatasetMapper``."""
 
     def build_test_loader(
-        self, records: list[dict], mapper: Callable | None = None
+        self, records: Sequence[dict], mapper: Callable | None = None
     ) -> CheckedLoader:
         """Build a test loader of dataset dicts, by default with :meth:`build_test_mapper`."""
         mapper = mapper or self.build_test_mapper()
@@ -106,9 +110,14 @@ class Job(ABC):
             raise UserError(f"{self.KEYS['test_datasets']} is empty: set it to a dataset.")
         return self.test_datasets[0]
 
-    def read_test_records(self, dataset_name: str) -> list[dict]:
+    def test_folder(self, dataset_name: str, suffix: str = "") -> str:
+        """Return the folder for the results of a test set: one for each if there are several."""
+        folder = os.path.join(self.output_dir, f"inference{suffix}")
+        return os.path.join(folder, dataset_name) if len(self.test_datasets) > 1 else folder
+
+    def read_test_records(self, dataset_name: str) -> Sequence[dict]:
         """Read the dataset dicts of a registered dataset, including images without objects."""
-        return get_detection_dataset_dicts([dataset_name], filter_empty=False)
+        return get_dataset_records([dataset_name], filter_empty=False)
 
     @abstractmethod
     def build_long_tail_evaluator(self, dataset_name: str, **kwargs) -> LongTailEvaluator:
@@ -213,6 +222,15 @@ class Job(ABC):
         metrics = evaluator_metric_names(groups, self.extra_metrics)
         return [f"{prefix}{iou_type}/{name}" for iou_type in iou_types for name in metrics]
 
+    def annotated_test_datasets(self) -> dict[str, str]:
+        """Return the test sets with ground truth, and the prefix of the metrics of each.
+
+        With several test sets, it is their name, as in the results of detectron2's trainer.
+        """
+        several = len(self.test_datasets) > 1
+        names = filter(has_ground_truth, self.test_datasets)
+        return {name: f"{name}/" if several else "" for name in names}
+
     @abstractmethod
     def metric_names(self) -> list[str] | None:
         """Return the possible values of ``best_metric``; None if unknown."""
@@ -241,3 +259,11 @@ class Job(ABC):
 
     def verify(self, results: Mapping) -> None:  # noqa: B027
         """Compare results with the config's expected ones, if it has any."""
+
+
+def autocast_dtype(job: Job, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast in the training of a job on a device; None: no autocast."""
+    if not job.mixed_precision:
+        return None
+    default = "float16" if device.type == "cuda" else "bfloat16"
+    return getattr(torch, job.amp_dtype or default)

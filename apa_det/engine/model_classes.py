@@ -21,6 +21,8 @@ from .run_folder import resume_candidates
 
 logger = logging.getLogger(__name__)
 
+_unloaded: dict[tuple, dict] = {}  # the checkpoint that was read last, by path and version
+
 
 def name_classes(model: nn.Module, names: Sequence[str] | None) -> None:
     """Store the names of a model's classes with it; None: they are unknown."""
@@ -172,17 +174,37 @@ def _checkpoint_path(job: Job, *, resume: bool) -> str:
 def _stored_names(path: str) -> list[str] | None:
     if not os.path.isfile(path):
         return None
-    status = os.stat(path)
-    names = _read_stored_names(path, status.st_mtime_ns, status.st_size)
+    names = _read_stored_names(path, _version(path))
     return None if names is None else list(names)
 
 
+def _version(path: str) -> tuple[int, int]:
+    """Return what differs after a file was written again."""
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
+
+
 @lru_cache(maxsize=16)
-def _read_stored_names(path: str, mtime_ns: int, size: int) -> list[str] | None:
-    """Args: mtime_ns, size: a file that was written again is read again."""
+def _read_stored_names(path: str, version: tuple[int, int]) -> list[str] | None:
+    _unloaded.clear()
     try:
-        return stored_class_names(load_checkpoint(path))
+        checkpoint = load_checkpoint(path)
+        _unloaded[path, version] = checkpoint
+        return stored_class_names(checkpoint)
     except UserError as error:
         if path in str(error):
             raise
         raise UserError(f"{path}: {error}") from error
+
+
+def read_checkpoint(path: str) -> dict:
+    """Read a checkpoint to load it; one whose class names were checked is not read again.
+
+    Raises:
+        UserError: see :func:`apa_det.checkpoint.load_checkpoint`.
+    """
+    if _unloaded and os.path.isfile(path):
+        checkpoint = _unloaded.pop((path, _version(path)), None)
+        if checkpoint is not None:
+            return checkpoint
+    return load_checkpoint(path)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import torch
 from detectron2.engine import create_ddp_model
@@ -30,18 +31,27 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
             torch.distributed.broadcast(tensor.detach(), src=0)
 
 
-def largest(value: float, device: torch.device | str) -> float:
+def largest(value: float) -> float:
     """Return the largest value of all processes; every process must call it.
+
+    It does not wait for GPUs.
 
     Args:
         value: of this process.
-        device: device for the reduction over the processes.
     """
     if comm.get_world_size() == 1:
         return value
-    number = torch.tensor(float(value), device=device)
-    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+    number = torch.tensor(float(value))
+    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=_host_group())
     return number.item()
+
+
+@cache
+def _host_group() -> torch.distributed.ProcessGroup:
+    """Return a group of all processes that communicates tensors on the CPU."""
+    if torch.distributed.get_backend() == "nccl":
+        return torch.distributed.new_group(backend="gloo")
+    return torch.distributed.group.WORLD
 
 
 def shard(model: nn.Module, key: str = "FSDP") -> None:

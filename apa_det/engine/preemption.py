@@ -9,13 +9,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from .checkpointer import ShardedCheckpointer
-from .parallel import largest
 from .saving import AtomicCheckpointer
+from .step import StepTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +27,29 @@ _parent: int | None = None  # process id of the launcher, see watch_parent
 class PreemptionHook(HookBase):
     """On a signal, finishes the iteration, saves a checkpoint, and exits with 128 + the signal.
 
-    All processes stop after the same iteration, even if only one of them gets the signal. In the
-    last iteration, ``model_final.pth`` is saved, and the evaluation is left to ``--resume``. A
-    second Ctrl-C ends the process at once. Signals that are ignored (``nohup``) stay so. The end of
-    the launcher counts as SIGTERM (see :func:`watch_parent`).
+    All processes stop after the same iteration, even if only one of them gets the signal: they tell
+    each other as they exchange the losses. In the last iteration, ``model_final.pth`` is saved, and
+    the evaluation is left to ``--resume``. A second Ctrl-C ends the process at once. Signals that
+    are ignored (``nohup``) stay so. The end of the launcher counts as SIGTERM (see
+    :func:`watch_parent`).
 
     Place the hook after ``LRScheduler`` and before ``PeriodicCheckpointer``, in every process, and
     evaluate in :meth:`saving_at_once`.
     """
 
-    def __init__(self, checkpointer: AtomicCheckpointer, device: torch.device):
+    def __init__(self, checkpointer: AtomicCheckpointer, step: StepTrainer):
         """
         Args:
             checkpointer: the one that ``--resume`` loads from.
-            device: device for reductions over the processes.
+            step: the step of the training, which exchanges the signals of the processes.
         """
         self._checkpointer = checkpointer
-        self._device = device
-        self._signal = 0  # the first one
+        self._step = step
+
+    @property
+    def _signal(self) -> int:
+        """The first signal of this process, else that of another one; 0: none."""
+        return self._step.own_signal or self._step.signal
 
     def before_train(self) -> None:
         self._previous = _set_handlers(self._note)
@@ -56,14 +60,15 @@ class PreemptionHook(HookBase):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             with suppress(OSError):
                 os.write(2, _AGAIN)
-        self._signal = self._signal or number
+        self._step.own_signal = self._step.own_signal or number
 
     def after_step(self) -> None:
         self.trainer.finished_iter = self.trainer.iter
         if _parent not in (None, os.getppid()):
-            self._signal = self._signal or signal.SIGTERM
-        self._signal = int(largest(self._signal, self._device))  # in any process
-        if self._signal and not self._is_last_iteration():
+            self._step.own_signal = self._step.own_signal or signal.SIGTERM
+        # With several processes, one that has come since the exchange ends the next iteration.
+        stops = self._signal if comm.get_world_size() == 1 else self._step.signal
+        if stops and not self._is_last_iteration():
             self._save()
             comm.synchronize()
             sys.exit(128 + self._signal)
@@ -88,7 +93,7 @@ class PreemptionHook(HookBase):
         if signal.SIGINT in _set_handlers(signal.SIG_IGN):
             signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        self._signal = self._signal or number
+        self._step.own_signal = self._signal or number
         sharded = isinstance(self._checkpointer, ShardedCheckpointer)
         if not (sharded or self._is_last_iteration()):
             self._save()

@@ -3,6 +3,7 @@
 import logging
 import time
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,16 @@ logger = logging.getLogger(__name__)
 _MAX_OVERFLOWS = 50  # steps in a row that loss scaling skips: it has halved the scale each time
 
 
+class _Report(NamedTuple):
+    """What a process tells the others in each step."""
+
+    losses: dict[str, float]
+    data_time: float  # seconds
+    has_finite_gradients: bool
+    normalizers: dict[str, float]  # see loss_normalizers
+    signal: int
+
+
 class StepTrainer(SimpleTrainer):
     """detectron2's SimpleTrainer and AMPTrainer in one, with gradient accumulation.
 
@@ -36,11 +47,18 @@ class StepTrainer(SimpleTrainer):
 
     A step with a NaN or infinite loss or gradient changes nothing: neither weights nor buffers. It
     is skipped, or raises a FloatingPointError, in all processes. With loss scaling (float16),
-    infinite gradients alone are left to it, and are an error only in many steps in a row.
+    infinite gradients alone are left to it, and are an error only in many steps in a row. Gradients
+    are unscaled after the backward pass, so hooks and clipping see their true values.
+
+    The host waits for the device once in a step: for the losses and whether the gradients are
+    finite. Processes exchange an error of their loaders before the forward pass, and everything
+    else together with the losses.
 
     Attributes:
         has_updated: whether the step has begun to change the weights.
         buffers: those of the model before the step.
+        own_signal: the first signal that this process got; 0: none. Set by ``PreemptionHook``.
+        signal: the largest ``own_signal`` of all processes, as of the last exchange of losses.
     """
 
     def __init__(
@@ -76,6 +94,7 @@ class StepTrainer(SimpleTrainer):
         self._num_overflows = 0  # in a row
         self._normalizers: list[dict[str, float]] = []  # loss normalizers of each process
         self.has_updated = False
+        self.own_signal = self.signal = 0
         self.buffers = BufferSnapshot(model)
         self._replay_memories = ReplayMemories(model)
         self._device_type = next(model.parameters()).device.type
@@ -99,6 +118,7 @@ class StepTrainer(SimpleTrainer):
                 self._backward(part, losses)
         self._backward(last, losses)
         _require_gradients(self.model, self._unused_key)
+        self.grad_scaler.unscale_(self.optimizer)  # else a fused step would do it after clipping
         self.after_backward()
         if self._is_bad(losses, data_time):
             return
@@ -118,7 +138,7 @@ class StepTrainer(SimpleTrainer):
             batch = next(self._data_loader_iter)
         except UserError as caught:
             error = caught
-        if largest(error is not None, self._device_type):  # faster than gathering errors
+        if largest(error is not None):  # faster than gathering errors
             raise_in_all_processes(error)
         return batch
 
@@ -147,6 +167,8 @@ class StepTrainer(SimpleTrainer):
         if not self._num_skipped:
             return False
         self.buffers.restore()
+        if self.grad_scaler.is_enabled():  # the gradients are unscaled, but make no step
+            self.grad_scaler.update(self.grad_scaler.get_scale())
         if self._num_skipped > self._skip_nonfinite:
             example = self._example() if what == "Gradients" else ""
             raise FloatingPointError(
@@ -168,17 +190,20 @@ class StepTrainer(SimpleTrainer):
             averaged over the processes.
         """
         finite = _are_finite([p.grad for p in self.model.parameters() if p.grad is not None])
-        metrics = {name: loss.detach().cpu().item() for name, loss in losses.items()}
+        *numbers, finite = _to_host([*losses.values(), finite])
+        metrics = dict(zip(losses, numbers, strict=True))
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time, cur_iter=self.iter)
         normalizers = loss_normalizers(self.buffers.detectors)
-        gathered = comm.all_gather((metrics, data_time, bool(finite), normalizers))
-        metrics = {name: np.mean([x[name] for x, *_ in gathered]) for name in metrics}
-        self._normalizers = [x for *_, x in gathered]
+        own = _Report(metrics, data_time, bool(finite), normalizers, self.own_signal)
+        reports: list[_Report] = comm.all_gather(own)
+        metrics = {name: np.mean([x.losses[name] for x in reports]) for name in metrics}
+        self._normalizers = [x.normalizers for x in reports]
+        self.signal = max(x.signal for x in reports)
         total = sum(metrics.values())
         is_main, has_losses = comm.is_main_process(), np.isfinite(total)
         if is_main:
-            data_time = np.max([time for _, time, *_ in gathered])
+            data_time = np.max([x.data_time for x in reports])
             storage.put_scalar("data_time", data_time, cur_iter=self.iter)
         if is_main and has_losses:
             storage.put_scalar("total_loss", total, cur_iter=self.iter)
@@ -186,7 +211,7 @@ class StepTrainer(SimpleTrainer):
                 storage.put_scalars(cur_iter=self.iter, **metrics)
         if not has_losses:
             return "Loss", metrics
-        return "" if all(finite for _, _, finite, _ in gathered) else "Gradients", metrics
+        return "" if all(x.has_finite_gradients for x in reports) else "Gradients", metrics
 
     def _example(self) -> str:
         for name, parameter in self.model.named_parameters():
@@ -261,6 +286,12 @@ def _are_finite(gradients: list[Tensor]) -> Tensor:
     if len({(x.dtype, x.device) for x in largest}) > 1:
         largest = [x.to(local[0].device, torch.float64) for x in largest]
     return torch.stack(largest).isfinite().all()
+
+
+def _to_host(scalars: list[Tensor]) -> list[float]:
+    """Return the values of tensors of one element, with a single wait for their device."""
+    device = scalars[0].device
+    return torch.stack([x.detach().reshape(()).to(device) for x in scalars]).tolist()
 
 
 def _require_gradients(model: nn.Module, key: str) -> None:

@@ -10,6 +10,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import nn
 
+from ..data.catalog import select_images
 from ..data.class_names import align_training_sets
 from ..evaluation import LongTailEvaluator
 from ..evaluation.by_name import by_name
@@ -74,8 +75,9 @@ class SubsetTest:
     """Evaluates a model on ``job.subset`` images of each test set, the same ones every time."""
 
     def __init__(self, job: Job):
+        self._names = job.test_datasets
         self._tests: dict[str, tuple[CheckedLoader, LongTailEvaluator]] = {}
-        for name in job.test_datasets:
+        for name in job.annotated_test_datasets():
             evaluator = job.build_long_tail_evaluator(
                 name, subset_only=True, save_predictions=False, per_category=False
             )
@@ -85,7 +87,7 @@ class SubsetTest:
 
     def __call__(self, model: nn.Module) -> OrderedDict:
         """Return and log results as ``DefaultTrainer.test``; empty except in the main process."""
-        results = OrderedDict()
+        results = OrderedDict((name, {}) for name in self._names)
         for name, (loader, evaluator) in self._tests.items():
             logger.info("Evaluating %d images of %s", len(loader.dataset), name)
             results[name] = inference_on_dataset(model, loader, by_name(evaluator, name, model))
@@ -96,9 +98,8 @@ class SubsetTest:
 
 def build_subset_loader(job: Job, dataset_name: str, image_ids: np.ndarray) -> CheckedLoader:
     """Build a test loader of some images of a registered dataset."""
-    chosen = set(image_ids.tolist())
     records = job.read_test_records(dataset_name)
-    return job.build_test_loader([record for record in records if record["image_id"] in chosen])
+    return job.build_test_loader(select_images(records, set(image_ids.tolist())))
 
 
 def without_nan(results: dict) -> dict[str, float]:

@@ -33,7 +33,7 @@ from .hooks import (
     PeriodicWriter,
     PreciseBN,
 )
-from .job import Job
+from .job import Job, autocast_dtype
 from .loop import TrainingLoop
 from .model_classes import name_classes
 from .parallel import broadcast, full_state, load_full_states, replicate, shard
@@ -112,11 +112,10 @@ class JobTrainer(TrainingLoop):
         else:
             model = replicate(model, **job.ddp)
             self._tested = model if self.ema is None else self.ema.module
-        amp_dtype = torch.float16 if self._device.type == "cuda" else torch.bfloat16
         self._trainer = StepTrainer(
             *(model, data_loader, optimizer),
             num_parts=job.num_parts,
-            precision=amp_dtype if job.mixed_precision else None,
+            precision=autocast_dtype(job, self._device),
             unused_key=job.KEYS["find_unused_parameters"],
             skip_nonfinite=job.skip_nonfinite,
             skip_key=job.KEYS["skip_nonfinite"],
@@ -265,7 +264,7 @@ class JobTrainer(TrainingLoop):
     def build_hooks(self) -> list[hooks.HookBase]:
         """Build the hooks, in the order in which they run after each step."""
         job, is_main = self.job, comm.is_main_process()
-        self._preemption = PreemptionHook(self.checkpointer, self._device)
+        self._preemption = PreemptionHook(self.checkpointer, self._trainer)
         built = [hooks.IterationTimer(), hooks.LRScheduler(), self._preemption]
         if job.precise_bn_iters and get_bn_modules(self.model):
             built.append(PreciseBN(job.eval_period, self.model, job.precise_bn_iters))

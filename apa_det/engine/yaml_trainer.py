@@ -1,13 +1,12 @@
 """detectron2's DefaultTrainer for long-tailed detection."""
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -19,7 +18,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 
-from ..data import APADatasetMapper, build_train_loader
+from ..data import build_train_loader
 from ..evaluation import V3DetEvaluator
 from ..evaluation.by_name import by_name
 from ..modeling import build_model
@@ -86,9 +85,9 @@ class Trainer(JobTrainer, DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> CheckedLoader:
-        """See :func:`detectron2.data.build_detection_test_loader`."""
-        mapper = APADatasetMapper(cfg, is_train=False)
-        return CheckedLoader(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+        """See :meth:`Job.build_test_loader`."""
+        job = YamlJob(cfg, cls)
+        return job.build_test_loader(job.read_test_records(dataset_name))
 
     @classmethod
     def build_evaluator(
@@ -99,9 +98,9 @@ class Trainer(JobTrainer, DefaultTrainer):
         Raises:
             NotImplementedError: there is no evaluator for this type.
         """
-        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
         job = YamlJob(cfg, cls)
+        output_folder = output_folder or job.test_folder(dataset_name)
         if job.is_long_tail(dataset_name):
             return job.build_long_tail_evaluator(dataset_name, output_dir=output_folder)
         if kind == "coco":
@@ -140,7 +139,7 @@ class Trainer(JobTrainer, DefaultTrainer):
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
         """Evaluate with test-time augmentation; the keys of the results end in ``_TTA``."""
         logger.info("Running inference with test-time augmentation ...")
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        folder, names = YamlJob(cfg, cls).test_folder, cfg.DATASETS.TEST
+        evaluators = [cls.build_evaluator(cfg, name, folder(name, "_TTA")) for name in names]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{key}_TTA", value) for key, value in results.items())

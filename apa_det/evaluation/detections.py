@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -172,6 +172,14 @@ class Detections:
             None if self.boxes is None else self.boxes[index],
             None if self.masks is None else self.masks.select(index),
         )
+
+    def for_server(self) -> "Detections":
+        """Return the detections as LVIS's evaluation server takes them: masks without boxes.
+
+        The server evaluates with lvis-api, which takes the size of an object from its box if it has
+        one, and else from its mask.
+        """
+        return self if self.masks is None else replace(self, boxes=None)
 
     def records(self, block: int = 10_000) -> Iterator[dict]:
         """Yield LVIS results that ``json`` can write, built ``block`` at a time to save memory."""

@@ -112,7 +112,8 @@ class LongTailEvaluator(DatasetEvaluator):
                 arguments of :func:`evaluator_arguments`.
             distributed: gather the predictions of all processes and evaluate in the main process.
                 Otherwise each process evaluates its own predictions.
-            output_dir: the folder for the files of ``save_predictions`` and ``per_category``.
+            output_dir: the folder for the files of ``save_predictions`` and ``per_category``, and
+                for the predictions of a test set without ground truth.
             max_dets_per_image: evaluate this many predictions per image, by score. None: 300.
             engine: "fast" or "lvis", see :func:`apa_det.evaluation.evaluate`.
             groups: the frequency groups. None: LVIS's, by the dataset's thresholds.
@@ -194,12 +195,16 @@ class LongTailEvaluator(DatasetEvaluator):
         Returns:
             For each IoU type the :data:`METRICS` in percent, NaN for a group without ground truth,
             and the extra metrics. Empty in all processes but the main one, and for a dataset
-            without annotations.
+            without annotations: its predictions are written to ``lvis_instances_results.json`` as
+            LVIS's evaluation server takes them, masks without boxes.
         """
         gathered = self._predictions.gather(self._distributed)
         if gathered is None:
             return {}
         detections, seen = gathered
+        if self._truth is not None and not len(self._truth.annotation_ids):
+            self._write_for_server(detections)
+            return OrderedDict()
         if self._save_predictions:
             self._write(detections)
         results = OrderedDict()
@@ -208,18 +213,28 @@ class LongTailEvaluator(DatasetEvaluator):
                 results.update(self._evaluate(prefix, truth, detections, seen))
         return results
 
-    def _write(self, detections: Detections) -> None:
+    def _write(self, detections: Detections) -> str:
         PathManager.mkdirs(self._output_dir)
         path = os.path.join(self._output_dir, RESULTS_FILE)
         detections.write(path)
         logger.info("Wrote the predictions to %s", path)
+        return path
+
+    def _write_for_server(self, detections: Detections) -> None:
+        """Write the predictions of a test set without ground truth."""
+        logger.info("%s has no ground truth: no metrics are computed.", self._name)
+        if not self._output_dir:
+            logger.warning("Its predictions are not written: there is no output_dir.")
+            return
+        path = self._write(detections.for_server())
+        logger.info("Submit %s to the evaluation server of the test set.", path)
 
     def _evaluate(
         self, prefix: str, truth: GroundTruth, detections: Detections, seen: np.ndarray
     ) -> OrderedDict[str, dict[str, float]]:
         name = f"{len(truth.image_ids)} images of {self._name}" if prefix else self._name
-        if not len(truth.annotation_ids):
-            logger.info("%s has no annotations: there is nothing to evaluate.", name)
+        if not len(truth.annotation_ids):  # of a subset
+            logger.info("%s have no annotations: there is nothing to evaluate.", name)
             return OrderedDict()
         if prefix:
             detections = detections.select(np.isin(detections.image_ids, truth.image_ids))

@@ -4,6 +4,7 @@ import copy
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..data import complete_categories
 from ..data.coco_to_lvis import copy_counts, crowd_note, usable_annotations
 from ..data.frequency import COMMON_MAX, RARE_MAX, FrequencyGroups
 from ..data.validation import is_coco_format, read_coco_or_lvis_json
+from .mask_texts import Selected, read_truth_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ class GroundTruth:
         ignore: (G,) bool, annotations marked ``ignore``.
         has_area: (G,) bool, annotations with an area; lvis-api skips the others.
         counted: (G,) bool, annotations that have an area and are not ignored.
-        segmentations: G polygons or RLEs, not copied. None: no masks.
+        segmentations: G polygons or RLEs, not copied. None: no masks. The polygons of a file in
+            LVIS format are parsed on first use, which raises a UserError if one is invalid.
         num_crowds: crowd regions of a COCO-format dataset, which LVIS's rules do not have: there,
             unmatched detections of their category are ignored in the whole image.
         verified: sorted int64 keys ``image index * K + category index`` of the pairs where the
@@ -53,6 +56,7 @@ class GroundTruth:
         groups: FrequencyGroups | None = None,
         *,
         everything_verified: bool = False,
+        masks: Sequence[list | dict] | None = None,
     ):
         """
         Args:
@@ -61,6 +65,7 @@ class GroundTruth:
             groups: the frequency groups. None: LVIS's.
             everything_verified: all categories are verified in all images;
                 ``neg_category_ids`` are not read.
+            masks: the masks of the annotations. None: their ``segmentation``.
         """
         self.images = sorted(dataset["images"], key=lambda image: image["id"])
         self.image_ids = _integers(self.images, "id")
@@ -80,13 +85,16 @@ class GroundTruth:
         self.annotation_categories = np.searchsorted(
             self.category_ids, _integers(annotations, "category_id")
         )
-        self.boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
+        boxes = chain.from_iterable([a["bbox"] for a in annotations])
+        self.boxes = np.fromiter(boxes, np.float64, 4 * len(annotations)).reshape(-1, 4)
         self.areas = np.array([a["area"] for a in annotations], np.float64)
         self.ignore = np.array([bool(a.get("ignore")) for a in annotations], bool)
         self.has_area = (self.areas > 0) & (self.areas < np.inf)
         self.counted = self.has_area & ~self.ignore & (self.areas <= 1e10)
-        segmentations = [a.get("segmentation") for a in annotations]
-        self.segmentations = segmentations if any(segmentations) else None
+        if masks is None:
+            masks = [a.get("segmentation") for a in annotations]
+            masks = masks if any(masks) else None
+        self.segmentations = masks
 
         self.not_exhaustive = np.unique(self._pairs("not_exhaustive_category_ids"))
         self.verified = None
@@ -120,6 +128,7 @@ class GroundTruth:
         groups: FrequencyGroups | None = None,
         *,
         count_from: dict | None = None,
+        masks: Sequence[list | dict] | None = None,
     ) -> "GroundTruth":
         """Build from the content of an LVIS-format or COCO-format file.
 
@@ -131,13 +140,15 @@ class GroundTruth:
             groups: the frequency groups. None: LVIS's.
             count_from: the training set that defines the image counts, in COCO or LVIS format.
                 None: use ``image_count`` of ``dataset``, or count its images.
+            masks: the masks of the annotations in LVIS format. None: their ``segmentation``.
 
         Raises:
             UserError: ``count_from`` or ``groups`` have other categories.
         """
         coco = is_coco_format(dataset)
         by_count = groups is None or groups.members is None
-        if count_from is None and by_count and any(map(_is_uncounted, dataset["categories"])):
+        is_guess = count_from is None and by_count and dataset["annotations"]
+        if is_guess and any(map(_is_uncounted, dataset["categories"])):
             logger.warning(
                 "Some categories have neither frequency nor image_count: frequency groups are "
                 "based on the evaluated images instead of the training set."
@@ -153,7 +164,7 @@ class GroundTruth:
         if count_from is not None:
             copy_counts(count_from, categories, *thresholds)
         complete_categories(dataset, *thresholds)
-        truth = cls(dataset, groups, everything_verified=coco)
+        truth = cls(dataset, groups, everything_verified=coco, masks=masks)
         truth.num_crowds = num_crowds
         if num_crowds:
             note = f"The ground truth has {truth.crowd_note()}"
@@ -174,7 +185,8 @@ class GroundTruth:
             MissingFileError, UserError: see :func:`apa_det.data.read_lvis_json`.
         """
         counted = None if count_from is None else read_coco_or_lvis_json(count_from)
-        return cls.from_dataset(read_coco_or_lvis_json(json_file), groups, count_from=counted)
+        dataset, masks = read_truth_json(json_file)
+        return cls.from_dataset(dataset, groups, count_from=counted, masks=masks)
 
     def restricted_to(self, image_ids: np.ndarray) -> "GroundTruth":
         """Return the ground truth of some images; image counts and groups stay."""
@@ -197,7 +209,7 @@ class GroundTruth:
             setattr(part, name, getattr(self, name)[annotated])
         if self.segmentations is not None:
             rows = np.flatnonzero(annotated).tolist()
-            part.segmentations = [self.segmentations[i] for i in rows]
+            part.segmentations = Selected(self.segmentations, rows)
         for name in ("verified", "not_exhaustive"):
             pairs = getattr(self, name)
             if pairs is not None:

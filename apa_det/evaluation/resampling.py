@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from .result import FALSE_POSITIVE, IOU_THRESHOLDS, RECALL_THRESHOLDS, TRUE_POSITIVE, Evaluation
+from .result import IGNORED, IOU_THRESHOLDS, RECALL_THRESHOLDS, TRUE_POSITIVE, Evaluation
+
+_WEIGHTS_AT_ONCE = 1 << 20  # of detections and annotations: some tens of megabytes
 
 
 def draw_image_weights(num_images: int, num_resamples: int, seed: int = 0) -> np.ndarray:
@@ -51,11 +53,15 @@ def _category_ap(evaluation: Evaluation, weights: np.ndarray) -> np.ndarray:
     images = truth.annotation_images[truth.counted]
     result = np.full((len(weights), len(truth.category_ids)), np.nan)
     for category in np.unique(counted).tolist():
-        objects = weights[:, images[counted == category]].sum(1, dtype=np.float64)
+        annotated = images[counted == category]
         rows = order[cuts[category] : cuts[category + 1]]
         found = evaluation.match_images[rows], matches.outcomes[rows]
-        ap = _average_precision(*found, weights, objects)
-        result[:, category] = np.where(objects > 0, ap, np.nan)
+        at_once = max(1, _WEIGHTS_AT_ONCE // (len(rows) + len(annotated)))
+        for start in range(0, len(weights), at_once):
+            part = weights[start : start + at_once]
+            objects = part[:, annotated].sum(1, dtype=np.float64)
+            ap = _average_precision(*found, part, objects)
+            result[start : start + at_once, category] = np.where(objects > 0, ap, np.nan)
     return result
 
 
@@ -72,20 +78,18 @@ def _average_precision(
         weights: (B, I).
         objects: (B,) number of counted annotations.
     """
-    seen, columns = np.unique(images, return_inverse=True)
-    weights = weights[:, seen]
     objects = np.maximum(objects, 1.0)[:, None]
     total = np.zeros(len(weights))
+    before, found = None, None  # detections that are not ignored, and their cumulative number
     for outcome in outcomes.T:
         true = np.flatnonzero(outcome == TRUE_POSITIVE)
         if not len(true):
             continue
-        false = np.flatnonzero(outcome[: true[-1]] == FALSE_POSITIVE)
-        cells = columns[false] * len(true) + np.searchsorted(true, false)
-        added = np.bincount(cells, minlength=len(seen) * len(true)).reshape(len(seen), -1)
-        tp = np.cumsum(weights[:, columns[true]], axis=1, dtype=np.float64)
-        fp = np.cumsum(weights @ added.astype(np.float32), axis=1, dtype=np.float64)
-        precision = tp / (tp + fp + np.spacing(1))
+        counted = np.flatnonzero(outcome != IGNORED)
+        if before is None or not np.array_equal(counted, before):  # often as at the last threshold
+            before, found = counted, np.cumsum(weights[:, images[counted]], 1, dtype=np.float64)
+        tp = np.cumsum(weights[:, images[true]], axis=1, dtype=np.float64)
+        precision = tp / (found[:, np.searchsorted(counted, true)] + np.spacing(1))
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         reached = np.searchsorted(RECALL_THRESHOLDS, tp / objects, side="right")
         total += (precision * np.diff(reached, axis=1, prepend=0)).sum(1)

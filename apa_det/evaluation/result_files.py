@@ -48,8 +48,9 @@ def read_results(
         path: the file.
         ground_truth: the ground truth of the detections.
         iou_types: read the boxes or masks that these of "bbox", "segm" and "boundary" need. None:
-            boxes, and masks if the file and the ground truth have them. Detections without boxes
-            get the bounding boxes of their masks.
+            boxes, and masks if the file and the ground truth have them; a test set without
+            annotations may have masks. Detections without boxes get the bounding boxes of their
+            masks.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -155,7 +156,7 @@ class _Reader:
     def _choose_columns(self, record) -> None:
         """Choose the keys that all records need, from the first record and the IoU types."""
         keys = record.keys() if isinstance(record, dict) else {}
-        can_have_masks = self._truth.segmentations is not None
+        can_have_masks = self._truth.has_masks or not len(self._truth.annotation_ids)
         if self._iou_types is None:
             self._masks = "segmentation" in keys and can_have_masks
             boxes = True

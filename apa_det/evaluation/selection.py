@@ -7,7 +7,7 @@ import numpy as np
 from .detections import Detections
 from .ground_truth import GroundTruth
 
-_TABLE_LIMIT = 1 << 28
+_SMALL_TABLE = 1 << 20  # entries of a table that may be larger than the values to look up
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,24 +63,28 @@ def select(
 
 
 def find(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return (N,) int64, the index of each id in ``known`` (ascending), or -1."""
-    low, high = (known[0], known[-1]) if len(known) else (0, -1)
-    if 0 <= low and high < _TABLE_LIMIT:  # ids are usually small
-        table = np.full(high + 2, -1)
-        table[known] = np.arange(len(known))
-        if len(ids) and 0 <= ids.min() and ids.max() <= high:
-            return table[ids]
-        return table[np.where((ids >= 0) & (ids <= high), ids, high + 1)]
-    indices = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    return np.where(known[indices] == ids, indices, -1)
+    """Return (N,) int64, the index of each id in ``known`` (ascending), or -1.
+
+    Ids may be any int64. The memory is that of the ids, at most about 8 MB more.
+    """
+    if not len(known):
+        return np.full(len(ids), -1)
+    low, high = int(known[0]), int(known[-1])
+    size = high - low + 1
+    if size > max(_SMALL_TABLE, len(ids)):
+        indices = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        return np.where(known[indices] == ids, indices, -1)
+    table = np.full(size + 1, -1)  # the last is for unknown ids
+    table[known - low] = np.arange(len(known))
+    return table[np.where((ids >= low) & (ids <= high), ids - low, size)]
 
 
 def _is_verified(truth: GroundTruth, images: np.ndarray, categories: np.ndarray) -> np.ndarray:
     """Return (N,) bool: the category is verified as present or absent in the image."""
-    size = len(truth.image_ids) * len(truth.category_ids)
     pairs = images * len(truth.category_ids) + categories
-    if size > _TABLE_LIMIT:
-        return np.isin(pairs, truth.verified)
+    size = len(truth.image_ids) * len(truth.category_ids)
+    if size > max(_SMALL_TABLE, pairs.nbytes):
+        return find(pairs, truth.verified) >= 0
     table = np.zeros(size, bool)
     table[truth.verified] = True
     return table[pairs]

@@ -12,7 +12,7 @@ import numpy as np
 from tabulate import tabulate
 
 from ..data.frequency import FrequencyGroups
-from ..data.lvis_format import relative_file_name
+from ..data.image_names import relative_file_name
 from ..errors import MissingFileError, UserError
 from .engines import IOU_TYPES, evaluate
 from .extras import fixed_ap, pooled_ap
@@ -168,13 +168,18 @@ def compare(
             no annotations that count, or ``image_root`` does not contain its first image.
     """
     truth = GroundTruth.from_file(gt_file, groups, count_from=count_from)
-    if truth.verified is None:
-        logger.info("%s is in COCO format: every category counts in every image.", gt_file)
+    if not len(truth.annotation_ids):
+        raise UserError(
+            f"{gt_file} has no annotations to evaluate: the ground truth of a test set is only on "
+            "its evaluation server. Give a file with annotations."
+        )
     if not truth.counted.any():
         raise UserError(
             f"{gt_file} has no annotations to evaluate. Annotations need an area > 0 and must not "
             "be marked 'ignore'."
         )
+    if truth.verified is None:
+        logger.info("%s is in COCO format: every category counts in every image.", gt_file)
     if image_root is not None:
         _check_image_root(image_root, truth)
     files, worst = [], None

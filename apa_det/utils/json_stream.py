@@ -3,8 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -12,10 +13,12 @@ from ..errors import UserError
 from .json_files import gc_paused, invalid_reason, is_cut_off, open_json, reading_errors
 
 _BLOCK = 1 << 23  # characters
+_TABLE_BLOCK = 1 << 20
 _TAIL = 1 << 16  # characters to search for the end of a record
 _MAX_RECORD = 1 << 26  # characters
 _NUMBER_END = 2  # characters after a number that may still belong to it, e.g. "e-" of 1e-5
 _BETWEEN = re.compile(r"\}\s*,\s*\{")
+_SPACE = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"\s*([,\]]?)\s*")
 _DECODER = json.JSONDecoder()
 
@@ -35,6 +38,50 @@ def read_json_list(json_file: str | os.PathLike, block: int = _BLOCK) -> Iterato
         UserError: the file is not a JSON list, is corrupt, or is cut off; the message names the
             first record that cannot be read.
     """
+    with _opened(json_file) as (file, progress):
+        items = _Items(file, str(json_file), block)
+        while (records := items.next_records()) is not None:
+            progress()
+            yield records
+
+
+class UnexpectedJSON(ValueError):
+    """Text that :func:`read_json_tables` leaves to :func:`apa_det.utils.json_files.read_json`."""
+
+
+def read_json_tables(
+    json_file: str | os.PathLike,
+    tables: Collection[str],
+    edit: Callable[[str], str] = str,
+    block: int = _TABLE_BLOCK,
+) -> Iterator[tuple[str, object]]:
+    """
+    Yield the keys and values of a JSON object, and the lists of some keys in chunks.
+
+    Neither the whole text nor all records of these lists are in memory at once.
+
+    Args:
+        json_file: path of the file, see :func:`apa_det.utils.json_files.open_json`.
+        tables: keys whose lists are yielded in several parts, of which the first is empty.
+        edit: changes the text of records before they are decoded. If a part of a list has not been
+            edited, it is called again and its result is not used.
+        block: number of characters to read at a time.
+
+    Raises:
+        MissingFileError: the file does not exist.
+        UserError: the file cannot be read.
+        UnexpectedJSON: the file is no JSON object, is invalid, repeats a key, or has a record of
+            more than 64 MB.
+    """
+    with _opened(json_file) as (file, progress):
+        for item in _Tables(file, str(json_file), edit, block).items(tables):
+            progress()
+            yield item
+
+
+@contextmanager
+def _opened(json_file: str | os.PathLike) -> Iterator[tuple[TextIO, Callable[[], None]]]:
+    """Open a JSON file. Yields the text, and a function that shows the progress."""
     with (
         open_json(json_file) as (file, raw),
         tqdm(
@@ -46,10 +93,127 @@ def read_json_list(json_file: str | os.PathLike, block: int = _BLOCK) -> Iterato
             leave=False,
         ) as progress,
     ):
-        items = _Items(file, str(json_file), block)
-        while (records := items.next_records()) is not None:
-            progress.update(raw.tell() - progress.n)
-            yield records
+        yield file, lambda: progress.update(raw.tell() - progress.n)
+
+
+class _Tables:
+    """Incremental parser of the object in a text file."""
+
+    def __init__(self, file: TextIO, name: str, edit: Callable[[str], str], block: int):
+        self._file, self._name, self._edit, self._block = file, name, edit, block
+        self._text, self._at = "", 0
+        self._ended = False
+
+    def items(self, tables: Collection[str]) -> Iterator[tuple[str, object]]:
+        self._take("{")
+        keys: set[str] = set()
+        while True:
+            key = self._value()
+            if type(key) is not str or key in keys:
+                self._fail(f"the key {key!r}")
+            keys.add(key)
+            self._take(":")
+            if key in tables and self._next() == "[":
+                self._at += 1
+                yield key, []
+                ended = self._next() == "]"
+                self._at += ended
+                while not ended:
+                    records, ended = self._records()
+                    if records:
+                        yield key, records
+            else:
+                yield key, self._value()
+            if self._next() == "}":
+                break
+            self._take(",")
+        self._at += 1
+        if self._next():
+            self._fail("more text after its end")
+
+    def _fail(self, what: str) -> NoReturn:
+        raise UnexpectedJSON(f"{self._name} has {what}.")
+
+    def _read(self) -> bool:
+        """Read more text; return False at the end of the file."""
+        with reading_errors(self._name):
+            text = self._file.read(max(self._block, len(self._text) - self._at))
+        self._text, self._at = self._text[self._at :] + text, 0
+        self._ended = not text
+        return not self._ended
+
+    def _next(self) -> str:
+        """Return the next character, which is no white space; "" at the end of the file."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._read():
+                return ""
+
+    def _take(self, character: str) -> None:
+        if self._next() != character:
+            self._fail(f"no {character}")
+        self._at += 1
+
+    @gc_paused()
+    def _value(self) -> object:
+        self._next()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except (ValueError, RecursionError):
+                value, end = None, None
+            if end is not None and (self._ended or end + _NUMBER_END < len(self._text)):
+                self._at = end
+                return value
+            if not self._read() and end is None:
+                self._fail("an invalid value")
+
+    @gc_paused()
+    def _records(self) -> tuple[list, bool]:
+        """Decode the next records of a list; return them, and whether the list has ended."""
+        if not self._ended and len(self._text) - self._at < self._block:
+            self._read()
+        text = self._text[self._at :]
+        if not self._ended:  # up to the last "}, {", which is hopefully not inside a record
+            cuts = list(_BETWEEN.finditer(text, max(0, len(text) - _TAIL)))
+            head = text[: cuts[-1].start() + 1] + "]" if cuts else ""
+        else:
+            cuts, head = [], text
+        for read in (self._edit, str):  # the end of the list is only found in the text as it is
+            edited = read(head)
+            try:
+                records, end = _DECODER.raw_decode("[" + edited)
+            except (ValueError, RecursionError):
+                return self._singly()
+            if not records:
+                self._fail("a comma at the end of a list")
+            if cuts and end > len(edited):
+                self._at += cuts[-1].end() - 1
+                return records, False
+        self._at += end - 1
+        return records, True
+
+    def _singly(self) -> tuple[list, bool]:
+        """Decode the records one by one, up to the end of the text or of the list."""
+        records = []
+        self._next()
+        while self._at < len(self._text):
+            try:
+                record, end = _DECODER.raw_decode(self._text, self._at)
+            except (ValueError, RecursionError):
+                break
+            separator = _SEPARATOR.match(self._text, end)
+            if not separator[1]:
+                break
+            records.append(record)
+            self._at = separator.end()
+            if separator[1] == "]":
+                return records, True
+        if not records and (len(self._text) - self._at > _MAX_RECORD or not self._read()):
+            self._fail("an invalid record")
+        return records, False
 
 
 class _Items:

@@ -3,6 +3,9 @@ from detectron2 import model_zoo
 train = model_zoo.get_config("common/train.py").train
 train.eval_period = 0  # only at the end of training
 
+# Precision with train.amp.enabled: "float16", "bfloat16", or "": float16 on a GPU, else bfloat16
+train.amp.dtype = ""
+
 # The keys of apa_det, in addition to detectron2's
 train.update(
     # Save the checkpoint that is best in this metric, e.g. "bbox/AP" or "segm/APr", as

@@ -137,6 +137,24 @@ def test_evaluation(tmp_path):
             assert result[library]["seconds"] > 0 and result[library]["peak"] > 10
 
 
+@pytest.mark.parametrize("command", ["ground-truth", "evaluate-v3det"])
+def test_other_evaluations(tmp_path, command):
+    file = tmp_path / "out.json"
+    options = ["--classes", "30"] if command == "evaluate-v3det" else ["--repeats", "1"]
+    command = [sys.executable, "-m", "benchmarks", command, "--images", "9", *options]
+    done = subprocess.run(
+        [*command, "--json", file], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(file.read_text())
+    if "--classes" in options:
+        (results,) = results
+        assert results["ours"]["AP"] == pytest.approx(results["detectron2"]["AP"], abs=1e-9)
+    else:
+        assert set(results) == {"ours", "masks", "json", "lvis"}
+        assert all(row["seconds"] > 0 for row in results.values())
+
+
 def test_category_frequencies(monkeypatch, capsys, tmp_path):
     """A Zipf law without APA_DET_TEST_DATA; an error if it or --cat-info names a missing file."""
     monkeypatch.syspath_prepend(ROOT)
@@ -151,3 +169,27 @@ def test_category_frequencies(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("APA_DET_TEST_DATA", str(tmp_path))
     with pytest.raises(SystemExit, match="lvis/lvis_v1_train_cat_info.json does not exist"):
         read_categories(None)
+
+
+def test_data(tmp_path):
+    file = tmp_path / "out.json"
+    arguments = ["--images", "40", "--batches", "1", "--processes", "2", "--json", str(file)]
+    command = [sys.executable, "-m", "benchmarks", "data", *arguments]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "Up to a ready training loader" in output and "The check of the JSON file" in output
+    results = json.loads(file.read_text())
+    for library in ("ours", "detectron2"):
+        assert results[library]["seconds"] > 0 and results[library]["processes"]["peak"] > 0
+    assert results["ours"]["shared"] > 0 == results["detectron2"]["shared"]
+    assert results["speed"]["ratio"] > 0
+
+
+def test_data_files_are_the_same_for_the_same_seed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.data_file import write_dataset
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_dataset(tmp_path / name, 30)
+    a, b = ((tmp_path / name / "train.json").read_bytes() for name in ("a", "b"))
+    assert a == b

@@ -236,6 +236,21 @@ def test_lvis_not_downloaded():
         assert part in str(error.value)
 
 
+def test_lvis_test_set_without_annotations(tmp_path, monkeypatch):
+    """lvis-api, with which detectron2 reads its own LVIS datasets, needs the list."""
+    metadata = MetadataCatalog.get("lvis_v1_test_dev")
+    (tmp_path / "test2017").mkdir()
+    json_file = tmp_path / "lvis_v1_image_info_test_dev.json"
+    monkeypatch.setitem(vars(metadata), "json_file", str(json_file))
+    monkeypatch.setitem(vars(metadata), "image_root", str(tmp_path) + "/")
+    content = {"images": [], "categories": [{"id": 1, "name": "a"}]}
+    write_json(content, json_file)
+    with pytest.raises(UserError, match='no list "annotations".*DATASETS.LVIS_FORMAT'):
+        require_dataset_files("lvis_v1_test_dev")
+    write_json(content | {"annotations": []}, json_file)
+    require_dataset_files("lvis_v1_test_dev")
+
+
 def test_other_built_in_dataset():
     metadata = MetadataCatalog.get("coco_2017_val")
     if os.path.exists(metadata.json_file):

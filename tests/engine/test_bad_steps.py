@@ -60,7 +60,7 @@ class Trainer(TrainingLoop):
         self.register_hooks(
             [
                 hooks.LRScheduler(optimizer, scheduler),
-                PreemptionHook(self.checkpointer, torch.device("cpu")),
+                PreemptionHook(self.checkpointer, self._trainer),
                 PeriodicCheckpointer(self.checkpointer, period),
                 *added,
                 hooks.CallbackHook(after_step=lambda t: self.lines.append(t.storage.latest())),
@@ -192,27 +192,31 @@ def test_float16_leaves_overflows_to_the_scaler(tmp_path, monkeypatch):
 def test_processes_decide_together(tmp_path, monkeypatch):
     """One with a NaN loss, or a shard of a NaN gradient, is bad for all."""
     for theirs in (
-        ({"loss_a": torch.nan, "loss_b": 0.0}, 0, True),
-        ({"loss_a": 0.0, "loss_b": 0.0}, 0, False),
+        {"losses": {"loss_a": torch.nan, "loss_b": 0.0}},
+        {"has_finite_gradients": False},
     ):
-        monkeypatch.setattr(comm, "all_gather", lambda own, theirs=theirs: [own, (*theirs, {})])
+        gather = lambda own, theirs=theirs: [own, own._replace(**theirs)]  # noqa: E731
+        monkeypatch.setattr(comm, "all_gather", gather)
         with pytest.raises(FloatingPointError, match="at iteration=0"):
             Trainer(batches(1), tmp_path).train(1)
 
 
-def test_losses_and_gradients_are_read_once(tmp_path, monkeypatch):
-    """One value per loss, as in detectron2, and one for all gradients."""
-    reads, item = [], torch.Tensor.item
-    monkeypatch.setattr(torch.Tensor, "item", lambda self: reads.append(1) or item(self))
-    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: reads.append(2) or bool(item(self)))
-    step = Trainer([], tmp_path)._trainer
-    for parameter in step.model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    step.iter = 0
-    reads.clear()
-    with EventStorage():
-        step._write_losses({"loss_a": torch.tensor(1.0), "loss_b": torch.tensor(2.0)}, 0.0)
-    assert sorted(reads) == [1, 1, 2]
+def test_a_step_reads_once_from_the_device(tmp_path, monkeypatch):
+    """All losses and the check of the gradients together, where detectron2 reads each loss."""
+    trainer = Trainer(batches(1), tmp_path)
+    reads = []
+
+    def counted(name):
+        function = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *args: reads.append(name) or function(*args))
+
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__"):
+        counted(name)
+    trainer._trainer.iter = 0
+    with EventStorage() as storage:
+        trainer._trainer.run_step()
+    assert reads == ["tolist"]
+    assert storage.latest().keys() >= {"loss_a", "loss_b", "total_loss"}
 
 
 # ------------------------------------------------------------------ other errors

@@ -24,11 +24,14 @@ GOL = (
 )
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_published_losses_train(arguments, amp):
-    options = ("SOLVER.AMP.ENABLED", amp, "SOLVER.MAX_ITER", 20, "DATASETS.TEST", ())
+@pytest.mark.parametrize("dtype", [None, "", "float16"])
+def test_published_losses_train(arguments, dtype):
+    options = ("SOLVER.MAX_ITER", 20, "DATASETS.TEST", ())
+    if dtype is not None:
+        options += ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype)
     trainer = Trainer(setup_job(arguments(*GOL, *options)).config)
-    assert trainer._trainer.precision == (torch.bfloat16 if amp else None)
+    precision = {None: None, "": torch.bfloat16, "float16": torch.float16}[dtype]
+    assert trainer._trainer.precision == precision
     trainer.train()
     losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
     assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5])

@@ -12,7 +12,10 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from apa_det import AGLU, APA, add_apa_config
-from apa_det.engine import Trainer, build_optimizer, setup_job
+from apa_det.engine import Trainer, YamlJob, build_optimizer, read_job, setup_job
+from apa_det.engine.ema import build_ema
+from apa_det.engine.job import autocast_dtype
+from apa_det.engine.optimizer import clip_gradients
 from apa_det.engine.step import StepTrainer
 from apa_det.errors import UserError
 
@@ -116,6 +119,62 @@ def test_float16_scales_losses():
     assert trainer.grad_scaler.get_scale() == 2.0**16
 
 
+class Slope(nn.Module):
+    """A loss with gradient 8, of one weight that is 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, data):
+        return {"loss": 8 * self.weight.sum() * torch.stack(data).mean()}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, None])
+@pytest.mark.parametrize("clip_type", ["value", "norm", "full_model"])
+def test_clips_unscaled_gradients(clip_type, precision, fused):
+    """With loss scaling too, also if the optimizer would unscale in its own step."""
+    model = Slope()
+    ema = build_ema(model, 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+    clip_gradients(optimizer, clip_type, 0.5)
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.item()))
+    data = [torch.ones(1)] * 4
+    trainer, _ = run_step(model, data, optimizer, precision=precision, num_parts=2)
+    ema.update_parameters(model)
+    assert seen == [pytest.approx(0.5)]
+    assert model.weight.item() == ema.module.weight.item() == pytest.approx(-0.05)
+
+    torch.nn.init.zeros_(model.weight)
+    trainer.data_loader, trainer._data_loader_iter_obj = [[torch.full((1,), torch.inf)]] * 2, None
+    trainer.num_parts, trainer._skip_nonfinite = 1, 1
+    with EventStorage():  # an infinite loss is skipped, whatever the precision
+        trainer.run_step()
+        trainer.data_loader, trainer._data_loader_iter_obj = [data], None
+        trainer.run_step()
+    assert model.weight.item() == pytest.approx(-0.05)
+
+
+def test_overflow_with_a_fused_optimizer():
+    """The step changes nothing but the scale; the momentum stays too."""
+    model, data = Slope(), [torch.ones(1)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    clip_gradients(optimizer, "full_model", 0.5)
+    trainer, _ = run_step(model, data, optimizer, precision=torch.float16)
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+    hook = model.weight.register_hook(lambda gradient: gradient * torch.inf)
+    trainer.data_loader, trainer._data_loader_iter_obj = [data] * 2, None
+    with EventStorage():
+        trainer.run_step()
+        assert trainer.grad_scaler.get_scale() == 2.0**15
+        torch.testing.assert_close((model.state_dict(), optimizer.state_dict()["state"]), before)
+        hook.remove()
+        trainer.run_step()
+    assert model.weight.item() == pytest.approx(-0.05 - 0.05 * 1.9)
+
+
 def test_state_of_another_precision():
     model = Square()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -185,3 +244,32 @@ def test_mask_rcnn_in_parts(arguments, monkeypatch):
         if name.startswith("loss"):
             assert scalars[name] == pytest.approx(expected[name], rel=1e-6), name
     assert_same_gradients(model, whole)
+
+
+@pytest.mark.parametrize(
+    "dtype, on_gpu, on_cpu",
+    [
+        ("", torch.float16, torch.bfloat16),
+        ("float16", torch.float16, torch.float16),
+        ("bfloat16", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_chosen_precision(arguments, lazy_arguments, dtype, on_gpu, on_cpu):
+    jobs = [
+        read_job(make.config_file, [*make.opts, *opts])
+        for make, opts in (
+            (arguments(), ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", dtype)),
+            (lazy_arguments(), ("train.amp.enabled=True", f"train.amp.dtype='{dtype}'")),
+        )
+    ]
+    for job in jobs:
+        assert autocast_dtype(job, torch.device("cuda", 0)) is on_gpu
+        assert autocast_dtype(job, torch.device("cpu")) is on_cpu
+        assert autocast_dtype(job.changed({"mixed_precision": False}), torch.device("cpu")) is None
+        with pytest.raises(UserError, match=r'(?i)dtype must be one of "", float16, bfloat16; got'):
+            key = job.KEYS["amp_dtype"]
+            text = "half" if isinstance(job, YamlJob) else ""
+            read_job(
+                (arguments if text else lazy_arguments)().config_file,
+                [key, text] if text else [f"{key}=half"],
+            )

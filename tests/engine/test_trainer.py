@@ -9,7 +9,7 @@ from detectron2.utils import comm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from apa_det.data import generate_dataset
-from apa_det.engine import Trainer, load_model, setup_job
+from apa_det.engine import Trainer, load_model, model_classes, setup_job
 from apa_det.engine.testing import SubsetTest
 from apa_det.errors import UserError
 from apa_det.evaluation import METRICS, LongTailEvaluator
@@ -226,3 +226,20 @@ def test_machines_that_do_not_share_the_folder(arguments, output, monkeypatch):
     monkeypatch.setattr(comm, "all_gather", lambda seen: [seen, ""])
     with pytest.raises(UserError, match="The machines see different last checkpoints in "):
         trainer.resume_or_load(resume=True)
+
+
+def test_evaluation_reads_its_checkpoint_once(arguments, output, tmp_path, monkeypatch):
+    """Its class names are checked before the model is built. A new file is read again."""
+    job, path, reads = setup_job(arguments()), tmp_path / "weights.pth", []
+    read = model_classes.load_checkpoint
+    monkeypatch.setattr(model_classes, "load_checkpoint", lambda p: reads.append(p) or read(p))
+    for number in (1, 2):
+        state = job.build_model().state_dict()
+        classes = ["a", "b", "c", "d"][:: 1 if number == 1 else -1]
+        torch.save({"model": state, "class_names": classes, "round": [number] * number}, path)
+        evaluated = job.changed({"weights": str(path), "test_datasets": ()})
+        names = model_classes.check_classes(evaluated, eval_only=True)
+        model = load_model(evaluated)
+        assert reads == [str(path)] * number and names == classes
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, state[name]), name

@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+import tracemalloc
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 import apa_det.evaluation
 from apa_det.errors import MissingPackageError, UserError
-from apa_det.evaluation import Detections, GroundTruth, evaluate, load_engine
+from apa_det.evaluation import Detections, GroundTruth, evaluate, load_engine, selection
 from apa_det.evaluation.engines import _log_fallback
+from apa_det.evaluation.selection import find, select
 
 fast_engine = pytest.importorskip("apa_det.evaluation.fast_engine")
 
@@ -201,9 +203,12 @@ def test_every_category_verified(case):
     assert_same(truth, Detections.from_records(records), "bbox")
 
 
-def test_large_ids():
+@pytest.mark.parametrize(
+    "image_id, category_id",
+    [(2**62 + 1, 2**61 + 1), (-(2**63), -5), (2**63 - 1, -(2**63))],  # not exact as float64
+)
+def test_large_and_negative_ids(image_id, category_id):
     dataset = copy.deepcopy(TRUTH)
-    image_id, category_id = 2**62 + 1, 2**61 + 1  # not exact as float64
     dataset["images"][0].update(id=image_id, neg_category_ids=[])
     dataset["categories"][0]["id"] = category_id
     annotation = {"id": 9, "image_id": image_id, "category_id": category_id}
@@ -211,6 +216,46 @@ def test_large_ids():
     dataset["annotations"] = [{**annotation, "area": 1200}]
     detections = Detections.from_records([{**annotation, "score": 0.5}])
     assert assert_same(GroundTruth(dataset), detections, "bbox").metrics()["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        [],
+        [5],
+        [0, 3, 4, 9],
+        [-(2**63), 2**63 - 1],
+        [-7, -2, 0, 2**31, 2**40],
+        [2**63 - 3, 2**63 - 1],
+        list(range(10**12, 10**12 + 50, 7)),
+    ],
+)
+def test_find(known):
+    near = [min(max(i + d, -(2**63)), 2**63 - 1) for i in known for d in (-1, 0, 1)]
+    ids = [*near, *known[::-1], 0, -1, 2**63 - 1, -(2**63)]
+    indices = {value: i for i, value in enumerate(known)}
+    found = find(np.array(ids, np.int64), np.array(known, np.int64))
+    assert found.tolist() == [indices.get(i, -1) for i in ids]
+    assert find(np.empty(0, np.int64), np.array(known, np.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("largest", [2 * 10**8, 2**62])
+def test_memory_of_large_ids(largest):
+    known = np.array([1, 2, largest])
+    tracemalloc.start()
+    assert find(np.array([largest, 7, 1]), known).tolist() == [2, -1, 0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e5
+
+
+def test_verified_pairs_with_and_without_table(real, monkeypatch):
+    detections = random_detections(real, 1000)
+    rows = select(real, detections, 300, None).rows
+    monkeypatch.setattr(selection, "_SMALL_TABLE", -1)
+    one = detections.select(slice(1))  # a table of all pairs is larger than this
+    assert select(real, one, 300, None).rows.tolist() == [0][: int(0 in rows)]
+    assert np.array_equal(select(real, detections, 300, None).rows, rows)
 
 
 def test_boundary_ap(real):

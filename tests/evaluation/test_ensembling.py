@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from apa_det.errors import UserError
 from apa_det.evaluation import Detections, GroundTruth, Masks, compare, evaluate, read_results
 from apa_det.evaluation.ensembling import ENSEMBLE_METHODS, ensemble
+from apa_det.utils.json_files import read_json, write_json
+from apa_det_cli import ensemble as ensemble_command
 
 pytest.importorskip("ensemble_boxes")
 TRUTH = GroundTruth(
@@ -217,3 +219,19 @@ def test_image_that_is_not_in_the_ground_truth(image_id):
     detections = Detections.from_records([{**record, "image_id": 5}, record])
     with pytest.raises(UserError, match=rf"image_id must be .*ground truth, got {image_id}\b"):
         ensemble(truth, [detections, detections])
+
+
+def test_results_of_a_test_set(detections_on_synthetic, tmp_path):
+    """Without ground truth, masks are combined too, and written as LVIS's server takes them."""
+    truth = read_json(detections_on_synthetic.gt)
+    write_json({k: v for k, v in truth.items() if k != "annotations"}, tmp_path / "test.json")
+    files = [str(path) for path in detections_on_synthetic.results]
+    flags = ["--results", *files, "--output", str(tmp_path / "out.json"), "--gt"]
+    ensemble_command.run(ensemble_command.parser().parse_args([*flags, f"{tmp_path}/test.json"]))
+    combined = read_json(tmp_path / "out.json")
+    assert set(combined[0]) == {"image_id", "category_id", "score", "segmentation"}
+    ensemble_command.run(
+        ensemble_command.parser().parse_args([*flags, str(detections_on_synthetic.gt)])
+    )
+    with_boxes = read_json(tmp_path / "out.json")
+    assert [{k: v for k, v in r.items() if k != "bbox"} for r in with_boxes] == combined

@@ -1,9 +1,12 @@
 import copy
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from apa_det.evaluation import GroundTruth, evaluate, read_results
+from apa_det.data.frequency import FrequencyGroups
+from apa_det.evaluation import GroundTruth, evaluate, read_results, resampling
 from apa_det.evaluation.detections import Detections
 from apa_det.evaluation.resampling import draw_image_weights, resampled_ap
 from apa_det.utils.json_files import read_json
@@ -112,3 +115,40 @@ def test_hand_worked_case():
         1.0,
     ]
     assert resampled_ap(evaluation, weights)["APr"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_resamples_in_parts_equal_all_at_once(dataset, detections_on_synthetic, monkeypatch):
+    evaluation, _ = matched(dataset, detections_on_synthetic)
+    weights = draw_image_weights(len(dataset["images"]), 40)
+    at_once = resampled_ap(evaluation, weights)
+    monkeypatch.setattr(resampling, "_WEIGHTS_AT_ONCE", 300)
+    in_parts = resampled_ap(evaluation, weights)
+    for name in METRICS:
+        assert np.array_equal(at_once[name], in_parts[name], equal_nan=True)
+
+
+def test_memory_does_not_grow_with_images_times_detections():
+    """One category with 6,000 detections in 6,000 images: a table of both has 36 million cells."""
+    num, rng = 6000, np.random.default_rng(0)
+    outcomes = np.repeat(rng.integers(0, 3, (num, 1)), 10, axis=1).astype(np.uint8)
+    evaluation = SimpleNamespace(
+        ground_truth=SimpleNamespace(
+            category_ids=np.array([1]),
+            groups=FrequencyGroups.lvis(),
+            category_groups=np.array([2]),
+            annotation_categories=np.zeros(num, np.int64),
+            annotation_images=np.arange(num),
+            counted=np.ones(num, bool),
+        ),
+        matches=SimpleNamespace(outcomes=outcomes),
+        scores=rng.random(num),
+        match_categories=np.zeros(num, np.int64),
+        match_images=np.arange(num),
+    )
+    weights = draw_image_weights(num, 20)
+    tracemalloc.start()
+    aps = resampled_ap(evaluation, weights)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16e6
+    assert (aps["AP"] > 0).all()

@@ -14,8 +14,8 @@ from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from apa_det.evaluation import V3DetEvaluator
-from apa_det.evaluation.v3det_evaluator import box_ap_by_class
+from apa_det.evaluation import Detections, V3DetEvaluator
+from apa_det.evaluation.coco_boxes import coco_box_ap
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -47,6 +47,10 @@ def random_case(seed, num_images=20, num_classes=8):
     return annotations, detections
 
 
+def box_ap(annotations, detections, max_dets=300):
+    return coco_box_ap(annotations, Detections.from_records(detections), max_dets)
+
+
 def by_pycocotools(annotations, detections, max_dets):
     images = sorted({a["image_id"] for a in annotations + detections})
     classes = sorted({a["category_id"] for a in annotations + detections})
@@ -73,7 +77,7 @@ def by_pycocotools(annotations, detections, max_dets):
 def test_pycocotools(seed, max_dets):
     annotations, detections = random_case(seed)
     before = copy.deepcopy((annotations, detections))
-    results = box_ap_by_class(annotations, detections, max_dets)
+    results = box_ap(annotations, detections, max_dets)
     assert (annotations, detections) == before
     assert results == pytest.approx(by_pycocotools(annotations, detections, max_dets), abs=1e-9)
 
@@ -85,12 +89,12 @@ def test_perfect_and_empty():
         {"score": 0.5, **{k: a[k] for k in ("image_id", "category_id", "bbox")}}
         for a in annotations
     ]
-    assert box_ap_by_class(annotations, perfect)["AP"] == pytest.approx(100)
-    assert box_ap_by_class(annotations, [])["AP"] == 0
-    assert np.isnan(list(box_ap_by_class([], perfect).values())).all()
+    assert box_ap(annotations, perfect)["AP"] == pytest.approx(100)
+    assert box_ap(annotations, [])["AP"] == 0
+    assert np.isnan(list(box_ap([], perfect).values())).all()
     # area and iscrowd are optional
     bare = [{k: v for k, v in a.items() if k not in ("area", "iscrowd")} for a in annotations]
-    assert box_ap_by_class(bare, perfect) == box_ap_by_class(annotations, perfect)
+    assert box_ap(bare, perfect) == box_ap(annotations, perfect)
 
 
 def test_evaluator(tmp_path):
@@ -142,3 +146,23 @@ def test_evaluator(tmp_path):
     assert results == pytest.approx({n: expected[n] for n in NAMES}, abs=1e-9)
     files = [tmp_path / which / "coco_instances_results.json" for which in ("ours", "theirs")]
     assert json.loads(files[0].read_text()) == json.loads(files[1].read_text())
+
+
+def test_without_ground_truth(tmp_path, caplog):
+    name = f"v3det_unannotated_{tmp_path.name}"
+    json_file = tmp_path / "test.json"
+    images = [{"id": 3, "file_name": "a.jpg", "height": 30, "width": 40}]
+    json_file.write_text(json.dumps({"images": images, "categories": [{"id": 8, "name": "c"}]}))
+    DatasetCatalog.register(name, lambda: [])
+    MetadataCatalog.get(name).set(
+        json_file=str(json_file), thing_classes=["c"], thing_dataset_id_to_contiguous_id={8: 0}
+    )
+    evaluator = V3DetEvaluator(name, output_dir=str(tmp_path / "out"))
+    instances = Instances((30, 40), pred_boxes=Boxes(torch.tensor([[1.0, 2, 3, 5]])))
+    instances.scores, instances.pred_classes = torch.tensor([0.5]), torch.tensor([0])
+    evaluator.process([{"image_id": 3}], [{"instances": instances}])
+    with caplog.at_level("INFO"):
+        assert evaluator.evaluate() == {}
+    assert f"{name} has no ground truth: no metrics are computed." in caplog.text
+    (record,) = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
+    assert record == {"image_id": 3, "category_id": 8, "bbox": [1, 2, 2, 3], "score": 0.5}

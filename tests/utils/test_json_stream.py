@@ -4,11 +4,11 @@ import gzip
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apa_det.errors import MissingFileError, UserError
-from apa_det.utils.json_stream import read_json_list
+from apa_det.utils.json_stream import UnexpectedJSON, read_json_list, read_json_tables
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -124,3 +124,64 @@ def test_record_without_end(file, monkeypatch):
     file.write_text('[{"a": 1}, {"b": [' + "1, " * 5000)
     with pytest.raises(UserError, match="at record 1 .*it has more than 1,000 characters"):
         list(read_json_list(file, 100))
+
+
+def joined_tables(path, tables, **kwargs) -> dict:
+    content = {}
+    for key, value in read_json_tables(path, tables, **kwargs):
+        if key in tables and isinstance(value, list):
+            content.setdefault(key, []).extend(value)
+        else:
+            content[key] = value
+    return content
+
+
+RECORDS = st.lists(st.dictionaries(st.text('ab}], {["\\é', max_size=4), JSON, max_size=3))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    content=st.dictionaries(st.sampled_from(["a", "b", "c"]), RECORDS | JSON, min_size=1),
+    style=st.sampled_from([{}, {"indent": 1}, {"separators": (",", ":")}]),
+    block=st.integers(1, 40),
+    cut=st.floats(0, 1),
+    garbage=st.sampled_from(["", "]", "}", ",", "{", '"', "x"]),
+)
+def test_tables_like_json_loads(content, style, block, cut, garbage, tmp_path):
+    """The same content, or an error for text that json does not accept either."""
+    path = tmp_path / "x.json"
+    text = json.dumps(content, **style)
+    path.write_text(text)
+    assert joined_tables(path, ["a", "b"], block=block) == content
+    at = round(cut * len(text))
+    path.write_text(text[:at] + garbage + text[at + 1 :])
+    try:
+        expected = json.loads(path.read_text(), object_pairs_hook=list)
+        if type(expected) is not list or len({key for key, _ in expected}) < len(expected):
+            raise ValueError
+    except (ValueError, TypeError):
+        with pytest.raises(UnexpectedJSON):
+            joined_tables(path, ["a", "b"], block=block)
+    else:
+        try:
+            assert joined_tables(path, ["a", "b"], block=block) == json.loads(path.read_text())
+        except UnexpectedJSON:
+            assert not expected  # an empty object is left to json
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": [{},]}', '{"a": 1} 2', '{"a": 1, "a": 2}'])
+def test_text_that_is_left_to_json(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UnexpectedJSON):
+        joined_tables(tmp_path / "x.json", ["a"])
+
+
+def test_edited_records(tmp_path):
+    records = [{"n": i, "s": "x"} for i in range(50)]
+    (tmp_path / "x.json").write_text(json.dumps({"a": records, "b": [{"s": "x"}]}))
+    content = joined_tables(
+        tmp_path / "x.json", ["a"], edit=lambda text: text.replace('"x"', '"yy"'), block=100
+    )
+    assert [r["n"] for r in content["a"]] == [*range(50)]
+    assert {r["s"] for r in content["a"][:40]} == {"yy"}
+    assert content["b"] == [{"s": "x"}]

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ...errors import UserError
 from ..class_names import category_ids
+from ..dataset_records import OF_DICTS
 from ..lvis_format import ensure_metadata
 from .bank import KEY, Draw, InstanceBank
 from .compose import Pasted, Piece, paste, soft_edge
@@ -175,7 +176,7 @@ def prepare_pasting(
     Raises:
         UserError: instances cannot be pasted into these images.
     """
-    if not isinstance(dataset, list):
+    if not isinstance(dataset, OF_DICTS):
         raise UserError(f"{KEY} needs datasets of dicts: turn it off.")
     if getattr(mapper, "use_keypoint", False):
         raise UserError(f"{KEY} does not work with keypoints: turn it off.")

@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
 from ..class_names import dataset_categories, dataset_groups
+from ..dataset_records import DatasetRecords
 from ..frequency import FREQUENCY_LABELS, FrequencyGroups
 
 
@@ -47,14 +48,18 @@ def count_classes(dataset: Sequence[dict], num_classes: int = 0) -> ClassCounts:
         dataset: detectron2 dataset dicts.
         num_classes: minimum K; the dataset may have more classes.
     """
-    indices, classes = [], []
-    for i, record in enumerate(dataset):
-        for instance in record.get("annotations", ()):
-            if not instance.get("iscrowd"):
-                indices.append(i)
-                classes.append(instance["category_id"])
-    num_classes = max(num_classes, max(classes, default=-1) + 1)
-    keys = np.array(indices, np.int64) * num_classes + np.array(classes, np.int64)
+    if isinstance(dataset, DatasetRecords):
+        indices, classes = dataset.owners, dataset.classes
+    else:
+        pairs = [
+            (i, instance["category_id"])
+            for i, record in enumerate(dataset)
+            for instance in record.get("annotations", ())
+            if not instance.get("iscrowd")
+        ]
+        indices, classes = np.array(pairs, np.int64).reshape(-1, 2).T
+    num_classes = max(num_classes, classes.max(initial=-1) + 1)
+    keys = indices * num_classes + classes
     pairs, instances = np.unique(keys, return_counts=True)
     images, classes = np.divmod(pairs, max(num_classes, 1))
     return ClassCounts(len(dataset), num_classes, images, classes, instances)

@@ -4,15 +4,18 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 from detectron2.config import CfgNode, configurable
-from detectron2.data import build_detection_train_loader, get_detection_dataset_dicts, samplers
+from detectron2.data import build_detection_train_loader, samplers
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ...errors import UserError
+from ..catalog import get_dataset_records
 from ..copy_paste import CopyPaste
 from ..copy_paste.images import prepare_pasting
+from ..dataset_records import OF_DICTS, DatasetRecords
 from ..mapper import APADatasetMapper, has_rle, instances
 from ..stream import TrainLoader
 from .bad_images import KEY, BadImageReplacer
@@ -43,7 +46,7 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
     require_train_sampler(cfg)
     model, datasets = cfg.MODEL, cfg.DATASETS
     min_keypoints = model.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0
-    dataset = get_detection_dataset_dicts(
+    dataset = get_dataset_records(
         datasets.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=min_keypoints,
@@ -52,7 +55,7 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
     sampler = None
     loader = cfg.DATALOADER
     dataset = without_small(dataset, loader.MIN_IMAGE_SIDE, loader.MIN_BOX_SIDE)
-    if isinstance(dataset, list) and name in TRAIN_SAMPLER_REGISTRY:
+    if isinstance(dataset, OF_DICTS) and name in TRAIN_SAMPLER_REGISTRY:
         logger.info("Using training sampler %s", name)
         sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
     mapper = mapper or APADatasetMapper(cfg, is_train=True)
@@ -68,7 +71,7 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
 
 @configurable(from_config=_from_config)
 def build_train_loader(
-    dataset: list[dict],
+    dataset: Sequence[dict],
     *,
     mapper: Callable[[dict], dict] | None,
     total_batch_size: int,
@@ -92,7 +95,8 @@ def build_train_loader(
     as expected in an epoch. From a config: ``build_train_loader(cfg, mapper=None)``.
 
     Args:
-        dataset: detectron2 dataset dicts, or a PyTorch dataset (then ``sampler`` must be its
+        dataset: a list of detectron2 dataset dicts, :class:`DatasetRecords` as from
+            :func:`get_dataset_records`, or a PyTorch dataset (then ``sampler`` must be its
             sampler, or None, and the loader is detectron2's, which cannot be resumed exactly).
         mapper: from dataset dicts to samples, e.g. :class:`apa_det.data.APADatasetMapper`.
         total_batch_size: images per batch, over all processes.
@@ -119,7 +123,7 @@ def build_train_loader(
     names = [dataset_names] if isinstance(dataset_names, str) else list(dataset_names)
     if max_bad_images < 0:
         raise UserError(f"{KEY} must be >= 0, got {max_bad_images}.")
-    if isinstance(dataset, list) and getattr(mapper, "use_instance_mask", False):
+    if isinstance(dataset, OF_DICTS) and getattr(mapper, "use_instance_mask", False):
         _require_masks(dataset, mapper)
     if isinstance(sampler, Sampler) and (min_image_side or min_box_side):
         raise UserError(
@@ -147,7 +151,7 @@ def build_train_loader(
         change_images = prepare_pasting(
             *(dataset, mapper, paste), dataset_names=names, repeat_thresh=repeat_thresh
         )
-    if not isinstance(dataset, list):
+    if not isinstance(dataset, OF_DICTS):
         if max_bad_images:
             dataset, mapper = BadImageReplacer(dataset, mapper, max_bad_images, seed), None
         arguments = {"mapper": mapper, "sampler": sampler, "total_batch_size": total_batch_size}
@@ -167,22 +171,31 @@ def build_train_loader(
     return TrainLoader(dataset, mapper, sampler, **arguments, **kwargs)
 
 
-def _require_masks(dataset: list[dict], mapper: Callable[[dict], dict]) -> None:
-    for record in dataset:
-        if any(instance.get("segmentation") is None for instance in instances(record)):
-            raise UserError(
-                f"An annotation of the image {record.get('file_name')} has no segmentation, but "
-                "the model trains masks: add it, or set MODEL.MASK_ON to False (in a LazyConfig, "
-                "dataloader.train.mapper.use_instance_mask, and remove the mask head)."
-            )
-    images = sum(map(has_rle, dataset))
+def _require_masks(dataset: Sequence[dict], mapper: Callable[[dict], dict]) -> None:
+    if isinstance(dataset, DatasetRecords):
+        owners = dataset.owners
+        without = (dataset[i] for i in owners[~dataset.has_mask][:1].tolist())
+        images = len(np.unique(owners[dataset.has_rle]))
+    else:
+        without = (
+            record
+            for record in dataset
+            if any(instance.get("segmentation") is None for instance in instances(record))
+        )
+        images = sum(map(has_rle, dataset))
+    for record in without:
+        raise UserError(
+            f"An annotation of the image {record.get('file_name')} has no segmentation, but "
+            "the model trains masks: add it, or set MODEL.MASK_ON to False (in a LazyConfig, "
+            "dataloader.train.mapper.use_instance_mask, and remove the mask head)."
+        )
     if images and isinstance(mapper, APADatasetMapper) and mapper.instance_mask_format == "polygon":
         logger.info("%d images have RLE masks: all their masks are used as bitmaps.", images)
 
 
 def without_small(
-    dataset: list[dict], min_image_side: float = 0, min_box_side: float = 0.0
-) -> list[dict]:
+    dataset: Sequence[dict], min_image_side: float = 0, min_box_side: float = 0.0
+) -> Sequence[dict]:
     """Leave out small images, and boxes that are small or outside of their image.
 
     As mmdetection does. An image that loses all its boxes stays.
@@ -193,27 +206,33 @@ def without_small(
         min_box_side: minimum width and height of a box, in pixels. 0: keep all.
 
     Raises:
-        UserError: no image is left, or ``dataset`` is not a list.
+        UserError: no image is left, or ``dataset`` is a PyTorch dataset.
     """
     if not (min_image_side or min_box_side):
         return dataset
-    if not isinstance(dataset, list):
+    if not isinstance(dataset, OF_DICTS):
         raise UserError(
             "DATALOADER.MIN_IMAGE_SIDE and MIN_BOX_SIDE need datasets of dicts: set both to 0."
         )
-    large = [r for r in dataset if min(r["width"], r["height"]) >= min_image_side]
-    if dataset and not large:
+    if isinstance(dataset, DatasetRecords):
+        large = dataset.select(np.flatnonzero(dataset.sizes.min(axis=1) >= min_image_side))
+    else:
+        large = [r for r in dataset if min(r["width"], r["height"]) >= min_image_side]
+    if len(dataset) and not len(large):
         raise UserError(
             f"No training image has sides of {min_image_side} pixels. Lower "
             "DATALOADER.MIN_IMAGE_SIDE (min_image_side in a LazyConfig)."
         )
-    result = (
-        [_with_large_boxes(record, min_box_side) for record in large] if min_box_side else large
-    )
-    boxes = sum(
-        len(a.get("annotations", ())) - len(b.get("annotations", ()))
-        for a, b in zip(large, result, strict=True)
-    )
+    result, boxes = large, 0
+    if min_box_side and isinstance(large, DatasetRecords):
+        is_large = _are_large(large, min_box_side)
+        result, boxes = large.with_annotations(is_large), np.count_nonzero(~is_large)
+    elif min_box_side:
+        result = [_with_large_boxes(record, min_box_side) for record in large]
+        boxes = sum(
+            len(a.get("annotations", ())) - len(b.get("annotations", ()))
+            for a, b in zip(large, result, strict=True)
+        )
     logger.info(
         "Left out %d images with a side below %g, and %d boxes with a side below %g or outside of "
         "their image.",
@@ -228,18 +247,24 @@ def _with_large_boxes(record: dict, min_side: float) -> dict:
     return record if len(large) == len(annotations) else {**record, "annotations": large}
 
 
+def _are_large(records: DatasetRecords, min_side: float) -> np.ndarray:
+    starts, sides = records.boxes[:, :2], records.boxes[:, 2:]
+    ends = np.minimum(starts + sides, records.sizes[records.owners, ::-1])
+    return ((ends > np.maximum(starts, 0)) & (sides >= min_side)).all(axis=1)
+
+
 def _is_large(annotation: dict, record: dict, min_side: float) -> bool:
     x, y, w, h = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
     inside = min(x + w, record["width"]) > max(x, 0) and min(y + h, record["height"]) > max(y, 0)
     return inside and min(w, h) >= min_side
 
 
-def _log_epoch(dataset: list[dict], sampler: Sampler | None, names: Sequence[str]) -> None:
+def _log_epoch(dataset: Sequence[dict], sampler: Sampler | None, names: Sequence[str]) -> None:
     if isinstance(sampler, samplers.RepeatFactorTrainingSampler):
         repeats = sampler._int_part + sampler._frac_part
     else:
         repeats = getattr(sampler, "repeats", None)
-    if not isinstance(dataset, list) or repeats is None:
+    if not isinstance(dataset, OF_DICTS) or repeats is None:
         return
     counts = count_classes(dataset)
     groups = class_groups(counts, names)

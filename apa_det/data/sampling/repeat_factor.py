@@ -9,7 +9,8 @@ from detectron2.data import samplers
 from torch import Tensor
 
 from ...errors import UserError
-from .counts import count_classes
+from ..dataset_records import DatasetRecords
+from .counts import ClassCounts, count_classes
 from .registry import TRAIN_SAMPLER_REGISTRY
 
 
@@ -25,7 +26,7 @@ class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
     @configurable
     def __init__(
         self,
-        dataset: list[dict],
+        dataset: Sequence[dict],
         *,
         repeat_thresh: float,
         repeat_sqrt: bool = True,
@@ -43,7 +44,12 @@ class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
         Raises:
             UserError: the rounding is unknown.
         """
-        factors = self.repeat_factors_from_category_frequency(dataset, repeat_thresh, repeat_sqrt)
+        if isinstance(dataset, DatasetRecords):
+            factors = _repeat_factors(dataset, repeat_thresh, repeat_sqrt)
+        else:
+            factors = self.repeat_factors_from_category_frequency(
+                dataset, repeat_thresh, repeat_sqrt
+            )
         super().__init__(round_factors(factors, repeat_rounding), seed=seed)
 
     @classmethod
@@ -55,6 +61,20 @@ class RepeatFactorTrainingSampler(samplers.RepeatFactorTrainingSampler):
             "repeat_rounding": cfg.DATALOADER.REPEAT_ROUNDING,
             "seed": cfg.SEED,
         }
+
+
+def _repeat_factors(dataset: DatasetRecords, repeat_thresh: float, repeat_sqrt: bool) -> Tensor:
+    """Return what ``repeat_factors_from_category_frequency`` does, without building dicts."""
+    counts = count_classes(dataset)
+    with np.errstate(divide="ignore"):  # factors of classes without images are not used
+        ratio = repeat_thresh / (counts.image_count / counts.num_images)
+    return _largest_of_classes(counts, np.maximum(1, np.sqrt(ratio) if repeat_sqrt else ratio))
+
+
+def _largest_of_classes(counts: ClassCounts, by_class: np.ndarray) -> Tensor:
+    factors = np.ones(counts.num_images)
+    np.maximum.at(factors, counts.images, by_class[counts.classes])
+    return torch.from_numpy(factors).float()
 
 
 def round_factors(factors: Tensor, rounding: str) -> Tensor:
@@ -104,9 +124,7 @@ def instance_aware_repeat_factors(dataset: Sequence[dict], repeat_thresh: float)
     mean = np.sqrt(images * instances)
     with np.errstate(divide="ignore"):  # factors of classes without images are not used
         by_class = np.maximum(1, np.sqrt(repeat_thresh / mean))
-    factors = np.ones(counts.num_images)
-    np.maximum.at(factors, counts.images, by_class[counts.classes])
-    return torch.from_numpy(factors).float()
+    return _largest_of_classes(counts, by_class)
 
 
 @TRAIN_SAMPLER_REGISTRY.register()

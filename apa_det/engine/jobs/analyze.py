@@ -6,6 +6,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 
 from ...analysis import Analysis, analyze
+from ...data.catalog import select_images
 from ...data.class_names import category_ids, map_classes
 from ...errors import UserError
 from ...evaluation import choose_subset
@@ -39,7 +40,7 @@ def analyze_checkpoint(job: Job, num_images: int) -> Analysis:
     if metadata.get("json_file") and any(record.get("annotations") for record in records):
         truth = read_ground_truth(name, groups, job.count_from)
         chosen = set(choose_subset(truth, num_images).tolist())
-        records = [record for record in records if record["image_id"] in chosen]
+        records = select_images(records, chosen)
         indices = np.searchsorted(truth.category_ids, category_ids(metadata))
         groups, category_groups = truth.groups, truth.category_groups[indices]
         names = model_classes(model)

@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 
 from ...checkpoint import read_class_names
 from ...checkpoint.download import download_checkpoint
-from ...data import require_dataset_files
+from ...data import require_annotations, require_dataset_files
 from ...data.class_names import align_training_sets
 from ...errors import MissingFileError, UserError
 from ...evaluation import load_engine
@@ -40,6 +40,8 @@ def check_job(job: Job, *, eval_only: bool = False, resume: bool = False) -> Non
     require_weights(job, eval_only=eval_only, resume=resume)
     for name in (*(() if eval_only else job.train_datasets), *job.test_datasets):
         require_dataset_files(name)
+    for name in () if eval_only else job.train_datasets:
+        require_annotations(name)
     names = check_classes(job, eval_only=eval_only, resume=resume)
     if not eval_only:
         _check_transfer(job)
@@ -115,6 +117,7 @@ def _check_transfer(job: Job) -> None:
 
 def _check_solver(job: Job) -> None:
     _require_equal_parts(job)
+    _check_precision(job)
     keys = job.KEYS
     if job.patience and not (job.best_metric and job.eval_period > 0):
         raise UserError(
@@ -132,6 +135,21 @@ def _check_solver(job: Job) -> None:
         raise UserError(
             f"{keys['find_unused_parameters']} does not work with {keys['fsdp']}: set one of the "
             "two to False."
+        )
+
+
+def _check_precision(job: Job) -> None:
+    key, dtype = job.KEYS["amp_dtype"], job.amp_dtype
+    if dtype and not job.mixed_precision:
+        raise UserError(
+            f"{key} {dtype} has no effect while {job.KEYS['mixed_precision']} is False: set that "
+            f'to True, or {key} to "".'
+        )
+    is_cuda = torch.device(job.device).type == "cuda"
+    if dtype == "bfloat16" and is_cuda and not torch.cuda.is_bf16_supported(False):
+        raise UserError(
+            f"{key} is bfloat16, but {torch.cuda.get_device_name()} has no bfloat16 arithmetic: "
+            "set it to float16."
         )
 
 
@@ -164,6 +182,11 @@ def _check_evaluation(job: Job) -> None:
 def _check_best_metric(job: Job) -> None:
     names, key = job.metric_names(), job.KEYS["best_metric"]
     if names == []:
-        raise UserError(f'{key} is {job.best_metric}, but there is no test set: set it to "".')
+        hidden = job.test_datasets and not job.annotated_test_datasets()
+        reason = "the test sets have no ground truth" if hidden else "there is no test set"
+        raise UserError(f'{key} is {job.best_metric}, but {reason}: set it to "".')
     if names is not None and job.best_metric not in names:
-        raise UserError(f"{key} must be one of {', '.join(names)}; got {job.best_metric!r}.")
+        several = ", with the name of the test set first" if len(job.test_datasets) > 1 else ""
+        raise UserError(
+            f"{key} must be one of {', '.join(names)}{several}; got {job.best_metric!r}."
+        )

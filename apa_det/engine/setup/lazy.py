@@ -2,38 +2,48 @@
 
 import copy
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from detectron2.config import get_cfg, instantiate
-from detectron2.data import DatasetMapper
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.config import instantiate
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNN, GeneralizedRCNNWithTTA
 from detectron2.solver import LRMultiplier
-from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ...data import APADatasetMapper, build_train_loader, ensure_metadata
+from ...data import (
+    APADatasetMapper,
+    build_train_loader,
+    ensure_metadata,
+    get_dataset_records,
+)
 from ...data.class_names import align_training_sets
 from ...data.frequency import FrequencyGroups
 from ...data.lvis_format import register_datasets
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator
-from ...evaluation.by_name import by_name
 from ...modeling import PostProcessing
 from ..job import Job
-from ..loading import CheckedLoader
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
 from . import lazy_scores
 from .config_files import available_device, call_target, save_lazy_config, unset_keys
+from .lazy_evaluation import build_evaluators, evaluated_datasets, test_model, tta_config
 from .second_stage import lazy_second_stage, replay_nodes
 
 logger = logging.getLogger(__name__)
+
+# They take any sequence of dataset dicts.
+_LOADERS = (build_train_loader, build_detection_train_loader, build_detection_test_loader)
 
 
 class LazyJob(Job):
@@ -55,6 +65,8 @@ class LazyJob(Job):
         "ema_decay": "train.ema.decay",
         "precise_bn": "train.precise_bn.enabled",
         "fsdp": "train.fsdp",
+        "mixed_precision": "train.amp.enabled",
+        "amp_dtype": "train.amp.dtype",
         "find_unused_parameters": "train.ddp.find_unused_parameters",
         "trained": "train.trained",
         "reinitialized": "train.reinitialize",
@@ -95,6 +107,7 @@ class LazyJob(Job):
         self.log_period = train.log_period
         self.parameter_log_period = get("apa_log_period", 0)
         self.mixed_precision = train.amp.enabled
+        self.amp_dtype = train.amp.get("dtype", "")
         self.ema_decay = train.ema.decay if get("ema") and train.ema.enabled else None
         self.fsdp = get("fsdp", False)
         self.ddp = dict(train.ddp)
@@ -112,7 +125,7 @@ class LazyJob(Job):
         self.extra_metrics = tuple(evaluator.get("extra_metrics", ()))
         self.engine = evaluator.get("engine", "fast")
         self.imports = get("imports", ())
-        self._evaluator: DatasetEvaluator | None = None  # built for the first test
+        self._evaluators: dict[str, DatasetEvaluator] | None = None  # built for the first test
 
     @classmethod
     def prepare(cls, cfg: DictConfig) -> "LazyJob":
@@ -126,6 +139,14 @@ class LazyJob(Job):
             mapper = OmegaConf.select(cfg, f"dataloader.{split}.mapper")
             if mapper is not None and call_target(mapper) is DatasetMapper:
                 mapper._target_ = APADatasetMapper  # reads any image and any mask
+            loader = cfg.dataloader.get(split)
+            dataset = OmegaConf.select(cfg, f"dataloader.{split}.dataset")
+            if (
+                isinstance(dataset, DictConfig)
+                and call_target(dataset) is get_detection_dataset_dicts
+                and call_target(loader) in _LOADERS
+            ):
+                dataset._target_ = get_dataset_records  # needs less memory
         return cls(cfg)
 
     def _enabled(self, key: str) -> bool:
@@ -181,7 +202,7 @@ class LazyJob(Job):
 
     def build_long_tail_evaluator(self, dataset_name: str, **kwargs) -> LongTailEvaluator:
         arguments = {
-            "output_dir": os.path.join(self.output_dir, "inference"),
+            "output_dir": self.test_folder(dataset_name),
             "subset": self.subset,
         }
         if self._has_long_tail_evaluator():
@@ -191,44 +212,23 @@ class LazyJob(Job):
 
     def build_trainer(self):
         align_training_sets(self.train_datasets)  # the evaluator reads the order of classes
-        self._evaluator = self._build_evaluator()  # before training, as its files may be invalid
+        self._evaluators = build_evaluators(self)  # before training: their files may be invalid
         return JobTrainer(self)
 
     def test(self, model: nn.Module) -> OrderedDict:
-        if self._evaluator is None:
-            self._evaluator = self._build_evaluator()
-        return self._test(model, self._evaluator)
-
-    def _test(self, model: nn.Module, evaluator: DatasetEvaluator | None) -> OrderedDict:
-        if evaluator is None:
-            return OrderedDict()
-        loader = CheckedLoader(instantiate(self.config.dataloader.test))
-        name = self.config.dataloader.evaluator.get("dataset_name") or [*self.test_datasets, ""][0]
-        results = inference_on_dataset(model, loader, by_name(evaluator, name, model))
-        if comm.is_main_process():
-            print_csv_format(results)
-        return results
-
-    def _build_evaluator(self, suffix: str = "") -> DatasetEvaluator | None:
-        """Build ``dataloader.evaluator``, with a suffix to the name of its output folder."""
-        config = copy.copy(self.config.dataloader.get("evaluator"))
-        if config is None:
-            return None
-        if self._has_long_tail_evaluator():
-            folder = config.get("output_dir") or os.path.join(self.output_dir, "inference")
-            return self.build_long_tail_evaluator(config.dataset_name, output_dir=folder + suffix)
-        if config.get("output_dir"):
-            config.output_dir += suffix
-        return instantiate(config)
+        if self._evaluators is None:
+            self._evaluators = build_evaluators(self)
+        return test_model(self.config, model, self._evaluators)
 
     def augmented(self, model: nn.Module) -> nn.Module:
         settings = self.config.train.test_augmentation
         mapper = DatasetMapperTTA(list(settings.min_sizes), settings.max_size, settings.flip)
-        return GeneralizedRCNNWithTTA(_tta_config(model), model, mapper)
+        return GeneralizedRCNNWithTTA(tta_config(model), model, mapper)
 
     def test_with_augmentation(self, model: nn.Module) -> OrderedDict:
         logger.info("Running inference with test-time augmentation ...")
-        results = self._test(self.augmented(model), self._build_evaluator("_TTA"))
+        evaluators = build_evaluators(self, "_TTA")
+        results = test_model(self.config, self.augmented(model), evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
     def scaled(self, world_size: int) -> "LazyJob":
@@ -332,8 +332,16 @@ class LazyJob(Job):
             return []
         if not self._has_long_tail_evaluator():
             return None
-        has_boxes_only = self._select("roi_heads") and not self._select("roi_heads.mask_head")
-        return self.long_tail_metric_names(has_masks=not has_boxes_only)
+        has_masks = not self._select("roi_heads") or bool(self._select("roi_heads.mask_head"))
+        if (
+            evaluated_datasets(self.config) != self.test_datasets
+        ):  # one evaluator of another dataset
+            return self.long_tail_metric_names(has_masks=has_masks)
+        return [
+            name
+            for prefix in self.annotated_test_datasets().values()
+            for name in self.long_tail_metric_names(has_masks=has_masks, prefix=prefix)
+        ]
 
     def counted_datasets(self) -> list[str]:
         return [
@@ -379,17 +387,3 @@ class LazyJob(Job):
                     f"{self.KEYS['reference_world_size']} needs {key}, which the config does not "
                     f"have: set {self.KEYS['reference_world_size']} to 0."
                 )
-
-
-def _tta_config(model: nn.Module):
-    """Return the config for ``GeneralizedRCNNWithTTA``, with the settings of the model."""
-    heads = getattr(model, "module", model).roi_heads
-    predictor = getattr(heads, "box_predictor", None)
-    predictor = predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
-    cfg = get_cfg()
-    cfg.MODEL.MASK_ON = heads.mask_on
-    cfg.MODEL.KEYPOINT_ON = heads.keypoint_on
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = heads.num_classes
-    cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = predictor.test_nms_thresh
-    cfg.TEST.DETECTIONS_PER_IMAGE = predictor.test_topk_per_image
-    return cfg

@@ -8,7 +8,7 @@ from operator import getitem
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...config import add_apa_config
 from ...data import APADatasetMapper, ensure_metadata
+from ...data.catalog import get_dataset_records
 from ...data.frequency import FrequencyGroups
 from ...data.lvis_format import register_datasets
 from ...errors import UserError
@@ -67,6 +68,8 @@ class YamlJob(Job):
         "ema_decay": "SOLVER.EMA.DECAY",
         "precise_bn": "TEST.PRECISE_BN.ENABLED",
         "fsdp": "SOLVER.FSDP",
+        "mixed_precision": "SOLVER.AMP.ENABLED",
+        "amp_dtype": "SOLVER.AMP.DTYPE",
         "find_unused_parameters": "SOLVER.FIND_UNUSED_PARAMETERS",
         "trained": "SOLVER.TRAINED",
         "reinitialized": "MODEL.REINITIALIZE",
@@ -111,6 +114,7 @@ class YamlJob(Job):
         self.log_period = 20  # as DefaultTrainer's
         self.parameter_log_period = cfg.MODEL.APA.LOG_PERIOD
         self.mixed_precision = solver.AMP.ENABLED
+        self.amp_dtype = solver.AMP.DTYPE
         self.ema_decay = solver.EMA.DECAY if solver.EMA.ENABLED else None
         self.fsdp = solver.FSDP
         self.ddp = {
@@ -172,7 +176,7 @@ class YamlJob(Job):
     def build_test_mapper(self) -> Callable[[dict], dict]:
         return APADatasetMapper(self.config, is_train=False)
 
-    def read_test_records(self, dataset_name: str) -> list[dict]:
+    def read_test_records(self, dataset_name: str) -> Sequence[dict]:
         proposals = None
         if self.config.MODEL.LOAD_PROPOSALS:
             if dataset_name not in self.test_datasets:
@@ -182,13 +186,11 @@ class YamlJob(Job):
                 )
             index = list(self.test_datasets).index(dataset_name)
             proposals = [self.config.DATASETS.PROPOSAL_FILES_TEST[index]]
-        return get_detection_dataset_dicts(
-            [dataset_name], filter_empty=False, proposal_files=proposals
-        )
+        return get_dataset_records([dataset_name], filter_empty=False, proposal_files=proposals)
 
     def build_long_tail_evaluator(self, dataset_name: str, **kwargs) -> LongTailEvaluator:
         arguments = {
-            "output_dir": os.path.join(self.output_dir, "inference"),
+            "output_dir": self.test_folder(dataset_name),
             "subset": self.subset,
             **evaluator_arguments(self.config),
         }
@@ -266,12 +268,12 @@ class YamlJob(Job):
 
     def metric_names(self) -> list[str] | None:
         has_masks, names = self.config.MODEL.MASK_ON, []
-        for dataset in self.test_datasets:
-            prefix = f"{dataset}/" if len(self.test_datasets) > 1 else ""
+        for dataset, prefix in self.annotated_test_datasets().items():
+            kind = MetadataCatalog.get(dataset).get("evaluator_type")
             if self.is_long_tail(dataset):
                 names += self.long_tail_metric_names(has_masks=has_masks, prefix=prefix)
-            elif MetadataCatalog.get(dataset).get("evaluator_type") in ("coco", "v3det"):
-                iou_types = ["bbox", "segm"] if has_masks else ["bbox"]
+            elif kind in ("coco", "v3det"):
+                iou_types = ["bbox", "segm"] if has_masks and kind == "coco" else ["bbox"]
                 names += [f"{prefix}{t}/{m}" for t in iou_types for m in _COCO_METRICS]
             else:
                 return None  # another evaluator, with unknown metrics

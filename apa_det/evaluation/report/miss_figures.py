@@ -10,7 +10,7 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
 from ...data.image_files import read_image
-from ...data.lvis_format import relative_file_name
+from ...data.image_names import relative_file_name
 from ...data.records import to_rle
 from ...errors import UserError
 from ...utils.plotting import DPI, GREY, label

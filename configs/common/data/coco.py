@@ -1,8 +1,10 @@
 from detectron2 import model_zoo
 
-from apa_det.data import APADatasetMapper, build_train_loader
+from apa_det.data import APADatasetMapper, build_train_loader, get_dataset_records
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
+dataloader.train.dataset._target_ = get_dataset_records
+dataloader.test.dataset._target_ = get_dataset_records
 dataloader.train.mapper.update(_target_=APADatasetMapper, image_format="RGB")
 dataloader.test.mapper._target_ = APADatasetMapper
 dataloader.train.mapper.augmentations[0].short_edge_length = [800]

@@ -49,6 +49,11 @@ def test_good_configs(make_job):
         (["DATASETS.TEST", ("tiny_vall",)], UserError, 'named "tiny_vall".*tiny_val'),
         (["DATASETS.TRAIN", ("nowhere",)], UserError, 'No dataset named "nowhere"'),
         (["DATASETS.TRAIN", ()], UserError, "DATASETS.TRAIN is empty"),
+        (
+            ["SOLVER.AMP.DTYPE", "bfloat16"],
+            UserError,
+            "DTYPE bfloat16 has no effect while SOLVER.AMP.ENABLED is False: set that to True, or",
+        ),
         (["DATASETS.TEST", ("lvis_v1_val",)], MissingFileError, "Download"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", 5], UserError, "tiny_train has 4 .*NUM_CLASSES is 5"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], UserError, "MODEL.RETINANET.NUM_CLASSES is 80"),
@@ -203,6 +208,15 @@ def test_calibration_reads_the_image_counts(make_job, tiny_dataset, register, tm
         check_job(make_job(*options, "DATASETS.TRAIN", ()), eval_only=True)
     check_job(make_job(*options, "DATASETS.TRAIN", ("engine_calibrated",)), eval_only=True)
     assert len(MetadataCatalog.get("engine_calibrated").class_image_count) == 4
+
+
+def test_bfloat16_on_an_old_gpu(make_job, monkeypatch):
+    options = ("MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
+    check_job(make_job(*options, "float16"))
+    with pytest.raises(UserError, match="Tesla V100 has no bfloat16 arithmetic: set it to float16"):
+        check_job(make_job(*options, "bfloat16"))
 
 
 def test_fsdp_with_old_torch(make_job, monkeypatch):
