@@ -8,30 +8,32 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from ...activation import apa_cross_entropy
 from ...data.class_counts import class_counts
-from .base import BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss, log_odds
+from .base import BOX_CLASS_LOSS_REGISTRY, Curve, FrequencyLoss, is_sigmoid, one_hot
 
 
 def federated_classes(gt_classes: Tensor, weights: Tensor, num_classes: int) -> Tensor:
-    """Return the labels plus randomly drawn classes, up to ``num_classes`` in total.
+    """Return a mask of the labels and of randomly drawn classes, up to ``num_classes`` in total.
+
+    The draw is that of :func:`torch.multinomial`, from the same random numbers, but the host does
+    not wait for the GPU.
 
     Args:
         gt_classes: int64, shape (N,), K for the background, which counts as one of the classes, as
             in detectron2.
         weights: sampling weights, >= 0, shape (K,). Classes of weight 0 are never drawn.
-        num_classes: the result is longer if there are more labels, and shorter if fewer classes
-            can be drawn.
+        num_classes: there are more if there are more labels, and fewer if fewer can be drawn.
 
     Returns:
-        int64: the classes, without the background.
+        bool, shape (K,).
     """
-    labels = torch.unique(gt_classes)
-    weights = F.pad(weights.float(), (0, 1))
-    weights[labels] = 0
-    num_drawn = min(num_classes - len(labels), int((weights > 0).sum()))
-    if num_drawn > 0:
-        labels = torch.cat([labels, torch.multinomial(weights, num_drawn)])
-    return labels[labels < len(weights) - 1]
+    is_label = torch.zeros(len(weights) + 1, dtype=torch.bool, device=weights.device)
+    is_label.scatter_(0, gt_classes, True)
+    weights = F.pad(weights.float(), (0, 1)).masked_fill(is_label, 0)
+    order = (weights / torch.empty_like(weights).exponential_(1)).argsort(descending=True)
+    is_drawn = (order.argsort() < num_classes - is_label.sum()) & (weights > 0)
+    return (is_label | is_drawn)[:-1]
 
 
 @BOX_CLASS_LOSS_REGISTRY.register()
@@ -74,11 +76,17 @@ class FederatedLoss(FrequencyLoss):
         return self.get_fed_loss_cls_weights()
 
     def forward(self, logits: Tensor, gt_classes: Tensor, curve: Curve) -> Tensor:
-        weights = self.class_values(logits.device)
-        classes = federated_classes(gt_classes, weights, self.fed_loss_num_classes)
-        chosen = log_odds(logits.index_select(1, classes), _select(curve, classes))
-        targets = (gt_classes[:, None] == classes).to(chosen.dtype)
-        loss = F.binary_cross_entropy_with_logits(chosen, targets, reduction="sum")
+        class_weights = self.class_values(logits.device)
+        mask = federated_classes(gt_classes, class_weights, self.fed_loss_num_classes)
+        if is_sigmoid(curve):
+            targets = one_hot(gt_classes, self.num_classes).to(logits.dtype)
+            mask = mask.to(logits.dtype)
+            loss = F.binary_cross_entropy_with_logits(logits, targets, mask, reduction="sum")
+        else:
+            mask = mask.float()
+            loss = apa_cross_entropy(
+                logits, gt_classes, *curve, positive_weights=mask, negative_weights=mask
+            )
         return loss / max(len(logits), 1)
 
 
@@ -90,9 +98,3 @@ def frequency_weights(datasets: str | Sequence[str], power: float = 0.5) -> Call
 
 def _frequency_weights(datasets: Sequence[str], power: float) -> Tensor:
     return class_counts(datasets).float() ** power
-
-
-def _select(curve: Curve, classes: Tensor) -> Curve:
-    """Return λ and κ of the given classes."""
-    per_class = isinstance(curve[0], Tensor) and curve[0].numel() > 1
-    return tuple(value[:, classes] for value in curve) if per_class else curve
