@@ -200,13 +200,15 @@ def _step_of(model: torch.nn.Module, batches: list) -> StepTrainer:
 
 def find_host_syncs(report: Report) -> None:
     """List the lines of a training step in which the host waits for the device."""
-    MetadataCatalog.get("quickstart_train").set(
+    dataset = "host_syncs_train"
+    MetadataCatalog.get(dataset).set(
         class_image_count=[{"id": i, "image_count": 100 // i} for i in range(1, 17)],
         num_images=100,
     )
     loss = "MODEL.ROI_BOX_HEAD.CLASS_LOSS"
     for name in ("CrossEntropy", "FederatedLoss", "DropLoss")[: 2 if report.small else 3]:
-        model = detector(report.device, loss, name, "MODEL.ROI_BOX_HEAD.CLASS_SCORE", "gumbel")
+        score = "MODEL.ROI_BOX_HEAD.CLASS_SCORE", "gumbel"
+        model = detector(report.device, loss, name, *score, "DATASETS.TRAIN", (dataset,))
         look_up_frequencies(model)
         ema = build_ema(model, 0.9)
         batches = [batch_of(2, 64 if report.small else 160, seed=i) for i in range(4)]

@@ -81,7 +81,7 @@ def prediction_seeds() -> list[bytes]:
     """Return small instances_predictions.pth files."""
     rle = {"size": [8, 8], "counts": "0P2"}
     record = {"image_id": 1, "category_id": 0, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}
-    images = [{"image_id": 1, "instances": [record, {**record, "segmentation": rle}]}]
+    images = [{"image_id": 1, "instances": [{**record, "segmentation": rle}] * 2}]
     return [torch_bytes(images, True), torch_bytes(images, False), pickle.dumps(images)]
 
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.logger import _cached_log_stream, setup_logger
 
@@ -194,6 +195,16 @@ def fresh_locks():
     yield
     for path in list(folder_lock._held):
         folder_lock.unlock_folder(os.path.dirname(path))
+
+
+@pytest.fixture
+def forget_datasets():
+    """Removes the datasets that the test registers."""
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -211,7 +211,7 @@ def test_loader(registered, tmp_path):
 
 def test_dataset(registered, tmp_path):
     call = L(load_lvis_format)(json_file=str(registered / "val.json"), image_root=str(registered))
-    assert instantiate(saved(call, tmp_path)) == get_detection_dataset_dicts(
+    assert list(instantiate(saved(call, tmp_path))) == get_detection_dataset_dicts(
         "tiny_val", filter_empty=False
     )
 

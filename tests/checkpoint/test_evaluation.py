@@ -109,9 +109,9 @@ def test_convert_and_evaluate(detector, folder, tool, tmp_path, capsys):
 
 def test_published_file_as_weights(folder, detector, tmp_path, caplog):
     """The tools also accept it unconverted."""
-    job = setup_job(arguments(folder, tmp_path / "output", folder / "published.pth"))
     for name in ("apa_det", "fvcore"):
         logging.getLogger(name).addHandler(caplog.handler)
+    job = setup_job(arguments(folder, tmp_path / "output", folder / "published.pth"))
     model = load_model(job)
     weight = model.roi_heads.mask_head.predictor.weight
     assert torch.equal(weight, detector.roi_head.mask_head.conv_logits.weight)

@@ -165,7 +165,7 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
-def test_command_and_config(tiny_dataset, tmp_path, monkeypatch, capsys):
+def test_command_and_config(tiny_dataset, tmp_path, monkeypatch, capsys, forget_datasets):
     monkeypatch.chdir(tmp_path)
     files = ("--val", tiny_dataset / "val.json", "--image-root", tiny_dataset)
     flags = ("--write-config", "my.yaml", "--weights", "none", "--num-gpus", 0)

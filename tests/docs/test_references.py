@@ -26,7 +26,8 @@ OTHERS = ("ln", "pip", "sbatch", "source")
 EXAMPLES = {"my_components.py", "my_metrics.py", "demo.py", "config.yaml", "common/train.py"}
 EXAMPLES |= {"a.yaml", "b.yaml", "my.yaml", "data.yaml"}
 # Flags in the text that are not of apa-det, and what has them
-OTHER_FLAGS = {"--device": "benchmarks", "--cat-info": "benchmarks"}
+_FLAGS = "--device", "--cat-info", "--reuse-memory", "--threads", "--cpu-time"
+OTHER_FLAGS = dict.fromkeys(_FLAGS, "benchmarks")
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 
 import apa_det_cli
 from apa_det.data import generate_dataset, read_lvis_json
@@ -74,10 +73,9 @@ def write_yolo(split: str, dataset: dict) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, forget_datasets):
     """The current folder, with a dataset in all formats under the names of the page."""
     monkeypatch.chdir(tmp_path)
-    before = set(DatasetCatalog)
     generate_dataset("images", num_train=6, num_val=2, num_classes=3)
     for split, other in (("train", "train"), ("val", "validation")):
         dataset = read_lvis_json(f"images/{split}.json")
@@ -91,10 +89,7 @@ def folder(tmp_path, monkeypatch):
             del image["neg_category_ids"], image["not_exhaustive_category_ids"]
         for path in (f"annotations/{split}.json", f"instances_{split}.json"):
             write(path, json.dumps(dataset))
-    yield tmp_path
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return tmp_path
 
 
 def test_commands(folder, pages, commands, capsys):

