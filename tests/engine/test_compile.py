@@ -29,6 +29,7 @@ class Places(logging.Handler):
 
 @pytest.fixture
 def places():
+    torch._dynamo.reset()  # what other tests compiled
     handler, logger = Places(), logging.getLogger("torch._dynamo")
     torch._logging.set_logs(graph_breaks=True, recompiles=True)
     logger.addHandler(handler)
