@@ -218,6 +218,7 @@ def test_many_rows_of_a_label():
 )
 def test_losses_are_compiled_once(loss):
     """A graph for the first number of proposals, one for all others; the values of eager mode."""
+    torch._dynamo.reset()
     curve, outputs = (torch.rand(1, 3, requires_grad=True), torch.ones(1, 3)), 3
     if loss.num_outputs:
         loss._class_values, curve, outputs = torch.tensor([1, 20, 300]), SIGMOID, 4
@@ -233,6 +234,7 @@ def test_losses_are_compiled_once(loss):
 
 def test_drop_loss_is_compiled_once():
     """A graph for the first number of proposals, one for all others, and different draws."""
+    torch._dynamo.reset()
     MetadataCatalog.get("compiled_drop_loss").set(
         class_image_count=[{"id": i, "image_count": n} for i, n in enumerate([1, 2, 300])],
         num_images=1000,
