@@ -34,12 +34,12 @@ cd "$folder/work"
 unset PYTHONPATH
 "$folder/env/bin/python" - <<'PYTHON'
 import apa_det
-from apa_det.kernels import native
+from apa_det.kernels import native_library
 
 assert apa_det.__file__.endswith("site-packages/apa_det/__init__.py"), apa_det.__file__
 for name in apa_det.model_zoo.list():
     apa_det.model_zoo.get_config(name)
-print(f"{len(apa_det.model_zoo.list())} configs; compiled kernels: {native._LIBRARY is not None}")
+print(f"{len(apa_det.model_zoo.list())} configs; compiled kernels: {native_library.LIBRARY is not None}")
 PYTHON
 overrides=(MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2 TEST.SUBSET 10)
 "$folder/env/bin/apa-det" prepare-dataset synthetic --output datasets/quickstart \
