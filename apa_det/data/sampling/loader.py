@@ -183,7 +183,7 @@ def _require_masks(dataset: Sequence[dict], mapper: Callable[[dict], dict]) -> N
             if any(instance.get("segmentation") is None for instance in instances(record))
         )
         images = sum(map(has_rle, dataset))
-    for record in without:
+    if record := next(iter(without), None):
         raise UserError(
             f"An annotation of the image {record.get('file_name')} has no segmentation, but "
             "the model trains masks: add it, or set MODEL.MASK_ON to False (in a LazyConfig, "
