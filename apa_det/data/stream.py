@@ -83,8 +83,11 @@ class TrainLoader:
                 **self._kwargs,
             )
         )
-        while batch := list(islice(images, self.batch_size)):
-            yield batch if self._collate is None else self._collate(batch)
+        try:
+            while batch := list(islice(images, self.batch_size)):
+                yield batch if self._collate is None else self._collate(batch)
+        finally:
+            del images  # ends the workers; garbage collection would wait 5 seconds for each
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """Yield batches of (index in the stream of all processes, index in the dataset)."""

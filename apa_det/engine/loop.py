@@ -63,6 +63,8 @@ class TrainingLoop(TrainerBase):
                         "room for it, and continue with --resume."
                     ) from error
                 raise
+            finally:
+                self._trainer.stop_loading()
             self.after_train()
 
     def make_up(self) -> None:

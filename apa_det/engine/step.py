@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Generator
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -141,6 +142,12 @@ class StepTrainer(SimpleTrainer):
         if largest(error is not None):  # faster than gathering errors
             raise_in_all_processes(error)
         return batch
+
+    def stop_loading(self) -> None:
+        """End the data workers; the next step starts others."""
+        batches, self._data_loader_iter_obj = self._data_loader_iter_obj, None
+        if isinstance(batches, Generator):
+            batches.close()
 
     def forget_last_step(self) -> None:
         """Forget the state before the last step, as an iteration begins."""

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -71,16 +71,21 @@ class Row:
 
     name: str
     job: Job  # without the seed and output folder of a run
+    model_of: str = ""  # the row whose models it evaluates; "": it trains its own
 
 
 @dataclass(frozen=True)
 class Run:
-    """The training of a row with one seed, in its own folder."""
+    """The training of a row with one seed, in its own folder.
+
+    A run with ``trained_by`` trains nothing: it evaluates the final model of that run.
+    """
 
     row: str
     seed: int
     folder: str
-    job: Job
+    job: Job = field(compare=False)
+    trained_by: "Run | None" = None
 
     @property
     def config_file(self) -> str:
@@ -94,6 +99,14 @@ class Run:
     @property
     def predictions_file(self) -> str:
         return os.path.join(self.folder, "predictions.json.gz")
+
+    @property
+    def model_file(self) -> str:
+        return os.path.join(self.folder, "model_final.pth")
+
+    @property
+    def num_iterations(self) -> int:
+        return 0 if self.trained_by else self.job.max_iter
 
     @property
     def is_done(self) -> bool:
@@ -120,7 +133,12 @@ class Plan:
 
     def _run(self, row: Row, seed: int) -> Run:
         folder = os.path.join(self.output_dir, "runs", _slug(row.name), f"seed{seed}")
-        return Run(row.name, seed, folder, row.job.changed({"seed": seed, "output_dir": folder}))
+        job = row.job.changed({"seed": seed, "output_dir": folder})
+        if not row.model_of:
+            return Run(row.name, seed, folder, job)
+        trained_by = self._run(next(r for r in self.rows if r.name == row.model_of), seed)
+        job = job.changed({"weights": trained_by.model_file})
+        return Run(row.name, seed, folder, job, trained_by)
 
     def differences(self) -> dict[str, dict[str, tuple]]:
         """Return per row, except the first, the values that differ: key -> (first row's, its)."""
@@ -185,8 +203,10 @@ def read_plan(
         description: a yaml file with ``base``, the config file of all rows; ``overrides``, a list
             of overrides of all rows (``[KEY, VALUE, ...]`` for yaml configs, ``["key=value", ...]``
             for LazyConfigs); ``seeds``, a list; and ``rows``. Each row has a ``name`` and
-            optionally a ``config``, which replaces ``base``, and its own overrides ``opts``. Paths
-            are relative to the folder of the file. The other rows are compared with the first one.
+            optionally a ``config``, which replaces ``base``, and its own overrides ``opts``. A row
+            with ``model_of``, the name of a row above it, trains nothing: it evaluates the models
+            of that row, with its own ``opts`` added. Paths are relative to the folder of the file.
+            The other rows are compared with the first one.
         configs: config files, one additional row each.
         seeds: replace those of the description.
         opts: overrides of all rows, applied after those of the description.
@@ -196,6 +216,7 @@ def read_plan(
         UserError: a file is missing or not valid.
     """
     content = {"rows": []} if description is None else _read_description(description)
+    content["rows"] = _with_models(description, content["rows"])
     rows = [_described_row(description, content, row, opts, imports) for row in content["rows"]]
     rows += [Row(Path(c).stem, _job(os.fspath(c), opts, imports)) for c in configs]
     seeds = list(seeds or content.get("seeds", ()))
@@ -225,7 +246,7 @@ def _read_description(path: str) -> dict:
     if not isinstance(content.get("overrides", []), list):
         raise UserError(f"{path}: overrides must be a list, got {content['overrides']!r}.")
     for row in content["rows"]:
-        _require_keys(f"{path}, a row", row, {"name", "config", "opts"})
+        _require_keys(f"{path}, a row", row, {"name", "config", "opts", "model_of"})
         if not isinstance(row.get("name"), str):
             raise UserError(f"{path}: the name of a row must be a string, got {row!r}.")
         if not isinstance(row.get("opts", []), list):
@@ -248,6 +269,30 @@ def _read_description(path: str) -> dict:
     return content
 
 
+def _with_models(path: str | None, rows: list[dict]) -> list[dict]:
+    """Give the rows with ``model_of`` the config and the overrides of the row that they name."""
+    trained: dict[str, dict] = {}
+    complete = []
+    for row in rows:
+        if "model_of" in row:
+            if "config" in row:
+                raise UserError(
+                    f'{path}: the row "{row["name"]}" has both model_of and config: remove config, '
+                    "as it has the config of the row whose models it evaluates."
+                )
+            if row["model_of"] not in trained:
+                raise UserError(
+                    f'{path}: model_of of the row "{row["name"]}" must be the name of a row above '
+                    f"it that trains, got {row['model_of']!r}."
+                )
+            base = trained[row["model_of"]]
+            row = {**base, **row, "opts": [*base.get("opts", ()), *row.get("opts", ())]}
+        else:
+            trained[row["name"]] = row
+        complete.append(row)
+    return complete
+
+
 def _require_keys(what: str, content, known: set[str]) -> None:
     unknown = content.keys() - known if isinstance(content, dict) else [content]
     if unknown:
@@ -267,7 +312,7 @@ def _described_row(
                 f"{file} is a saved LazyConfig, which is code. Give it by --config-file, "
                 "or name the .py file that it was made from."
             )
-        return Row(row["name"], _job(file, opts, imports))
+        return Row(row["name"], _job(file, opts, imports), row.get("model_of", ""))
 
 
 def _job(file: str, opts: Sequence, imports: Sequence[str]) -> Job:

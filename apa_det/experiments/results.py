@@ -69,9 +69,10 @@ class Results:
         """Return the mean of the metric over seeds."""
         return _mean(list(self.values(row, iou_type, metric).values()))
 
-    def costs(self, row: str, key: str) -> list[float]:
-        """Return the ``seconds_per_iteration`` or ``peak_memory_mb`` of each seed."""
-        return [result[key] for result in self.results[row].values()]
+    def costs(self, row: str, key: str) -> dict[int, float]:
+        """Return the ``seconds_per_iteration`` or ``peak_memory_mb`` of each seed that trained."""
+        values = {seed: result[key] for seed, result in self.results[row].items()}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     def notes(self) -> list[str]:
         """Return notes for the reader of the table, e.g. on missing runs."""
@@ -87,12 +88,32 @@ class Results:
             notes.append(
                 f"One seed: the intervals of {which} do not include the variance between seeds."
             )
-        notes += self._notes_on_images()
+        notes += self._notes_on_intervals() + self._notes_on_images()
         versions = [r["versions"] for results in self.results.values() for r in results.values()]
         for key in versions[0] if versions else ():
             values = sorted({version[key] for version in versions})
             if len(values) > 1:
                 notes.append(f"The runs had different {key}: {' and '.join(values)}.")
+        return notes
+
+    def _notes_on_intervals(self) -> list[str]:
+        defined = {k: d for k, d in self.differences.items() if not math.isnan(d.low)}
+        notes = []
+        for iou_type, metric in product(self.iou_types, self.metrics):
+            rows = [
+                row
+                for (row, *of), difference in defined.items()
+                if of == [iou_type, metric] and difference.low <= 0 <= difference.high
+            ]
+            if rows:
+                which = f"The interval of Δ{metric} ({iou_type})"
+                notes.append(f"{which} includes 0: {'; '.join(rows)}.")
+        if len(defined) > 1:
+            by_chance = len(defined) * (100 - _LEVEL) / 100
+            notes.append(
+                f"The {len(defined)} intervals are not corrected for multiple comparisons: if no "
+                f"row differed from the first one, about {by_chance:.1f} would still exclude 0."
+            )
         return notes
 
     def _notes_on_images(self) -> list[str]:

@@ -23,7 +23,8 @@ _PERIOD = 0.5  # seconds between two polls of the processes
 def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
     """Train the runs that are not done yet; a failed run does not stop the others.
 
-    A run that another process still trains, e.g. one of a killed comparison, waits for its end.
+    A run that another process still trains, e.g. one of a killed comparison, waits for its end. A
+    run that evaluates the model of another one waits for it, and fails with it.
 
     On SIGINT and SIGTERM each running process saves a checkpoint, from which the next call resumes.
 
@@ -40,7 +41,7 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
     failed: list[Run] = []
     previous = signal.signal(signal.SIGTERM, _interrupt)
     period = 1 if sys.stderr.isatty() else 60  # seconds between two progress updates
-    iterations = sum(run.job.max_iter for run in waiting)
+    iterations = sum(run.num_iterations for run in waiting)
     try:
         with tqdm(total=iterations, mininterval=period, miniters=0, disable=not waiting) as bar:
             while waiting or running:
@@ -52,7 +53,10 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
                         if run.folder not in waited_for:
                             logger.info("Waiting for another process in %s.", run.folder)
                             waited_for.add(run.folder)
-                    elif free:
+                    elif run.trained_by in failed:
+                        waiting.remove(run)
+                        failed.append(run)
+                    elif free and (run.trained_by is None or run.trained_by.is_done):
                         waiting.remove(run)
                         running.append(_Process(run, free.pop(0), jobs))
                 for process in list(running):
@@ -93,9 +97,10 @@ class _Process:
         os.makedirs(run.folder, exist_ok=True)
         if not os.path.isfile(run.config_file):
             run.job.save_config()
+        flags = ["--eval-only"] if run.trained_by else []
         with open(self._output, "ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "apa_det.experiments", run.folder, *run.job.imports],
+                [sys.executable, "-m", "apa_det.experiments", *flags, run.folder, *run.job.imports],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_environment(slot, jobs),
@@ -104,7 +109,7 @@ class _Process:
 
     def advance(self, bar: tqdm, ended: bool) -> None:
         """Update the progress bar; the process logs its iteration every 20 iterations."""
-        total = self.run.job.max_iter
+        total = self.run.num_iterations
         now = total if ended else min(_last_iteration(self.run.folder), total)
         bar.update(max(0, now - self._seen))
         self._seen = max(self._seen, now)

@@ -71,8 +71,8 @@ def _cost_table(results: Results) -> str:
     for row in results.plan.rows:
         cells = []
         for key, factor in _COSTS.items():
-            values = [factor * value for value in results.costs(row.name, key)]
-            ratio = _mean(values) / factor / _mean(results.costs(first, key))
+            values = [factor * value for value in results.costs(row.name, key).values()]
+            ratio = _mean(values) / factor / _mean([*results.costs(first, key).values()])
             cells += [_mean_and_spread(values, 0), _number(ratio, 2)]
         done = f"{len(results.results[row.name])} of {len(results.plan.seeds)}"
         lines.append([row.name, *cells, done])
@@ -134,7 +134,7 @@ def _records(results: Results) -> Iterator[dict]:
                     "seeds": values,
                 }
         for key in _COSTS:
-            values = {seed: result[key] for seed, result in results.results[row.name].items()}
+            values = results.costs(row.name, key)
             yield {**_record(row.name, "", key, values), **asdict(UNDEFINED), "seeds": values}
 
 

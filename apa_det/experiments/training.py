@@ -1,4 +1,4 @@
-"""Train and evaluate one run of a comparison in this process, and measure its cost."""
+"""Train or evaluate one run of a comparison in this process, and measure its cost."""
 
 import gzip
 import hashlib
@@ -23,7 +23,7 @@ from detectron2.utils.events import get_event_storage
 
 import apa_det
 
-from ..engine import JobTrainer, overrides, setup_job
+from ..engine import Job, JobTrainer, evaluate, overrides, setup_job
 from ..engine.resuming import NoWholeCheckpointError
 from ..engine.run_folder import remove_run
 from ..errors import UserError
@@ -47,11 +47,7 @@ def train_run(folder: str, imports: Sequence[str] = ()) -> None:
     Raises:
         UserError: the config is not valid.
     """
-    config_file = os.path.join(folder, "config.yaml")
-    opts = overrides(config_file, {"output_dir": folder})
-    job = setup_job(
-        Namespace(config_file=config_file, opts=opts, imports=imports, eval_only=False, resume=True)
-    )
+    job = _set_up(folder, imports, eval_only=False)
     if len(job.stages()) > 1:
         decoupled = job.KEYS["decoupled_trained"].rpartition(".")[0]
         raise UserError(
@@ -63,18 +59,49 @@ def train_run(folder: str, imports: Sequence[str] = ()) -> None:
     trainer = ReproducibleTrainer(job)
     trainer.resume_or_load(resume=True)
     trainer.train()
+    costs = trainer.costs.summary() | {"image_digest": trainer.job_loader.digest}
+    _write_result(job, trainer.metrics(), {"iterations": job.max_iter, **costs})
+
+
+def evaluate_run(folder: str, imports: Sequence[str] = ()) -> None:
+    """Evaluate the weights in the ``config.yaml`` of a folder; write files as :func:`train_run`.
+
+    Args:
+        folder: the folder of the run.
+        imports: modules that were imported to register components.
+
+    Raises:
+        UserError: the config or the file of the weights is not valid.
+    """
+    job = _set_up(folder, imports, eval_only=True)
+    metrics = flatten_results_dict(evaluate(job))
+    _write_result(job, metrics, {"seconds_per_iteration": None, "peak_memory_mb": None})
+
+
+def _set_up(folder: str, imports: Sequence[str], eval_only: bool) -> Job:
+    config_file = os.path.join(folder, "config.yaml")
+    return setup_job(
+        Namespace(
+            config_file=config_file,
+            opts=overrides(config_file, {"output_dir": folder}),
+            imports=imports,
+            eval_only=eval_only,
+            resume=not eval_only,
+        )
+    )
+
+
+def _write_result(job: Job, metrics: dict[str, float], costs: dict) -> None:
     _compress(
-        os.path.join(folder, "inference", "lvis_instances_results.json"),
-        os.path.join(folder, "predictions.json.gz"),
+        os.path.join(job.output_dir, "inference", "lvis_instances_results.json"),
+        os.path.join(job.output_dir, "predictions.json.gz"),
     )
     result = {
-        "metrics": {n: v if np.isfinite(v) else None for n, v in trainer.metrics().items()},
-        "iterations": job.max_iter,
-        **trainer.costs.summary(),
-        "image_digest": trainer.job_loader.digest,
+        "metrics": {name: v if np.isfinite(v) else None for name, v in metrics.items()},
+        **costs,
         "versions": _versions(job.device),
     }
-    write_json(result, os.path.join(folder, "result.json"))
+    write_json(result, os.path.join(job.output_dir, "result.json"))
 
 
 class CostMeter(HookBase):

@@ -166,6 +166,8 @@ def test_signal_in_evaluation(train, output, monkeypatch, saves, evaluation, las
     monkeypatch.setattr(StrictCheckpointer, "save", save)
     train(*options, resume=True)
     assert len(evaluations) == 3  # the one that was cut off is repeated
+    for loader in evaluations:
+        loader._shutdown_workers()
 
 
 def test_data_workers_are_shielded(train):

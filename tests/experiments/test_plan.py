@@ -35,6 +35,16 @@ def test_order_of_runs(describe):
     assert run.job.config.TEST.SAVE_PREDICTIONS
 
 
+def test_row_that_evaluates_models_of_another_row(describe):
+    calibrated = {"name": "NorCal", "model_of": "AGLU", "opts": ["TEST.DETECTIONS_PER_IMAGE", 7]}
+    plan = read_plan("out", describe(RELU, AGLU, calibrated, seeds=[3]))
+    run = plan.runs[2]
+    assert run.trained_by == plan.runs[1] and run.num_iterations == 0
+    config = run.job.config
+    assert Path(config.MODEL.WEIGHTS) == Path("out/runs/aglu/seed3/model_final.pth")
+    assert (config.MODEL.APA.ACTIVATION, config.TEST.DETECTIONS_PER_IMAGE) == ("aglu", 7)
+
+
 def test_paths_are_relative_to_the_description(describe, config_file):
     path = describe(RELU, {"name": "near", "config": "near.yaml"})
     near = Path(path).with_name("near.yaml")
@@ -83,7 +93,7 @@ def test_rows_must_share_data_schedule_and_evaluation(describe, key, value):
     [
         ({"seed": [0]}, "unknown key seed; expected base, overrides, rows, seeds"),
         ({"rows": []}, "rows must be a list"),
-        ({"rows": ["relu"]}, "a row: unknown key relu; expected config, name, opts"),
+        ({"rows": ["relu"]}, "a row: unknown key relu; expected config, model_of, name, opts"),
         ({"rows": [{"opts": []}]}, "name of a row must be a string"),
         ({"rows": [{"name": 5}]}, "name of a row must be a string, got .*5"),
         (
@@ -97,6 +107,14 @@ def test_rows_must_share_data_schedule_and_evaluation(describe, key, value):
         ({"rows": [{"name": "a", "opts": ["SOLVER.LR", 1]}]}, 'row "a": .*no config key SOLVER.LR'),
         ({"rows": [{"name": "a", "opts": ["SEED"]}]}, 'row "a": .* must be KEY VALUE pairs'),
         ({"rows": [{"name": "a", "opts": {"SEED": 1}}]}, 'opts of the row "a" must be a list'),
+        (
+            {"rows": [{"name": "a", "model_of": "b"}, {"name": "b"}]},
+            "model_of of the row \"a\" must be the name of a row above it that trains, got 'b'",
+        ),
+        (
+            {"rows": [RELU, {"name": "a", "model_of": RELU["name"], "config": "x.yaml"}]},
+            'the row "a" has both model_of and config',
+        ),
         ({"overrides": "SEED 1"}, "overrides must be a list, got 'SEED 1'"),
         ({"seeds": 3}, "seeds must be a list, got 3"),
         ({"seeds": [1, 1]}, "seeds must be different integers"),

@@ -74,6 +74,10 @@ def test_equal_rows_have_no_difference(make_plan):
         assert difference.difference == pytest.approx(expected, nan_ok=True)
         interval = [difference.low, difference.high]
         assert interval == pytest.approx([expected] * 2, abs=1e-12, nan_ok=True)
+    notes = results.notes()
+    assert "The interval of ΔAP (bbox) includes 0: second." in notes
+    defined = sum(not math.isnan(d.low) for d in results.differences.values())
+    assert any(note.startswith(f"The {defined} intervals are not corrected") for note in notes)
 
 
 def test_better_row(make_plan):
@@ -85,6 +89,7 @@ def test_better_row(make_plan):
     means = [results.mean(name, "bbox", "AP") for name in ("first", "second")]
     assert difference.difference == pytest.approx(means[1] - means[0])
     assert 0 < difference.low < difference.difference < difference.high
+    assert not any("ΔAP (bbox) includes 0" in note for note in results.notes())
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 2)])

@@ -1,5 +1,6 @@
 """Training of runs: alone, resumed, and by the compare command."""
 
+import gzip
 import json
 import sys
 from functools import partial
@@ -137,7 +138,9 @@ def test_the_tool(describe, tmp_path, tool, capfd):
     compare = partial(tool, "compare", "--output", tmp_path / "out")
     loss = ["MODEL.ROI_BOX_HEAD.CLASS_SCORE", "sigmoid", "MODEL.ROI_BOX_HEAD.CLASS_LOSS"]
     broken = {"name": "broken", "opts": [*loss, "SeesawLoss"]}
-    description = describe({"name": "first"}, broken)
+    description = describe(
+        {"name": "first"}, broken, {"name": "broken, calibrated", "model_of": "broken"}
+    )
     assert compare(description, "--dry-run") == 0
     out = capfd.readouterr().out
     assert "to do" in out and "8 images in total" in out
@@ -150,17 +153,25 @@ def test_the_tool(describe, tmp_path, tool, capfd):
     captured = capfd.readouterr()
     assert "broken, seed 0 failed with exit code 2" in captured.err
     assert "SeesawLoss" in captured.err
-    assert "Missing: broken (seed 0)." in captured.out
+    assert "Missing: broken (seed 0); broken, calibrated (seed 0)." in captured.out
     run = tmp_path / "out/runs/first/seed0"
     written = (run / "result.json").stat().st_mtime_ns
     assert (run / "predictions.json.gz").is_file() and (tmp_path / "out/comparison.png").is_file()
 
     second = {"name": "second", "opts": ["MODEL.APA.ACTIVATION", "aglu"]}
-    added = describe({"name": "first"}, second)
+    opts = ["MODEL.ROI_BOX_HEAD.CALIBRATION", "TauNorm"]
+    opts += ["MODEL.ROI_BOX_HEAD.CALIBRATION_STRENGTH", 1.0]
+    calibrated = {"name": "calibrated", "model_of": "first", "opts": opts}
+    added = describe({"name": "first"}, {"name": "again", "model_of": "first"}, calibrated, second)
     assert compare(added, "--resamples", "10") == 0
     out = capfd.readouterr().out
     assert "Not trained on the same images" not in out
-    assert "- first: `MODEL.APA.ACTIVATION relu`\n- second: `MODEL.APA.ACTIVATION aglu`" in out
+    assert "- second: `MODEL.APA.ACTIVATION aglu`" in out and "- again: nothing" in out
+    first, again, calibrated = (
+        gzip.decompress((tmp_path / f"out/runs/{name}/seed0/predictions.json.gz").read_bytes())
+        for name in ("first", "again", "calibrated")
+    )
+    assert again == first != calibrated
     assert (run / "result.json").stat().st_mtime_ns == written
 
     assert compare(describe({"name": "first"}), "--opts", "SEED") == 2
