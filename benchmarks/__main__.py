@@ -8,6 +8,7 @@ from . import (
     compiled,
     data,
     evaluation,
+    gradients,
     ground_truth,
     layers,
     loader,
@@ -24,6 +25,7 @@ HELP = {
     "step": "a training step of Mask R-CNN against detectron2's",
     "compile": "a training step with torch.compile against eager",
     "inference": "Mask R-CNN inference against detectron2's",
+    "gradients": "gradients of λ and κ against those of the weights around them",
     "loader": "training images with copy-paste against those without",
     "data": "reading LVIS and the training loader against detectron2's",
     "evaluate": "LVIS evaluation against ultrafast-pycocotools and lvis-api",
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     models.add_arguments(command("step"), "step")
     compiled.add_arguments(command("compile"))
     models.add_arguments(command("inference"), "inference")
+    gradients.add_arguments(command("gradients"))
     loader.add_arguments(command("loader"))
     evaluation.add_arguments(command("evaluate"))
     data.add_arguments(command("data"))

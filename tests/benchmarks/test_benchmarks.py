@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from apa_det.engine import read_job
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -102,6 +104,28 @@ def test_models(measured, monkeypatch, options):
         assert rows["APA"]["peak_mb"] > 3 * 4 * 40  # weights, gradients and momentum
     else:
         assert list(rows)[3:] == [*models.FUSED, models.CHANNELS_LAST]
+
+
+def test_gradients(monkeypatch, tmp_path, tiny_config, capsys):
+    """A checkpoint whose λ are 0.5 larger has moved by that."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.__main__ import main
+
+    job = read_job(tiny_config, ["SEED", "3"])
+    torch.manual_seed(3)
+    state = job.build_model().state_dict()
+    names = [name for name in state if name.endswith("lambda_param")]
+    weights = {name: x + 0.5 if name in names else x for name, x in state.items()}
+    torch.save({"model": weights}, tmp_path / "model.pth")
+    job.save_config(str(tmp_path))
+    files = ["--config-file", tmp_path / "config.yaml", "--weights", tmp_path / "model.pth"]
+    main(["gradients", *map(str, files), "--batches", "2", "--json", str(tmp_path / "out.json")])
+    rows = json.loads((tmp_path / "out.json").read_text())
+    number, gradient, ratio, same_sign, moved = rows["final"]["λ of activations"]
+    assert number == len(names) and gradient > 0 and ratio > 0
+    assert same_sign in (0.5, 0.75, 1) and moved == pytest.approx(0.5)
+    assert rows["final"]["κ of activations"][4] == rows["initial"]["λ of activations"][4] == 0
+    assert "|mean| / std is 0.56" in capsys.readouterr().out  # √(2 / 2π)
 
 
 def test_loader(measured):
