@@ -1,6 +1,7 @@
 """Text from files, made safe for terminals, logs, file names and spreadsheets."""
 
 import csv
+import math
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -51,6 +52,11 @@ def listed(names: Iterable[object], max_names: int = 5) -> str:
     names = [*names]
     rest = f" and {len(names) - max_names} more" if len(names) > max_names else ""
     return ", ".join(f"'{printable(name)}'" for name in names[:max_names]) + rest
+
+
+def format_number(value: float, digits: int = 1, sign: str = "") -> str:
+    """Format a number; "–" for NaN. With ``sign="+"``, positive numbers get a sign too."""
+    return "–" if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
 
 class _Repr(reprlib.Repr):

@@ -27,6 +27,12 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         choices=("bbox", "segm", "boundary"),
         help="default: bbox, and segm if there are masks",
     )
+    result.add_argument(
+        "--image-ids",
+        metavar="FILE",
+        help="evaluate only these images and leave out detections on others: a list of image ids "
+        "(text or JSON) or an annotation file, e.g. that of LVIS minival",
+    )
     add_max_dets(result)
     result.add_argument(
         "--engine",
@@ -56,7 +62,9 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     result.add_argument("--json", metavar="FILE", help="write all metrics to this .json file")
     result.add_argument("--report", metavar="DIR", help="write a report into this folder")
     result.add_argument(
-        "--image-root", metavar="DIR", help="show the worst misses on the images of this folder"
+        "--image-root",
+        metavar="DIR",
+        help="show misses, confusions and false positives on the images of this folder",
     )
     add_import(result)
     return result
@@ -87,10 +95,9 @@ def run(args: argparse.Namespace) -> None:
         pooled=args.ap_pool,
         details=args.report is not None,
         image_root=args.image_root,
+        image_ids=args.image_ids,
     )
-    for iou_type in comparison.iou_types:
-        print(f"\n{comparison.table(iou_type)}")
-    print(f"\n{comparison.describe()}")
+    print(f"\n{comparison.text()}")
     if args.json:
         write_json(comparison.summary(), args.json)
     if args.report:

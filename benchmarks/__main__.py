@@ -13,6 +13,7 @@ from . import (
     layers,
     loader,
     models,
+    report,
     v3det_evaluation,
 )
 
@@ -30,6 +31,7 @@ HELP = {
     "data": "reading LVIS and the training loader against detectron2's",
     "evaluate": "LVIS evaluation against ultrafast-pycocotools and lvis-api",
     "ground-truth": "reading LVIS ground truth against the JSON parser and lvis-api",
+    "report": "the report of evaluate-predictions, time and memory of the whole command",
     "evaluate-v3det": "box AP of V3Det's classes against detectron2's COCOEvaluator",
 }
 
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     evaluation.add_arguments(command("evaluate"))
     data.add_arguments(command("data"))
     ground_truth.add_arguments(command("ground-truth"))
+    report.add_arguments(command("report"))
     v3det_evaluation.add_arguments(command("evaluate-v3det"))
     args = parser.parse_args(arguments)
     if args.command is None:

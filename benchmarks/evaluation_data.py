@@ -151,11 +151,17 @@ def make_shapes(rng: np.random.Generator, height: int, width: int) -> Shapes:
 class Detector:
     """The detections of each image, the same for all libraries."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, seed: int | None = None):
+        """
+        Args:
+            folder: written by :func:`make_dataset`.
+            seed: that of another detector. None: that of the dataset.
+        """
         pool = np.load(folder / "pool.npz")
         self.ids = pool["ids"]
         self._sizes = pool["sizes"].tolist()
-        self._number, self._seed = int(pool["detections"]), int(pool["seed"])
+        self._number = int(pool["detections"])
+        self._seed = int(pool["seed"]) if seed is None else seed
         self._cumulative_weights = np.cumsum(pool["weights"])
         self._boxes = [pool[f"boxes{k}"][:, 1:].astype(np.float32) for k in range(len(SIZES))]
         self._counts = [pool[f"counts{k}"] for k in range(len(SIZES))]

@@ -191,7 +191,7 @@ install_packages() {
     step "installing torch, torchvision and the dependencies of detectron2 (5 GB; 1 to 10 minutes)"
     run_pip --no-build-isolation -r requirements/environment.txt -c requirements/constraints.txt
 
-    step "installing detectron2, lvis and timm"
+    step "installing detectron2, lvis, timm and tidecv"
     run_pip --no-deps -r requirements/without_dependencies.txt
     # The wheel is tagged for Python 3.10 but works with all. Install it to a folder and move all but
     # its stray top-level `tools` to site-packages.

@@ -132,7 +132,7 @@ def compressed_counts(
             return rle
     else:
         segmentations(values, sizes, key)
-    values = [_compressed(value, size) for value, size in zip(values, sizes, strict=True)]
+    values = [compressed(value, *size) for value, size in zip(values, sizes.tolist(), strict=True)]
     return _check_rles(values, sizes, key)
 
 
@@ -146,15 +146,15 @@ def rle_sizes(values: Sequence, key: str = "segmentation") -> np.ndarray:
 
 def to_rle(segmentation: list | dict, height: int, width: int) -> dict:
     """Return the compressed RLE of a mask, after the checks of :func:`segmentations`."""
-    size = np.array([[height, width]])
-    segmentations([segmentation], size)
-    return _compressed(segmentation, size[0])
+    segmentations([segmentation], np.array([[height, width]]))
+    return compressed(segmentation, height, width)
 
 
-def _compressed(segmentation: list | dict, size: np.ndarray) -> dict:
+def compressed(segmentation: list | dict, height: int, width: int) -> dict:
+    """Return the compressed RLE of a mask that has passed :func:`segmentations`."""
     if type(segmentation) is dict and type(segmentation["counts"]) is not list:
         return segmentation
-    rles = mask_utils.frPyObjects(segmentation, *size.tolist())
+    rles = mask_utils.frPyObjects(segmentation, height, width)
     return mask_utils.merge(rles) if type(rles) is list else rles
 
 

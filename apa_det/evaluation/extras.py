@@ -12,6 +12,16 @@ from .result import FALSE_POSITIVE, RECALL_THRESHOLDS, TRUE_POSITIVE
 logger = logging.getLogger(__name__)
 
 MAX_DETS_PER_CATEGORY = 10_000
+FIXED_NOTE = (
+    "AP_fixed: AP of the 10,000 best detections of each category over all images, instead of a "
+    "limit per image. Categories then do not compete for the places in an image; it needs files "
+    "with many more than 300 detections per image."
+)
+POOLED_NOTE = (
+    "AP_pool: AP of one ranking of the detections of all categories, limited as for AP_fixed. It "
+    "falls if a score does not mean the same in all categories, which AP does not notice; frequent "
+    "categories dominate it."
+)
 
 
 def fixed_ap(

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+from tqdm import tqdm
 
 from ..errors import MissingPackageError
 from ..utils.json_files import gc_paused
@@ -65,7 +66,8 @@ def run(
     chosen = select(truth, detections, max_dets, max_dets_per_category)
     at_once = len(chosen) if iou_type == "bbox" else _MASKS_AT_ONCE
     precisions, recalls, matched = [], [], []
-    for categories in _ranges(chosen, len(truth.category_ids), at_once):
+    ranges = _ranges(chosen, len(truth.category_ids), at_once)
+    for categories in tqdm(ranges, f"matching {iou_type}", unit="part", delay=2, leave=False):
         inside = (chosen.categories >= categories.start) & (chosen.categories < categories.stop)
         part = _Part(truth, detections, chosen.take(inside), categories, iou_type)
         curves = part.engine.run()

@@ -5,15 +5,19 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
 from detectron2.utils.logger import log_first_n
+from tqdm import tqdm
 
 from ..data import complete_categories
 from ..data.coco_to_lvis import copy_counts, crowd_note, usable_annotations
 from ..data.frequency import COMMON_MAX, RARE_MAX, FrequencyGroups
+from ..data.records import compressed
 from ..data.validation import is_coco_format, read_coco_or_lvis_json
+from .detections import Masks
 from .mask_texts import Selected, read_truth_json
 
 logger = logging.getLogger(__name__)
@@ -107,6 +111,14 @@ class GroundTruth:
     def has_masks(self) -> bool:
         return self.segmentations is not None
 
+    @cached_property
+    def masks(self) -> Masks:
+        """The ``segmentations`` as compressed RLE, converted on first use."""
+        sizes = self.image_sizes[self.annotation_images].tolist()
+        masks = zip(self.segmentations, sizes, strict=True)
+        masks = tqdm(masks, "converting masks", len(sizes), unit="mask", delay=2, leave=False)
+        return Masks.from_rles([compressed(mask, *size) for mask, size in masks])
+
     def crowd_note(self) -> str:
         """Return how crowd regions are evaluated, or "" without crowd regions."""
         return crowd_note(self.num_crowds) if self.num_crowds else ""
@@ -193,6 +205,7 @@ class GroundTruth:
         kept = np.isin(self.image_ids, image_ids)
         annotated = kept[self.annotation_images]
         part = copy.copy(self)
+        vars(part).pop("masks", None)
         part.images = [image for image, keep in zip(self.images, kept, strict=True) if keep]
         part.image_ids, part.image_sizes = self.image_ids[kept], self.image_sizes[kept]
         new_indices = np.cumsum(kept) - 1

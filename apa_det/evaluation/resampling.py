@@ -1,10 +1,45 @@
 """AP of resampled images for bootstrap intervals, without matching detections again."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 import numpy as np
+from tqdm import tqdm
 
 from .result import IGNORED, IOU_THRESHOLDS, RECALL_THRESHOLDS, TRUE_POSITIVE, Evaluation
 
-_WEIGHTS_AT_ONCE = 1 << 20  # of detections and annotations: some tens of megabytes
+_LEVEL = 95  # percent
+_WEIGHTS_AT_ONCE = 1 << 18  # of detections and annotations, for the cache of the CPU
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference of two APs; NaN if it is undefined."""
+
+    difference: float
+    low: float  # bounds of the 95 % bootstrap interval
+    high: float
+
+    @staticmethod
+    def from_resamples(difference: float, resampled: np.ndarray) -> "Difference":
+        """Return a difference with the percentile interval of its resamples.
+
+        Args:
+            difference: the difference on the dataset itself.
+            resampled: (B,) the difference in each resample; NaN where it is undefined.
+        """
+        resampled = resampled[~np.isnan(resampled)]
+        if not len(resampled):
+            return Difference(difference, np.nan, np.nan)
+        margin = (100 - _LEVEL) / 2
+        bounds = np.percentile(resampled, [margin, 100 - margin])
+        return Difference(difference, *bounds.tolist())
+
+    @property
+    def is_clear(self) -> bool:
+        """Return whether the interval does not contain 0."""
+        return self.low > 0 or self.high < 0
 
 
 def draw_image_weights(num_images: int, num_resamples: int, seed: int = 0) -> np.ndarray:
@@ -45,15 +80,17 @@ def _mean_of_defined(values: np.ndarray) -> np.ndarray:
 def _category_ap(evaluation: Evaluation, weights: np.ndarray) -> np.ndarray:
     """Return (B, K) APs; NaN if the category has no ground truth in the dataset."""
     truth, matches = evaluation.ground_truth, evaluation.matches
-    weights = np.asarray(weights, np.float32)  # exact for integers up to 2^24
+    weights = np.asarray(weights, np.int32)
     order = np.lexsort((-evaluation.scores, evaluation.match_categories))  # stable, as in lvis-api
     numbers = np.arange(len(truth.category_ids) + 1)
     cuts = np.searchsorted(evaluation.match_categories[order], numbers)
-    counted = truth.annotation_categories[truth.counted]
-    images = truth.annotation_images[truth.counted]
+    counted = np.flatnonzero(truth.counted)
+    counted = counted[np.argsort(truth.annotation_categories[counted], kind="stable")]
+    bounds = np.searchsorted(truth.annotation_categories[counted], numbers)
     result = np.full((len(weights), len(truth.category_ids)), np.nan)
-    for category in np.unique(counted).tolist():
-        annotated = images[counted == category]
+
+    def resample(category: int) -> None:
+        annotated = truth.annotation_images[counted[bounds[category] : bounds[category + 1]]]
         rows = order[cuts[category] : cuts[category + 1]]
         found = evaluation.match_images[rows], matches.outcomes[rows]
         at_once = max(1, _WEIGHTS_AT_ONCE // (len(rows) + len(annotated)))
@@ -62,6 +99,13 @@ def _category_ap(evaluation: Evaluation, weights: np.ndarray) -> np.ndarray:
             objects = part[:, annotated].sum(1, dtype=np.float64)
             ap = _average_precision(*found, part, objects)
             result[start : start + at_once, category] = np.where(objects > 0, ap, np.nan)
+
+    categories = np.flatnonzero(np.diff(bounds)).tolist()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy computes without the GIL
+        done = pool.map(resample, categories)
+        progress = {"total": len(categories), "unit": "category", "delay": 2, "leave": False}
+        for _ in tqdm(done, "bootstrap", **progress):
+            pass
     return result
 
 
@@ -75,22 +119,40 @@ def _average_precision(
     Args:
         images: (M,) the image of each detection, by descending score.
         outcomes: (M, T).
-        weights: (B, I).
+        weights: (B, I) int32.
         objects: (B,) number of counted annotations.
     """
-    objects = np.maximum(objects, 1.0)[:, None]
     total = np.zeros(len(weights))
-    before, found = None, None  # detections that are not ignored, and their cumulative number
-    for outcome in outcomes.T:
-        true = np.flatnonzero(outcome == TRUE_POSITIVE)
-        if not len(true):
+    is_true = outcomes == TRUE_POSITIVE
+    ends = np.flatnonzero(is_true.any(1))  # true positives at any threshold
+    if not len(ends):
+        return total
+    images, outcomes = images[: ends[-1] + 1], outcomes[: ends[-1] + 1]
+    found = np.cumsum(np.take(weights, images, 1), axis=1, dtype=np.int32)[:, ends]
+    own = np.take(weights, images[ends], 1)
+    # Recall thresholds that are reached with 0, 1, 2, ... true positives.
+    recalls = np.arange(own.sum(1).max() + 1) / np.maximum(objects, 1)[:, None]
+    reached = np.searchsorted(RECALL_THRESHOLDS, recalls, side="right").astype(np.int16)
+    starts = (np.arange(len(weights)) * recalls.shape[1])[:, None]
+    before, area = None, total
+    for outcome, true in zip(outcomes.T, is_true[ends].T, strict=True):
+        if before is not None and np.array_equal(outcome, before):
+            total += area
             continue
-        counted = np.flatnonzero(outcome != IGNORED)
-        if before is None or not np.array_equal(counted, before):  # often as at the last threshold
-            before, found = counted, np.cumsum(weights[:, images[counted]], 1, dtype=np.float64)
-        tp = np.cumsum(weights[:, images[true]], axis=1, dtype=np.float64)
-        precision = tp / (found[:, np.searchsorted(counted, true)] + np.spacing(1))
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALL_THRESHOLDS, tp / objects, side="right")
-        total += (precision * np.diff(reached, axis=1, prepend=0)).sum(1)
+        before, area = outcome, np.zeros(len(weights))
+        columns = np.flatnonzero(true)
+        if not len(columns):
+            continue
+        counted = np.take(found, columns, 1)
+        ignored = np.flatnonzero(outcome == IGNORED)
+        if len(ignored):
+            skipped = np.zeros((len(weights), len(ignored) + 1), np.int32)
+            np.cumsum(np.take(weights, images[ignored], 1), axis=1, out=skipped[:, 1:])
+            counted -= np.take(skipped, np.searchsorted(ignored, ends[columns]), 1)
+        tp = np.cumsum(np.take(own, columns, 1), axis=1, dtype=np.int32)
+        precision = tp / (counted + np.spacing(1))
+        np.maximum.accumulate(precision[:, ::-1], axis=1, out=precision[:, ::-1])
+        steps = np.diff(np.take(reached, tp + starts), axis=1, prepend=0)
+        area = np.einsum("bn,bn->b", precision, steps)
+        total += area
     return total / (len(RECALL_THRESHOLDS) * len(IOU_THRESHOLDS))

@@ -19,6 +19,7 @@ from ..utils.json_files import CORRUPT, gc_paused, local_path
 from ..utils.json_stream import read_json_list
 from .detections import Detections, Masks
 from .ground_truth import GroundTruth
+from .selection import find
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ _EXPECTED = (
 )
 
 
-@gc_paused()
 def read_results(
     path: str | os.PathLike,
     ground_truth: GroundTruth,
@@ -59,10 +59,46 @@ def read_results(
             invalid box or mask (see :mod:`apa_det.data.records`). The message names the file and
             the first such record.
     """
-    name = os.fspath(path)
-    class_indices = _is_torch_file(name)
-    chunks = _read_torch_file(name) if class_indices else read_json_list(name)
-    reader = _Reader(name, ground_truth, iou_types, class_indices)
+    return _read(_Reader(os.fspath(path), ground_truth, iou_types))
+
+
+def read_results_in(
+    image_ids: np.ndarray | None,
+    path: str | os.PathLike,
+    ground_truth: GroundTruth,
+    iou_types: Sequence[str] | None = None,
+) -> tuple[Detections, int]:
+    """
+    Read a detector's results on some images, and count its detections on other images.
+
+    Args:
+        image_ids: (N,) int64, images of the ground truth. If they are all of them, detections may
+            be on images that the ground truth does not have. None: all images.
+        path, ground_truth, iou_types: see :func:`read_results`.
+
+    Returns:
+        The detections on the images, and the number of the others.
+
+    Raises:
+        MissingFileError, UserError: see :func:`read_results`; or no detection is on the images.
+    """
+    hint = ""
+    if image_ids is None:
+        hint = "; if the ground truth has only some images of the dataset, list them by --image-ids"
+    reader = _Reader(os.fspath(path), ground_truth, iou_types, image_ids, hint)
+    detections = _read(reader)
+    if image_ids is not None and reader.count and not len(detections):
+        raise UserError(
+            f"{path} has {reader.count:,} detections, but none on the {len(image_ids):,} images to "
+            "evaluate. Give the results of a detector on the dataset of these images."
+        )
+    return detections, reader.count - len(detections)
+
+
+@gc_paused()
+def _read(reader: "_Reader") -> Detections:
+    name = reader.name
+    chunks = _read_torch_file(name) if reader.class_indices else read_json_list(name)
     parts = [reader.detections(records) for records in chunks if records]
     hint = reader.hints.hint()
     if hint:
@@ -121,6 +157,9 @@ class _Reader:
     """Converts the records of one file to columns, chunk by chunk.
 
     Attributes:
+        name: the file.
+        class_indices: ``category_id`` is an index, not an id.
+        count: number of records so far.
         hints: statistics of the boxes.
     """
 
@@ -129,14 +168,22 @@ class _Reader:
         name: str,
         truth: GroundTruth,
         iou_types: Sequence[str] | None,
-        class_indices: bool,
+        image_ids: np.ndarray | None = None,
+        hint: str = "",
     ):
-        self._name = name
+        self.name = name
+        self.class_indices = _is_torch_file(name)
+        self.count = 0
         self._truth = truth
         self._iou_types = iou_types
-        self._count = 0
+        kept = np.full(len(truth.image_ids), True)
+        if image_ids is not None:
+            kept = np.isin(truth.image_ids, image_ids)
+        self._keep = np.append(kept, False)  # the last is for images that are not in the dataset
+        self._only_known = image_ids is None or not kept.all()
+        self._hint = hint
         self._images = "be an image id of the ground truth"
-        if class_indices:
+        if self.class_indices:
             self._categories = np.arange(len(truth.category_ids))
             self._classes = f"be a class index from 0 to {len(self._categories) - 1}"
         else:
@@ -145,12 +192,12 @@ class _Reader:
         self.hints = BoxHints()
 
     def detections(self, records: list) -> Detections:
-        if not self._count:
+        if not self.count:
             self._choose_columns(records[0])
-        name = f"{self._name}: record"
-        detections = convert(records, self._columns, name, self._count)
+        name = f"{self.name}: record"
+        detections = convert(records, self._columns, name, self.count)
         self._check_unused(records)
-        self._count += len(records)
+        self.count += len(records)
         return detections
 
     def _choose_columns(self, record) -> None:
@@ -178,19 +225,26 @@ class _Reader:
             index = next((i for i, record in enumerate(records) if key in record), None)
             if index is not None:
                 raise UserError(
-                    f"{self._name}: record 0 (from 0): {key} is missing, but record "
-                    f"{self._count + index} has one; write it for all detections or for none."
+                    f"{self.name}: record 0 (from 0): {key} is missing, but record "
+                    f"{self.count + index} has one; write it for all detections or for none."
                 )
 
     def _columns(self, records: list) -> Detections:
         if set(map(type, records)) != {dict}:
             what = "be an object with image_id, category_id and score"
             raise Fault("it", f"must {what}, got {shown(records[0])}")
-        images = _indices(records, "image_id", self._truth.image_ids, self._images, self._needs)
-        categories = _indices(records, "category_id", self._categories, self._classes, self._needs)
+        images = self._indices(
+            records, "image_id", self._truth.image_ids, self._images, self._only_known, self._hint
+        )
+        categories = self._indices(records, "category_id", self._categories, self._classes)
         scores = contract.numbers(
             column(records, "score", self._needs), "score", "be a finite number"
         )
+        kept = self._keep[images]
+        if not kept.all():
+            rows = np.flatnonzero(kept)
+            records = [records[row] for row in rows.tolist()]
+            images, categories, scores = images[rows], categories[rows], scores[rows]
         sizes = self._truth.image_sizes[images]
         boxes = masks = None
         if self._box_key:
@@ -217,12 +271,18 @@ class _Reader:
             masks=masks,
         )
 
-
-def _indices(records: list[dict], key: str, known: np.ndarray, must: str, needs: str) -> np.ndarray:
-    """Return the index of each id in ``known``, which is ascending."""
-    values = column(records, key, needs)
-    ids = contract.integers(values, key, must, whole_floats=True)
-    indices = np.minimum(np.searchsorted(known, ids), max(len(known) - 1, 0))
-    if not len(known) or not np.array_equal(known[indices], ids):
-        raise Fault(key, f"must {must}, got {shown(values[0])}")
-    return indices
+    def _indices(
+        self,
+        records: list[dict],
+        key: str,
+        known: np.ndarray,
+        must: str,
+        only_known: bool = True,
+        hint: str = "",
+    ) -> np.ndarray:
+        """Return the index of each id in ``known``; -1 if it is not there and may be unknown."""
+        values = column(records, key, self._needs)
+        indices = find(contract.integers(values, key, must, whole_floats=True), known)
+        if only_known and (indices < 0).any():
+            raise Fault(key, f"must {must}, got {shown(values[0])}{hint}")
+        return indices

@@ -36,6 +36,8 @@ def select(
     detections: Detections,
     max_dets: int | None,
     max_dets_per_category: int | None,
+    *,
+    verified_only: bool = True,
 ) -> Selection:
     """Select the detections that are evaluated.
 
@@ -47,6 +49,7 @@ def select(
         detections: the detections.
         max_dets: limit per image. None: no limit.
         max_dets_per_category: limit per category over all images. None: no limit.
+        verified_only: drop detections whose category is not verified in the image.
     """
     images = find(detections.image_ids, truth.image_ids)
     categories = find(detections.category_ids, truth.category_ids)
@@ -55,8 +58,8 @@ def select(
         chosen = _best(categories, detections.scores, max_dets_per_category)
     if max_dets is not None:
         chosen = _best(images, detections.scores, max_dets, chosen)
-    if truth.verified is not None:
-        verified = _is_verified(truth, images, categories)
+    if verified_only and truth.verified is not None:
+        verified = is_verified(truth, images, categories)
         chosen = verified if chosen is None else chosen & verified
     rows = np.arange(len(detections)) if chosen is None else np.flatnonzero(chosen)
     return Selection(rows, images[rows], categories[rows])
@@ -79,8 +82,10 @@ def find(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
     return table[np.where((ids >= low) & (ids <= high), ids - low, size)]
 
 
-def _is_verified(truth: GroundTruth, images: np.ndarray, categories: np.ndarray) -> np.ndarray:
+def is_verified(truth: GroundTruth, images: np.ndarray, categories: np.ndarray) -> np.ndarray:
     """Return (N,) bool: the category is verified as present or absent in the image."""
+    if truth.verified is None:
+        return np.ones(len(images), bool)
     pairs = images * len(truth.category_ids) + categories
     size = len(truth.image_ids) * len(truth.category_ids)
     if size > max(_SMALL_TABLE, pairs.nbytes):

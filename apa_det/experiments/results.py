@@ -11,25 +11,15 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..evaluation import evaluate, read_results
 from ..evaluation.evaluator import read_ground_truth
-from ..evaluation.resampling import draw_image_weights, resampled_ap
+from ..evaluation.resampling import Difference, draw_image_weights, resampled_ap
 from ..utils.json_files import read_json
 from .damage import find_damage
 from .plan import Plan, Run
 
 logger = logging.getLogger(__name__)
 
-_LEVEL = 95  # percent
 _LOADING = ("DATALOADER.", "INPUT.", "dataloader.train.")  # keys that change the training images
 _TOLERANCE = 1e-6  # between AP in percent in result.json and recomputed
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A row's mean minus that of the first row, over the seeds that both have."""
-
-    difference: float
-    low: float  # bounds of the 95 % bootstrap interval
-    high: float
 
 
 UNDEFINED = Difference(math.nan, math.nan, math.nan)
@@ -44,7 +34,8 @@ class Results:
         results: the content of ``result.json`` by row and seed, of the finished runs.
         iou_types: those evaluated, of "bbox" and "segm".
         metrics: AP and the APs of the frequency groups.
-        differences: by row (except the first), IoU type and metric.
+        differences: by row (except the first), IoU type and metric: the row's mean minus that of
+            the first row, over the seeds that both have.
         num_images: number of test images.
         num_resamples: number of bootstrap resamples.
     """
@@ -222,11 +213,7 @@ def _difference(
         len(seeds), size=(max(1, len(seeds) - 1), differences.shape[1])
     )
     means = np.take_along_axis(differences, drawn, axis=0).mean(0)
-    means = means[~np.isnan(means)]
-    if not len(means):
-        return Difference(mean, math.nan, math.nan)
-    margin = (100 - _LEVEL) / 2
-    return Difference(mean, *np.percentile(means, [margin, 100 - margin]).tolist())
+    return Difference.from_resamples(mean, means)
 
 
 def _mean(values: list[float]) -> float:

@@ -179,6 +179,16 @@ def test_other_evaluations(tmp_path, command):
         assert all(row["seconds"] > 0 for row in results.values())
 
 
+def test_report(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "report", "--images", "9", "--boxes"]
+    command += ["--detections", "20", "--folder", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "s of CPU, peak" in done.stdout
+    assert len(json.loads((tmp_path / "detector2.json").read_text())) == 9 * 20
+    assert (tmp_path / "report" / "report.html").exists()
+
+
 def test_category_frequencies(monkeypatch, capsys, tmp_path):
     """A Zipf law without APA_DET_TEST_DATA; an error if it or --cat-info names a missing file."""
     monkeypatch.syspath_prepend(ROOT)

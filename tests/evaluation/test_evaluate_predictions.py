@@ -30,10 +30,14 @@ def test_options(main, detections_on_synthetic, tmp_path, capsys):
     paths = detections_on_synthetic
     arguments = ["--gt", paths.gt, "--results", paths.results[0], "--iou-type", "bbox"]
     arguments += ["--engine", "lvis", "--max-dets", -1, "--groups", "few:8,many", "--ap-fixed"]
+    (tmp_path / "ids.txt").write_text("1\n2\n3\n")
+    arguments += ["--image-ids", tmp_path / "ids.txt"]
     assert main(*arguments) == 0
     out = capsys.readouterr().out
     assert "APfew" in out and "ARmany@all" in out and "APmany_fixed" in out and "segm" not in out
     assert "all detections per image" in out and "engine lvis" in out
+    assert "AP_fixed: AP of the 10,000 best detections" in out and "AP_pool:" not in out
+    assert f"3 images of {tmp_path / 'ids.txt'}" in out
 
 
 def test_report(main, detections_on_synthetic, tmp_path, capsys):
@@ -41,7 +45,7 @@ def test_report(main, detections_on_synthetic, tmp_path, capsys):
     arguments = ["--gt", paths.gt, "--results", paths.results[0], "--iou-type", "bbox"]
     assert main(*arguments, "--report", tmp_path / "r", "--image-root", paths.image_root) == 0
     assert f"Report: {tmp_path / 'r/report.html'}" in capsys.readouterr().out
-    assert (tmp_path / "r/misses_1.png").exists()
+    assert (tmp_path / "r/misses_1.jpg").exists()
     assert main(*arguments, "--image-root", paths.image_root) == 2
     assert "--image-root is for the report" in capsys.readouterr().err
 

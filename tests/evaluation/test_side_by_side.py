@@ -11,7 +11,8 @@ from apa_det.data import coco_to_lvis
 from apa_det.errors import MissingFileError, UserError
 from apa_det.evaluation import FrequencyGroups, compare
 from apa_det.evaluation.report.page import _scope
-from apa_det.evaluation.side_by_side import format_number, short_names
+from apa_det.evaluation.side_by_side import short_names
+from apa_det.text import format_number
 from apa_det.utils.json_files import read_json, write_json
 
 
@@ -56,6 +57,32 @@ def test_table_shows_the_metrics(comparison):
         for metric, text in values.items():
             assert text == format_number(file.by_iou_type["segm"].metrics[metric], 2)
     assert [f.name for f in comparison.files] == ["first", "second"]
+    text = comparison.text()
+    assert comparison.table("segm") in text and comparison.difference_table("bbox") in text
+    assert "AP_fixed" not in text and "Class-agnostic" not in text
+
+
+def test_differences_are_paired(comparison, detections_on_synthetic, tmp_path):
+    """The other order negates differences and intervals; a copy has no difference."""
+    first, second = detections_on_synthetic.results
+    write_json(read_json(first), tmp_path / "copy.json")
+    other = compare(detections_on_synthetic.gt, [second, first, tmp_path / "copy.json"], ["bbox"])
+    [(file, forth)] = comparison.differences("bbox")
+    assert file.name == "second" and [*forth] == ["AP", "APr", "APc", "APf"]
+    (_, back), (_, of_copy) = other.differences("bbox")
+    assert np.isnan(forth.pop("APf").difference)  # no ground truth
+    for name, difference in forth.items():
+        values = [f.by_iou_type["bbox"].metrics[name] for f in comparison.files]
+        assert difference.difference == pytest.approx(values[1] - values[0])
+        assert difference.low < difference.difference < difference.high
+        negated = [-back[name].difference, -back[name].high, -back[name].low]
+        assert negated == pytest.approx([difference.difference, difference.low, difference.high])
+        assert of_copy[name] == back[name]
+    same = compare(detections_on_synthetic.gt, [first, tmp_path / "copy.json"], ["bbox"])
+    [(_, differences)] = same.differences("bbox")
+    del differences["APf"]
+    assert {(d.difference, d.low, d.high) for d in differences.values()} == {(0, 0, 0)}
+    assert not any(d.is_clear for d in differences.values())
 
 
 def test_group_without_ground_truth(detections_on_synthetic):

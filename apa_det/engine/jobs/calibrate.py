@@ -21,10 +21,10 @@ from ...errors import UserError
 from ...evaluation import Detections, GroundTruth, LongTailEvaluator, evaluate
 from ...evaluation.by_name import model_classes
 from ...evaluation.predictions import detections_from_instances
-from ...evaluation.side_by_side import format_number
 from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
 from ...modeling.cascade import average_scores
 from ...modeling.dense import DenseClassScores
+from ...text import format_number
 from ...utils.plotting import DPI, GREY, INK, grid, group_color
 from ..job import Job
 from ..testing import build_subset_loader, load_model

@@ -4,14 +4,16 @@ import math
 import os
 from pathlib import Path
 
-from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from ...text import write_csv
 from ...utils.atomic_files import open_atomic, writing
-from ...utils.html_page import to_png
+from ...utils.html_page import to_jpeg, to_png
 from ...utils.json_files import write_json
-from ..side_by_side import Comparison
-from . import charts
+from ..comparison import Comparison
+from . import charts, error_charts
+from .crop_figures import draw_confusions, draw_false_positives
+from .error_tables import write_confusions, write_score_curves
 from .miss_figures import draw_misses
 from .page import TITLES, PageFigure, Section, render
 
@@ -53,14 +55,29 @@ _FIGURES = (
         "Best and worst categories",
         "By the AP of {first}. In brackets: objects in the ground truth. " + _FEW_OBJECTS,
     ),
+    (
+        error_charts.error_types,
+        "Types of errors",
+        "What fixing all errors of one type would add to AP50, in percentage points. The table of "
+        "error types below explains them.",
+    ),
+    (
+        error_charts.score_curves,
+        "Precision, recall and F1 by score threshold",
+        "Of the detections whose scores reach the threshold, at IoU 0.5; the categories of a group "
+        "are counted together. F1 = 2 × true positives / (detections + objects). Detections that "
+        "the metric ignores do not count, so precision is that in images where the category is "
+        "verified.",
+    ),
 )
 
 
 def write_report(comparison: Comparison, folder: str | os.PathLike) -> Path:
     """Write the report of a comparison into a folder.
 
-    Writes the self-contained page ``report.html``, its figures as PNG, ``per_category.csv`` and
-    ``summary.json``. Existing files of these names are replaced.
+    Writes the self-contained page ``report.html``, its figures as PNG and its photos as JPEG,
+    ``per_category.csv``, ``confusions.csv``, ``score_curves.csv`` and ``summary.json``. Existing
+    files of these names are replaced.
 
     Args:
         comparison: made with ``details=True``.
@@ -74,7 +91,13 @@ def write_report(comparison: Comparison, folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     sections = []
-    with writing(folder):
+    with writing(folder), tqdm(desc="report", unit="figure", delay=2, leave=False) as progress:
+
+        def write(data: bytes, path: Path) -> bytes:
+            path.write_bytes(data)
+            progress.update()
+            return data
+
         folder.mkdir(parents=True, exist_ok=True)
         for iou_type, iou_type_title in TITLES.items():
             if iou_type not in comparison.iou_types:
@@ -85,24 +108,35 @@ def write_report(comparison: Comparison, folder: str | os.PathLike) -> Path:
                 if figure := draw(comparison, iou_type):
                     file = folder / f"{iou_type}_{draw.__name__}.png"
                     title, caption = title.format(first=first), caption.format(first=first)
-                    figures.append(PageFigure(title, caption, _write_png(figure, file)))
+                    figures.append(PageFigure(title, caption, write(to_png(figure), file)))
             sections.append(Section(iou_type_title, figures))
         misses = [
-            PageFigure("", caption, _write_png(figure, folder / f"misses_{number}.png"))
+            PageFigure("", caption, write(to_jpeg(figure), folder / f"misses_{number}.jpg"))
             for number, (caption, figure) in enumerate(draw_misses(comparison), start=1)
         ]
+        confused, wrong = [], []
+        for number, file in enumerate(comparison.files, start=1):
+            if figure := error_charts.confusions(comparison, file):
+                data = write(to_png(figure), folder / f"confusions_{number}.png")
+                confused.append(PageFigure("", f"The worst confusions of {file.name}.", data))
+            for draw, figures, name, caption in (
+                (draw_confusions, confused, "confused", "An object of each of them."),
+                (draw_false_positives, wrong, "false_positives", f"Those of {file.name}."),
+            ):
+                if comparison.image_root is not None and (figure := draw(comparison, file)):
+                    data = write(to_jpeg(figure), folder / f"{name}_{number}.jpg")
+                    figures.append(PageFigure("", caption, data))
+        analyses = comparison.files[0].analyses()
+        if "bbox" in analyses:
+            write_confusions(comparison, folder / "confusions.csv")
+        if analyses:
+            write_score_curves(comparison, folder / "score_curves.csv")
         _write_categories(comparison, folder / "per_category.csv")
         write_json(comparison.summary(), folder / "summary.json")
         report = folder / "report.html"
         with open_atomic(report) as file:
-            file.write(render(comparison, sections, misses))
+            file.write(render(comparison, sections, misses, confused, wrong))
         return report
-
-
-def _write_png(figure: Figure, path: Path) -> bytes:
-    png = to_png(figure)
-    path.write_bytes(png)
-    return png
 
 
 def _write_categories(comparison: Comparison, path: Path) -> None:

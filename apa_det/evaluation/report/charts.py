@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ...text import format_number
 from ...utils.plotting import GREY, INK, file_color, grid, group_color, label
-from ..side_by_side import Comparison, FileResults, format_number
+from ..comparison import Comparison, FileResults
 from .count_axis import group_bands, image_count_axis, positive_counts
 
 _TREND_POINTS = 12
@@ -78,7 +79,7 @@ def differences(comparison: Comparison, iou_type: str) -> Figure | None:
         _draw_bars(bars, gains[chosen], _group_colors(comparison, chosen))
         _name_categories(bars, comparison, first, iou_type, chosen)
         bars.axvline(0, color=INK, linewidth=1)
-        bars.set(xlabel=f"difference in AP {minimum}", title="largest gains and losses")
+        bars.set(xlabel=f"difference in AP{minimum}", title="largest gains and losses")
     _legend(figure, _group_patches(comparison))
     return figure
 
@@ -175,7 +176,7 @@ def best_and_worst(comparison: Comparison, iou_type: str) -> Figure:
                 axis.scatter(spans[i], positions, s=size, color=file_color(i), zorder=3)
             axis.invert_yaxis()
         _name_categories(axis, comparison, files[0], iou_type, chosen)
-        axis.set(xlim=(-2, 108), xlabel=f"AP {minimum}", title=f"{title} AP")
+        axis.set(xlim=(-2, 108), xlabel=f"AP{minimum}", title=f"{title} AP")
         grid(axis, "x")
     if len(files) > 1:
         _legend(figure, _file_patches(files))
@@ -200,7 +201,7 @@ def _ranked(file: FileResults, iou_type: str) -> tuple[np.ndarray, str]:
         rows = np.flatnonzero(objects >= minimum)
         if len(rows) >= 4 * _RANKED:
             break
-    return rows, f"(categories with at least {minimum} objects)" if minimum > 1 else ""
+    return rows, f", at least {minimum} objects" if minimum > 1 else ""
 
 
 def _draw_trend(axis: Axes, counts: np.ndarray, values: np.ndarray, color: str) -> None:

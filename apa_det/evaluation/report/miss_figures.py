@@ -14,10 +14,10 @@ from ...data.image_names import relative_file_name
 from ...data.records import to_rle
 from ...errors import UserError
 from ...utils.plotting import DPI, GREY, label
+from ..comparison import Comparison
 from ..ground_truth import GroundTruth
 from ..misses import ImageResults
 from ..result import FALSE_POSITIVE, TRUE_POSITIVE
-from ..side_by_side import Comparison
 
 logger = logging.getLogger(__name__)
 

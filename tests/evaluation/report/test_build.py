@@ -13,10 +13,20 @@ from PIL import Image
 from apa_det.errors import UserError
 from apa_det.evaluation import FrequencyGroups, compare, write_report
 from apa_det.evaluation.report.miss_figures import draw_misses
-from apa_det.evaluation.side_by_side import format_number
+from apa_det.text import format_number
 from apa_det.utils.json_files import read_json, write_json
 
-FIGURES = ("ap_by_image_count", "best_and_worst", "precision_recall", "reliability")
+TYPES = ("Masks", "Boxes")
+COLUMNS = ("AP", "AR", "AP", "AR", "change")
+IMAGES = (".png", ".jpg")
+FIGURES = (
+    "ap_by_image_count",
+    "best_and_worst",
+    "error_types",
+    "precision_recall",
+    "reliability",
+    "score_curves",
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +75,32 @@ def page_of(folder):
 def test_files(report):
     _, folder = report
     wanted = {f"{t}_{name}.png" for t in ("bbox", "segm") for name in (*FIGURES, "differences")}
-    wanted |= {"misses_1.png", "misses_2.png", "report.html", "per_category.csv", "summary.json"}
+    wanted |= {"misses_1.jpg", "misses_2.jpg", "report.html", "per_category.csv", "summary.json"}
+    wanted |= {"confusions.csv", "score_curves.csv"}
+    crops = {f"{name}_{i}.jpg" for name in ("confused", "false_positives") for i in (1, 2)}
+    wanted |= crops | {"confusions_1.png", "confusions_2.png"}
     assert {path.name for path in folder.iterdir()} == wanted
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
             assert image.format == "PNG" and image.width > 600 and image.height > 200
+    with Image.open(folder / "misses_1.jpg") as image:
+        assert image.format == "JPEG" and image.width > 600 and image.height > 200
 
 
 def test_page_is_self_contained(report):
     _, folder = report
     text = (folder / "report.html").read_text(encoding="utf-8")
-    without_data = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", text)
+    without_data = re.sub(r'src="data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+"', "", text)
     assert "http" not in without_data and "//" not in without_data
     page = page_of(folder)
     assert not page.open
     names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "iframe", "object", "a"}
+    assert not names & {"link", "iframe", "object", "a"}
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [{}]
     assert not any(key.startswith("on") or key == "href" for _, a in page.tags for key in a)
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     images = {base64.b64decode(source.split(",")[1]) for source in sources}
-    assert images == {path.read_bytes() for path in folder.glob("*.png")}
+    assert images == {path.read_bytes() for path in folder.iterdir() if path.suffix in IMAGES}
 
 
 def test_page_shows_the_metrics(report):
@@ -123,6 +139,46 @@ def test_per_category(report):
             assert sum(aps) / len(aps) == pytest.approx(of_type.metrics["AP"])
 
 
+def test_category_table(report):
+    """All categories with their values; those with few images first, without ground truth last."""
+    comparison, folder = report
+    rows = page_of(folder).rows
+    start = next(i for i, row in enumerate(rows) if row[:2] == ["category", "group"])
+    table = rows[start + 1 :]
+    assert rows[start] == ["category", "group", "images", "instances", *COLUMNS, *COLUMNS]
+    assert rows[start - 1] == ["", *(f"{t}: {f}" for t in TYPES for f in ("first", "second"))]
+    results = [f.by_iou_type[t].categories for t in ("segm", "bbox") for f in comparison.files]
+    assert len(table) == len(results[0])
+    by_name = {row[0]: row for row in table}
+    for category, *others in zip(*results, strict=True):
+        row = by_name[category["name"]]
+        assert row[2:4] == [str(category["image_count"]), str(category["annotations"])]
+        values = [format_number(c[key]) for c in (category, *others) for key in ("AP", "AR")]
+        assert [*row[4:8], *row[9:13]] == values
+        change = others[0]["AP"] - category["AP"]
+        assert row[8] == ("–" if math.isnan(change) else f"{change:+.1f}".replace("-", "−"))
+    keys = [(row[4] == "–", int(row[2])) for row in table]
+    assert keys == sorted(keys)
+
+
+def test_page_shows_differences_and_class_agnostic_recall(report):
+    comparison, folder = report
+    page = page_of(folder)
+    rows = {row[0]: row[1:] for row in page.rows if row and row[0].startswith("Masks: ")}
+    [(_, differences)] = comparison.differences("segm")
+    recalls = comparison.files[0].by_iou_type["segm"].agnostic_recall
+    assert rows["Masks: first"] == [format_number(value) for value in recalls.values()]
+    at = next(i for i, row in enumerate(page.rows) if row == ["", *differences])
+    shown = page.rows[at + 1][1:]
+    for difference, text in zip(differences.values(), shown, strict=True):
+        if math.isnan(difference.difference):
+            assert text == "–"
+            continue
+        assert text == f"{difference.difference:+.1f}".replace("-", "−")
+        interval = f"{text}[{difference.low:+.1f}, {difference.high:+.1f}]".replace("-", "−")
+        assert interval in page.text
+
+
 def test_folder_that_is_a_file(report, tmp_path):
     (tmp_path / "report").write_text("")
     with pytest.raises(UserError, match="Cannot write .*report: File exists"):
@@ -152,9 +208,10 @@ def test_one_file_without_images(detections_on_synthetic, tmp_path):
     comparison = compare(paths.gt, paths.results[:1], ["bbox"], details=True)
     write_report(comparison, tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == {
-        f"bbox_{name}.png" for name in FIGURES
+        "confusions_1.png",
+        *(f"bbox_{name}.png" for name in FIGURES),
     }
-    assert "missed" not in page_of(tmp_path).text
+    assert "Images with the most missed objects" not in page_of(tmp_path).text
     with open(tmp_path / "per_category.csv", newline="") as file:
         assert next(csv.reader(file))[5:] == ["bbox/AP", "bbox/AP50", "bbox/AR"]
 
