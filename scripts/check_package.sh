@@ -46,7 +46,7 @@ overrides=(MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 2 TEST.SUBSET
     --num-train 24 --num-val 6
 "$folder/env/bin/apa-det" quickstart "${overrides[@]}"
 "$folder/env/bin/apa-det" eval --config-file output/config.yaml MODEL.WEIGHTS output/model_final.pth
-test -s output/detections.png
+test -s output/val_predictions.png
 
 mkdir "$folder/sdist"
 tar -xzf "$folder"/dist/apa_det-*.tar.gz -C "$folder/sdist" --strip-components 1

@@ -60,6 +60,7 @@ DATASETS:
 DATALOADER: {{NUM_WORKERS: 0}}
 SOLVER: {{IMS_PER_BATCH: 2, BASE_LR: 0.01, MAX_ITER: 2, STEPS: [], WARMUP_ITERS: 0}}
 TEST: {{DETECTIONS_PER_IMAGE: 20}}
+FIGURES: False
 SEED: 1
 VERSION: 2
 """
@@ -137,6 +138,7 @@ def quickstart(tiny_dataset) -> SimpleNamespace:
         "SOLVER.MAX_ITER": 2,
         "SOLVER.STEPS": (),
         "TEST.DETECTIONS_PER_IMAGE": 20,
+        "FIGURES": False,
         "SEED": 1,
     }
     lazy_opts = {
@@ -144,6 +146,7 @@ def quickstart(tiny_dataset) -> SimpleNamespace:
         "train.max_iter": 2,
         "train.seed": 1,
         "train.apa_log_period": 2,
+        "train.figures": False,
         "dataloader.lvis_format": datasets,
         "dataloader.train.dataset.names": "tiny_train",
         "dataloader.train.total_batch_size": 2,

@@ -13,11 +13,11 @@ from ..utils.plotting import GREY, INK, grid, group_color, label
 from .inputs import ACTIVATION, CLASS_SCORE, GATE
 from .layer_statistics import Analysis, Layer
 
-_FITS = {"logistic": "#b57f00", "Gumbel": "#a8329e", "neither": GREY, "": GREY}
+_FITS = {"logistic": "#946300", "Gumbel": "#a8329e", "neither": GREY, "": GREY}
 _MARKERS = {GATE: "D", ACTIVATION: "o"}
 _PLURALS = {GATE: "gates", ACTIVATION: "activations"}
 _OUTER = ("backbone", "bottom_up", "roi_heads", "proposal_generator", "head")
-_HISTOGRAM = "#dddddd"
+_HISTOGRAM = "#cccccc"
 _BINS = 60
 _TAIL = 0.002  # fraction of a sample on each side that is not drawn
 
@@ -62,6 +62,9 @@ def distributions(analysis: Analysis, kind: str) -> Figure | None:
         ncols=5,
         frameon=False,
     )
+    figure.supxlabel(
+        "z, input of the layer (“by”: difference in log-likelihood per value)", fontsize=10
+    )
     return figure
 
 
@@ -81,6 +84,7 @@ def summary(analysis: Analysis) -> Figure:
         _draw_parameters(lambdas, kappas, layers)
         for axis in (advantage, lambdas, kappas):
             _mark_parts(axis, layers, named=axis is advantage)
+        kappas.set_xlabel("layers, from the input to the output of the model")
     if scores:
         _draw_scores(right.subplots(len(scores), 1, sharex=True, squeeze=False)[:, 0], analysis)
     return figure
@@ -109,8 +113,9 @@ def _draw_distribution(axis: Axes, analysis: Analysis, layer: Layer) -> None:
     text = f"{layer.fits_better}\nby {abs(advantage):.3f}"
     if layer.fits_better == "neither":
         text = "neither\nis better"
-    style = {"va": "top", "fontsize": 7.5, "color": _FITS[layer.fits_better]}
     text += f"\n\nn = {len(inputs.values):,}"
+    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
+    style = {"va": "top", "fontsize": 7.5, "color": _FITS[layer.fits_better], "bbox": box}
     axis.text(0.03, 0.96, text, transform=axis.transAxes, **style)
 
 
@@ -152,7 +157,8 @@ def _draw_advantages(axis: Axes, layers: list[Layer]) -> None:
         colors = [_FITS[layer.fits_better] for _, layer in chosen]
         axis.vlines(x, 0, y, colors=colors, linewidth=1.4, alpha=0.6)
         axis.errorbar(x, y, 2 * errors, fmt="none", ecolor=GREY, elinewidth=0.8)
-        axis.scatter(x, y, s=46, c=colors, marker=marker, zorder=3, label=_PLURALS[kind])
+        faces = "white" if kind == GATE else colors
+        axis.scatter(x, y, s=46, c=faces, edgecolors=colors, marker=marker, zorder=3)
     axis.axhline(0, color=INK, linewidth=1)
     limit = 1.15 * max(np.abs(axis.get_ylim()).max(), 1e-3)
     axis.set_ylim(-limit, limit)
@@ -162,9 +168,11 @@ def _draw_advantages(axis: Axes, layers: list[Layer]) -> None:
         style = {"color": _FITS[name], "fontweight": "bold", "va": va}
         axis.text(0.01, y, f"{name} fits the inputs better", transform=axis.transAxes, **style)
     axis.set_ylabel("log-likelihood per value:\nGumbel fit − logistic fit")
+    style = {"linestyle": "", "color": INK}
     handles = [
-        Line2D([], [], color=INK, marker=marker, linestyle="", label=_PLURALS[kind])
-        for kind, marker in _MARKERS.items()
+        Line2D([], [], marker="D", markerfacecolor="white", label=_PLURALS[GATE], **style),
+        Line2D([], [], marker="o", label=_PLURALS[ACTIVATION], **style),
+        Patch(color=_FITS["neither"], label="neither fits better"),
     ]
     axis.legend(handles=handles, loc="upper right", fontsize=9)
 
@@ -219,25 +227,24 @@ def _draw_scores(axes: np.ndarray, analysis: Analysis) -> None:
     high = max(np.quantile(layer.inputs.values, 1 - _TAIL) for layer in drawn) if drawn else 1
     z = np.linspace(low, high, 300)
     for axis, (group, pair) in zip(axes, scores.items(), strict=True):
-        lines = []
+        handles = []
         for layer in pair:
             is_gt = layer.inputs.gt_class
             color = group_color(group) if is_gt else _HISTOGRAM
-            size = f"n = {len(layer.inputs.values):,}"
-            lines.append((f"{_classes(layer)}: {size}, {_verdict(layer)}", is_gt))
+            text = f"{_classes(layer)}: n = {len(layer.inputs.values):,}, {_verdict(layer)}"
+            handles.append(Patch(color=color, alpha=0.65 if is_gt else 1.0, label=text))
             if layer.logistic is not None:
                 _draw_histogram(axis, layer, color, alpha=0.65 if is_gt else 1.0)
         if pair[0].inputs.eta is not None:
             _draw_eta(axis, pair[0], z, empirical=False)
         axis.set_xlim(low, high)
         axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
+        axis.set_ylabel("density", fontsize=9)
         axis.tick_params(labelbottom=True)
         style = {"color": group_color(group), "fontweight": "bold", "loc": "left"}
         axis.set_title(f"{analysis.groups.labels[group]} classes", **style)
-        for k, (text, is_gt) in enumerate(lines):
-            style = {"color": group_color(group) if is_gt else GREY, "va": "top", "zorder": 5}
-            y = 0.98 - 0.09 * k
-            axis.text(0.0, y, f"■ {text}", transform=axis.transAxes, fontsize=8.5, **style)
+        axis.legend(handles=handles, loc="upper left", fontsize=8.5, borderaxespad=0.1)
+    axes[-1].set_xlabel("z, input of the class score")
     eta = pair[0].inputs.eta
     curve = ""
     if eta is not None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import nn
 
@@ -25,6 +26,8 @@ _KEY = re.compile(r"apa/(?P<layer>.+?)/(?P<symbol>lambda|kappa)(/mean)?")
 _SYMBOLS = {"lambda": "λ", "kappa": "κ"}
 _TITLES = {ACTIVATION: "activations", GATE: "gates", CLASS_SCORE: "class score"}
 _MANY = 24  # layers; more are drawn as thin lines with means
+_FEW = 2  # points that are not connected
+_THIN, _BOLD = {"linewidth": 0.6, "alpha": 0.4}, {"linewidth": 2.6}
 
 ParameterHistory = dict[str, dict[str, list[tuple[int, float]]]]
 
@@ -106,8 +109,16 @@ def plot_parameter_history(
                 axis.set_xlabel("iteration")
                 axis.xaxis.set_major_locator(MaxNLocator(4))
                 axis.xaxis.set_major_formatter("{x:,.0f}")
-        row[0].set_ylabel(_SYMBOLS[symbol], fontsize=14)
+        row[0].set_ylabel(f"{_SYMBOLS[symbol]} of the layer", fontsize=12)
     _depth_bar(figure, axes, colors)
+    longest = max(len(history[name]["lambda"]) for name in names)
+    many = any(sum(kinds[name] == kind for name in names) > _MANY for kind in columns)
+    if many and longest > _FEW:
+        handles = [
+            Line2D([], [], color=INK, **_THIN, label="a layer"),
+            Line2D([], [], color=INK, **_BOLD, label="mean of a part of the network"),
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     with open_atomic(path, "wb") as file:
         figure.savefig(file, format="png", dpi=DPI)
 
@@ -138,8 +149,8 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 def _depth_colors(names: list[str]) -> dict[str, tuple]:
     """Return the color of each layer by its depth."""
     last = max(len(names) - 1, 1)
-    # Beyond 0.92, viridis is too light.
-    return {name: colormaps["viridis"](0.92 * i / last) for i, name in enumerate(names)}
+    # Beyond 0.8, viridis is too light.
+    return {name: colormaps["viridis"](0.8 * i / last) for i, name in enumerate(names)}
 
 
 def _draw_layers(
@@ -149,20 +160,20 @@ def _draw_layers(
     many = len(layers) > _MANY
     parts: dict[str, list[str]] = {}
     for name, points in layers.items():
-        style = {"linewidth": 0.6, "alpha": 0.4} if many else {"linewidth": 1.5}
-        _draw_line(axis, points, colors[name], **style)
+        _draw_line(axis, points, colors[name], **(_THIN if many else {"linewidth": 1.5}))
         parts.setdefault(network_part(name), []).append(name)
     for names in parts.values() if many else ():
         values: dict[int, list[float]] = {}
         for iteration, value in (point for name in names for point in layers[name]):
             values.setdefault(iteration, []).append(value)
         means = [(iteration, sum(v) / len(v)) for iteration, v in sorted(values.items())]
-        _draw_line(axis, means, colors[names[len(names) // 2]], linewidth=2.6)
+        _draw_line(axis, means, colors[names[len(names) // 2]], **_BOLD)
 
 
 def _draw_line(axis: Axes, points: list[tuple[int, float]], color: tuple, **style) -> None:
-    marker = "o" if len(points) == 1 else ""
-    axis.plot(*zip(*points, strict=True), color=color, marker=marker, **style)
+    if len(points) <= _FEW:
+        style |= {"marker": "o", "linestyle": ""}
+    axis.plot(*zip(*points, strict=True), color=color, **style)
 
 
 def _mark_limits(axis: Axes) -> None:
@@ -183,7 +194,17 @@ def _depth_bar(figure: Figure, axes, colors: dict[str, tuple]) -> None:
     depths: dict[str, list[int]] = {}
     for depth, name in enumerate(colors):
         depths.setdefault(network_part(name), []).append(depth)
-    bar.set_ticks([sum(d) / len(d) + 0.5 for d in depths.values()], labels=list(depths))
+    positions = _apart([sum(d) / len(d) + 0.5 for d in depths.values()], 0.035 * number)
+    bar.set_ticks(positions, labels=list(depths))
+    bar.set_label("layer, by depth")
     bar.minorticks_off()
     bar.ax.invert_yaxis()
     bar.ax.tick_params(length=0)
+
+
+def _apart(positions: list[float], gap: float) -> list[float]:
+    """Return ascending positions, moved down where they are closer than a gap."""
+    moved: list[float] = []
+    for position in positions:
+        moved.append(max(position, moved[-1] + gap) if moved else position)
+    return moved

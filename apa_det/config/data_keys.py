@@ -2,7 +2,17 @@
 
 from . import places
 from .key import Key, Section
-from .kinds import boolean, integer, list_of, name_in, number, one_of, range_pair, text
+from .kinds import (
+    boolean,
+    integer,
+    list_of,
+    name_in,
+    number,
+    one_of,
+    optional,
+    range_pair,
+    text,
+)
 
 DATA = Section(
     "Data",
@@ -247,9 +257,10 @@ EVALUATION = Section(
         ),
         Key(
             "TEST.SAVE_PREDICTIONS",
-            False,
-            boolean,
-            "Write the predictions to `OUTPUT_DIR/inference/lvis_instances_results.json`.",
+            None,
+            optional(boolean),
+            "Write the predictions to `OUTPUT_DIR/inference/lvis_instances_results.json`. None: in "
+            "`apa-det eval` (`--eval-only`), not in the evaluations of a training.",
         ),
     ),
 )

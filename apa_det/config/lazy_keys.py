@@ -58,6 +58,8 @@ LAZY_KEYS: dict[str, str | Kind] = {
     "train.precise_bn.enabled": "TEST.PRECISE_BN.ENABLED",
     "train.precise_bn.num_iter": "TEST.PRECISE_BN.NUM_ITER",
     "train.imports": "IMPORTS",
+    "train.figures": "FIGURES",
+    "train.writers": "WRITERS",
     "optimizer.lr": "SOLVER.BASE_LR",
     "optimizer.momentum": "SOLVER.MOMENTUM",
     "optimizer.weight_decay": "SOLVER.WEIGHT_DECAY",

@@ -160,6 +160,19 @@ TRAINING = Section(
             "alone do not count: loss scaling skips them. 0: each is an error.",
         ),
         Key(
+            "FIGURES",
+            True,
+            boolean,
+            "Draw `labels.png`, `train_batch.png`, `results.png` and `val_predictions.png` into "
+            "`OUTPUT_DIR`.",
+        ),
+        Key(
+            "WRITERS",
+            [],
+            list_of(name_in("apa_det.engine:WRITER_REGISTRY")),
+            "Event writers beside those of detectron2, e.g. for an experiment tracker.",
+        ),
+        Key(
             "SOLVER.EMA.ENABLED",
             False,
             boolean,

@@ -22,6 +22,8 @@ class TrainLoader:
 
     Attributes:
         start: number of batches to skip. Their images are not loaded.
+        dataset: the dataset dicts.
+        mapper: maps them to inputs of the model, before a change of the images.
         batch_size: images of this process per batch.
     """
 
@@ -57,6 +59,7 @@ class TrainLoader:
             kwargs: further arguments of PyTorch's DataLoader.
         """
         self.start = 0
+        self.dataset, self.mapper = dataset, mapper
         packed = isinstance(dataset, DatasetRecords)
         records = dataset if packed else DatasetFromList(dataset, copy=False)
         images = BadImageReplacer(records, mapper, max_bad_images, seed)

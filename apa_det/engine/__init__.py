@@ -14,4 +14,5 @@ from .setup.start import overrides, read_job, setup_job
 from .setup.yaml import YamlJob
 from .testing import evaluate, load_model
 from .trainer import JobTrainer
+from .writers import WRITER_REGISTRY
 from .yaml_trainer import Trainer

@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..errors import UserError
 from ..utils.seeding import seed_all
+from .closing import log_training_end
 from .freezing import require_matches
 from .job import Job
 from .run_folder import (
@@ -61,7 +62,7 @@ def train(job: Job, *, resume: bool = False, overwrite: bool = False) -> Ordered
 def _train_stages(stages: Sequence[Job], *, resume: bool) -> OrderedDict:
     first = _resumed_stage(stages) if resume else 0
     seed = stages[0].seed
-    results = OrderedDict()
+    results, failure = OrderedDict(), None
     for i, stage in enumerate(stages):
         if len(stages) > 1:
             parameters = ("the whole model", "the classifier")[i]
@@ -77,8 +78,13 @@ def _train_stages(stages: Sequence[Job], *, resume: bool) -> OrderedDict:
                 seed_all(seed, 2, comm.get_rank())  # as after a resume
             trainer = _build_trainer(stage, stages[i + 1 :], resume=resume, is_second=i > 0)
             results, seed = trainer.train(), trainer.job.seed
+            failure = failure or trainer.figure_failure
             del trainer
             gc.collect()  # free the model before the next one is built
+    if comm.is_main_process():
+        log_training_end(stages[-1])
+    if failure is not None:
+        raise failure
     return results
 
 

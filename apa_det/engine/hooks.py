@@ -151,8 +151,11 @@ class LambdaKappaPlotter(HookBase):
         due = done == self.trainer.max_iter or (self._period > 0 and done % self._period == 0)
         if due and self._kinds and PathManager.isfile(self._metrics_file):
             history = read_parameter_history(self._metrics_file)
-            if history:
-                plot_parameter_history(history, self._path, self._kinds)
+            try:
+                if history:
+                    plot_parameter_history(history, self._path, self._kinds)
+            except UserError as error:  # e.g. the disk is full
+                logger.warning("%s is not drawn: %s", os.path.basename(self._path), error)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

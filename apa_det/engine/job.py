@@ -48,6 +48,8 @@ class Job(ABC):
     eval_period: int  # iterations between evaluations; 0 for one at the end
     checkpoint_period: int  # iterations between checkpoints
     checkpoints_kept: int | None  # periodic checkpoints to keep; None for all
+    figures: bool  # whether to draw figures of the training into the output folder
+    writers: Sequence[str]  # further event writers, see WRITERS
     log_period: int  # iterations between lines of the log and of metrics.json
     parameter_log_period: int  # iterations between records of λ and κ; 0 for none
     mixed_precision: bool  # whether to train with autocast
@@ -69,6 +71,7 @@ class Job(ABC):
     imports: Sequence[str]  # modules that were imported to register components
     extra_metrics: Sequence[str]  # see TEST.EXTRA_METRICS
     engine: str  # see TEST.ENGINE
+    save_predictions: bool | None  # write the predictions; None: only those of evaluate()
 
     # ---------------------------------------------------------------- parts of the job
     @abstractmethod
@@ -114,6 +117,19 @@ class Job(ABC):
         """Return the folder for the results of a test set: one for each if there are several."""
         folder = os.path.join(self.output_dir, f"inference{suffix}")
         return os.path.join(folder, dataset_name) if len(self.test_datasets) > 1 else folder
+
+    def evaluation_folder(self, dataset_name: str) -> str:
+        """Return the folder that the evaluator of a test set writes to."""
+        return self.test_folder(dataset_name)
+
+    @property
+    def groups_text(self) -> str:
+        """``groups`` as ``TEST.FREQUENCY_GROUPS`` takes them; "" for those of the dataset."""
+        if self.groups is None or self.groups.file_first or self.groups.max_counts is None:
+            return ""
+        *first, last = self.groups.names
+        pairs = zip(first, self.groups.max_counts, strict=True)
+        return ",".join([*(f"{name}:{count}" for name, count in pairs), last])
 
     def read_test_records(self, dataset_name: str) -> Sequence[dict]:
         """Read the dataset dicts of a registered dataset, including images without objects."""
@@ -161,6 +177,12 @@ class Job(ABC):
     @abstractmethod
     def changed(self, values: Mapping[str, object]) -> "Job":
         """Return the job with other values of settings, given by their names in ``KEYS``."""
+
+    def saving_predictions(self) -> "Job":
+        """Return the job that writes its predictions, unless the config says whether it does."""
+        if self.save_predictions is not None or not all(map(self.is_long_tail, self.test_datasets)):
+            return self
+        return self.changed({"save_predictions": True})
 
     @abstractmethod
     def for_inference(self) -> "Job":

@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"  # the file that names the newest checkpoint
 FINAL = "model_final.pth"
-_BEST = "model_best.pth"
+BEST = "model_best.pth"
 EVALUATION_TIME = "evaluation_time"  # a scalar that each evaluation writes
-_METRICS = "metrics.json"
+METRICS = "metrics.json"
 _PERIODIC = re.compile(r"model_(\d{7,})\.pth")
 
 
@@ -96,7 +96,7 @@ def release_folder(folder: str) -> None:
 
 
 def _checkpoints(folder: str) -> list[str]:
-    names = [LAST, *periodic_checkpoints(folder).values(), _BEST, FINAL]
+    names = [LAST, *periodic_checkpoints(folder).values(), BEST, FINAL]
     return [name for name in names if PathManager.isfile(os.path.join(folder, name))]
 
 
@@ -128,7 +128,7 @@ def truncate_metrics(folder: str, iteration: int, *, keep_results: bool = True) 
     An incomplete line is cut too. The results after the iteration before are kept, unless
     ``keep_results`` is False.
     """
-    path = os.path.join(folder, _METRICS)
+    path = os.path.join(folder, METRICS)
     if "://" in path or not os.path.isfile(path):
         return
     end = 0
@@ -143,7 +143,7 @@ def truncate_metrics(folder: str, iteration: int, *, keep_results: bool = True) 
 
 
 def _is_before(line: bytes, iteration: int, keep_results: bool) -> bool:
-    scalars = _parse(line)
+    scalars = parse_metrics(line)
     at = scalars.get("iteration", -1)
     is_result = at == iteration > 0 and "total_loss" not in scalars
     return at < iteration or (is_result and keep_results)
@@ -174,14 +174,15 @@ def was_evaluated(folder: str, iteration: int) -> bool:
 
 
 def _lines_of(folder: str, iteration: int) -> list[dict]:
-    path = os.path.join(folder, _METRICS)
+    path = os.path.join(folder, METRICS)
     if not PathManager.isfile(path):
         return []
     with PathManager.open(path, "rb") as file:
-        return [line for line in map(_parse, file) if line.get("iteration") == iteration]
+        return [line for line in map(parse_metrics, file) if line.get("iteration") == iteration]
 
 
-def _parse(line: bytes) -> dict:
+def parse_metrics(line: bytes) -> dict:
+    """Return the scalars in a line of ``metrics.json``; {} if it is incomplete."""
     try:
         scalars = json.loads(line)
     except ValueError:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -60,6 +60,7 @@ class StepTrainer(SimpleTrainer):
         buffers: those of the model before the step.
         own_signal: the first signal that this process got; 0: none. Set by ``PreemptionHook``.
         signal: the largest ``own_signal`` of all processes, as of the last exchange of losses.
+        on_batch: called with each batch before the forward pass; it must not change the batch.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class StepTrainer(SimpleTrainer):
         self._normalizers: list[dict[str, float]] = []  # loss normalizers of each process
         self.has_updated = False
         self.own_signal = self.signal = 0
+        self.on_batch: Callable[[Sequence[dict]], None] | None = None
         self.buffers = BufferSnapshot(model)
         self._replay_memories = ReplayMemories(model)
         self._device_type = next(model.parameters()).device.type
@@ -111,6 +113,8 @@ class StepTrainer(SimpleTrainer):
         start = time.perf_counter()
         data = self._next_batch()
         data_time = time.perf_counter() - start
+        if self.on_batch is not None:
+            self.on_batch(data)
         *first, last = _split(data, self.num_parts)
         losses: dict[str, Tensor] = {}
         self.optimizer.zero_grad()

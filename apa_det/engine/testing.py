@@ -15,6 +15,7 @@ from ..data.class_names import align_training_sets
 from ..evaluation import LongTailEvaluator
 from ..evaluation.by_name import by_name
 from .checkpointer import StrictCheckpointer
+from .closing import log_evaluation_end
 from .decoupled import last_stage
 from .job import Job
 from .loading import CheckedLoader
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 def evaluate(job: Job, *, resume: bool = False) -> OrderedDict:
     """Evaluate a job's checkpoint on its test sets, and with test-time augmentation if enabled.
+
+    The predictions are written, unless the config says otherwise; the log has the command that
+    makes the report of them.
 
     Args:
         job: the job, as :func:`apa_det.engine.setup_job` returns it.
@@ -38,11 +42,14 @@ def evaluate(job: Job, *, resume: bool = False) -> OrderedDict:
     """
     if resume:
         job = last_stage(job)
+    job = job.saving_predictions()
     model = load_model(job, resume=resume)
     results = job.test(model)
     if job.test_time_augmentation:
         results.update(job.test_with_augmentation(model))
     job.verify(results)
+    if comm.is_main_process():
+        log_evaluation_end(job)
     return results
 
 

@@ -16,6 +16,7 @@ from detectron2.utils.events import EventWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config.ignored_keys import warn_of_ignored_keys
 from ..data.class_names import align_training_sets
@@ -25,6 +26,7 @@ from ..utils.seeding import seed_all
 from .checkpointer import ShardedCheckpointer, StrictCheckpointer, class_arguments
 from .early_stopping import EarlyStopping
 from .ema import build_ema
+from .figures.figure_writer import FigureWriter
 from .freezing import train_only
 from .hooks import (
     BestCheckpointer,
@@ -50,6 +52,7 @@ from .saving import PeriodicCheckpointer
 from .setup.checks import check_training_sets
 from .step import StepTrainer
 from .testing import SubsetTest, without_nan
+from .writers import WRITER_REGISTRY
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +142,7 @@ class JobTrainer(TrainingLoop):
         self._evaluated_after = -1  # number of iterations before the last whole evaluation
         self._resumed_from = ""  # name of the checkpoint
         self._stored_seed: int | None = None  # in it
+        self._figures: FigureWriter | None = None
         self.register_hooks(self.build_hooks())
 
     model, optimizer, data_loader = map(_of_step, ("model", "optimizer", "data_loader"))
@@ -258,8 +262,9 @@ class JobTrainer(TrainingLoop):
         self._stored_seed = state_dict.get("seed")
 
     def build_writers(self) -> list[EventWriter]:
-        """Build the writers of training scalars."""
-        return default_writers(self.job.output_dir, self.max_iter)
+        """Build the writers of training scalars: detectron2's, and those of ``job.writers``."""
+        others = [WRITER_REGISTRY.get(name)(self.job) for name in self.job.writers]
+        return [*default_writers(self.job.output_dir, self.max_iter), *others]
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Build the hooks, in the order in which they run after each step."""
@@ -289,6 +294,9 @@ class JobTrainer(TrainingLoop):
         if job.parameter_log_period > 0 and is_main:
             period = job.eval_period or job.checkpoint_period
             built.append(LambdaKappaPlotter(self.model, job.output_dir, period))
+        if job.figures and is_main:
+            self._figures = FigureWriter(job, self._trainer)
+            built.append(self._figures)
         return built
 
     @contextmanager
@@ -307,6 +315,23 @@ class JobTrainer(TrainingLoop):
             yield self._tested
         if self._sharded:
             self._tested.cpu()
+
+    @contextmanager
+    def evaluated_model(self) -> Iterator[nn.Module]:
+        """Return the model of the last evaluation, for use in this process alone."""
+        model = self._tested
+        if isinstance(model, DistributedDataParallel):  # which would wait for other processes
+            model = model.module
+        try:
+            yield model.to(self._device)
+        finally:
+            if self._sharded:
+                model.cpu()
+
+    @property
+    def figure_failure(self) -> Exception | None:
+        """The exception of a figure that is not drawn because of a bug; None: none."""
+        return None if self._figures is None else self._figures.failure
 
     def _evaluate(self) -> dict[str, float]:
         """Return the results and the time of the evaluation in seconds; {} if there is none."""

@@ -1,3 +1,12 @@
+from ..errors import MissingPackageError
+
+try:
+    import cv2  # noqa: F401  # lvis and detectron2's Visualizer need it
+except ImportError as error:
+    raise MissingPackageError(
+        f"Evaluation and drawing need OpenCV ({error}). Run: pip install opencv-python-headless"
+    ) from error
+
 from ..data.frequency import FrequencyGroups
 from .comparison import Comparison
 from .confusions import Confusion, find_confusions

@@ -71,7 +71,7 @@ def evaluator_arguments(cfg: CfgNode) -> dict[str, object]:
         "groups": FrequencyGroups.parse(groups) if groups else None,
         "count_from": get("COUNT_FROM", "") or None,
         "extra_metrics": get("EXTRA_METRICS", ()),
-        "save_predictions": get("SAVE_PREDICTIONS", False),
+        "save_predictions": bool(get("SAVE_PREDICTIONS")),
         "per_category": get("PER_CATEGORY", False),
     }
 

@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..utils.plotting import DPI, GREY, INK, grid, group_color, label
+from ..utils.plotting import DPI, GREY, INK, file_color, grid, label
 from .results import Results
 from .table import IOU_TYPE_NAMES, format_difference
 
-_COLOR = group_color(2)
+_COLOR = file_color(1)
 _ROW_HEIGHT = 0.62  # inches
 
 
@@ -48,11 +48,16 @@ def _draw_panel(axis: Axes, results: Results, iou_type: str, metric: str) -> Non
         axis.set_xticks([])
         axis.text(0.5, 0.5, "undefined", color=GREY, ha="center", transform=axis.transAxes)
         return
+    axis.set_xlabel(f"{metric}, %", fontsize=9)
     axis.axvline(first, color=GREY, linewidth=1, linestyle="--", zorder=1)
     for y, row in enumerate(results.plan.rows):
         values = list(results.values(row.name, iou_type, metric).values())
         mean = results.mean(row.name, iou_type, metric)
         color = _COLOR if y else INK
+        if not values:
+            style = {"color": GREY, "ha": "center", "va": "center", "fontsize": 8}
+            axis.text(0.5, y, "no finished run", transform=axis.get_yaxis_transform(), **style)
+            continue
         axis.scatter(values, [y + 0.22] * len(values), s=18, color=color, alpha=0.6, linewidths=0)
         axis.scatter([mean], [y], s=55, color=color, marker="D", zorder=3)
         difference = results.differences.get((row.name, iou_type, metric))

@@ -1,1 +1,1 @@
-"""JSON files, plotting style, and imports of user modules."""
+"""JSON files, drawing, plotting style, and imports of user modules."""

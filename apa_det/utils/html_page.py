@@ -31,7 +31,7 @@ td small { display: block; font-weight: 400; font-size: .78rem; line-height: 1.1
 tr + tr > th { padding-top: 1.3rem !important; }
 .metrics th, .metrics td { padding: .35rem .55rem; }
 .best { font-weight: 700; }
-.up { color: #0072b2; } .down { color: #b24a00; } .same { color: #777; }
+.up { color: #00707e; } .down { color: #b8005f; } .same { color: #737373; }
 .dot { display: inline-block; width: .75em; height: .75em; border-radius: 50%;
   margin-right: .45em; }
 .sortable thead { position: sticky; top: 0; background: #fff; }

@@ -31,6 +31,10 @@ train.update(
     ),
     # Recompute the batch norm statistics over num_iter batches before each evaluation
     precise_bn=dict(enabled=False, num_iter=200),
+    # Draw labels.png, train_batch.png, results.png and val_predictions.png into output_dir
+    figures=True,
+    # Names in apa_det.engine.WRITER_REGISTRY of event writers beside detectron2's
+    writers=[],
     # Write every λ and κ to the event storage every this many iterations. 0: never
     apa_log_period=100,
     # Gradient clipping: "value" or "norm" of each parameter, or the norm of all parameters,

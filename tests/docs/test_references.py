@@ -24,7 +24,7 @@ LAUNCHERS = ("torchrun", "srun")
 OTHERS = ("ln", "pip", "sbatch", "source")
 # Files of the examples that the reader has, or that commands write
 EXAMPLES = {"my_components.py", "my_metrics.py", "demo.py", "config.yaml", "common/train.py"}
-EXAMPLES |= {"a.yaml", "b.yaml", "my.yaml", "data.yaml"}
+EXAMPLES |= {"wandb_writer.py", "a.yaml", "b.yaml", "my.yaml", "data.yaml"}
 # Flags in the text that are not of apa-det, and what has them
 _FLAGS = "--device", "--cat-info", "--reuse-memory", "--threads", "--cpu-time"
 OTHER_FLAGS = dict.fromkeys(_FLAGS, "benchmarks")

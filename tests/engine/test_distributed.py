@@ -97,7 +97,7 @@ def test_preempted_and_resumed_on_two_machines(start, arguments, output):
     options = [
         *("SOLVER.FSDP", True, "SOLVER.EMA.ENABLED", True, "SOLVER.AMP.ENABLED", True),
         *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 2, "SOLVER.CHECKPOINT_PERIOD", 2),
-        *("TEST.BEST_METRIC", "bbox/AP50", "TEST.DETECTIONS_PER_IMAGE", 100),
+        *("TEST.BEST_METRIC", "bbox/AP50", "TEST.DETECTIONS_PER_IMAGE", 100, "FIGURES", True),
     ]
     launched = start(
         *(TRAIN_NET, *config, "--num-gpus", 2, "--dist-url", "auto", *options),
@@ -124,6 +124,9 @@ def test_preempted_and_resumed_on_two_machines(start, arguments, output):
         assert code == 0, text
     log = (output / "log.txt").read_text()
     assert f"Starting training from iteration {done}" in log
+    assert log.count("Best bbox/AP50: ") == 1  # the main process alone
+    for name in ("results.png", "val_predictions.png", "train_batch.png", "labels.png"):
+        assert (output / name).stat().st_size > 0
     final = torch.load(output / "model_final.pth", weights_only=True)
     assert final["ema"]["n_averaged"] == done + 3
     assert any(

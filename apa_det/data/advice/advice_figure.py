@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ...utils.plotting import GREY, INK, file_color, grid, group_color
@@ -75,9 +76,9 @@ def _classes(axis: Axes, advice: Advice) -> None:
             axis.stairs(heights, np.arange(len(ranks) + 1) + 0.5, fill=True, color=group_color(i))
         empty = ranks[members & (counts[order] == 0)]  # these classes have no bar
         axis.scatter(empty, np.zeros(len(empty)), s=10, color=group_color(i))
-    for limit in LIMITS[1:]:
-        if limit < counts.max(initial=0) * 1.5:
-            axis.axhline(limit, color=INK, linewidth=0.8, linestyle=":")
+    limits = [limit for limit in LIMITS[1:] if limit < counts.max(initial=0) * 1.5]
+    for limit in limits:
+        axis.axhline(limit, color=INK, linewidth=0.8, linestyle=":")
     _ranked(axis, len(ranks))
     _log_counts(axis, counts)
     axis.set_ylabel("images with the class")
@@ -85,7 +86,10 @@ def _classes(axis: Axes, advice: Advice) -> None:
         Patch(color=group_color(i), label=f"{label}: {(groups == group).sum():,}")
         for group, (i, label) in zip(names, enumerate(FREQUENCY_LABELS.values()), strict=True)
     ]
-    axis.legend(handles=handles, title="classes", frameon=False, fontsize=9)
+    if limits:
+        text = f"{' and '.join(map(str, limits))} images"
+        handles.append(Line2D([], [], color=INK, linewidth=0.8, linestyle=":", label=text))
+    axis.legend(handles=handles, title="classes", framealpha=0.9, edgecolor="none", fontsize=9)
 
 
 def _samplers(axis: Axes, advice: Advice) -> None:
@@ -94,7 +98,7 @@ def _samplers(axis: Axes, advice: Advice) -> None:
     order = order[counts[order] > 0]
     ranks = np.arange(1, len(order) + 1)
     recommended = advice.recommended("DATALOADER.SAMPLER_TRAIN")
-    drawn = []
+    drawn, unconnected = [], len(ranks) < 3  # a line through two points says nothing
     styles = ("-", "-", "--", "-", "--")
     for i, choice in enumerate(advice.choices):
         if choice.fault:
@@ -102,16 +106,20 @@ def _samplers(axis: Axes, advice: Advice) -> None:
         is_best = choice.name == recommended
         values = choice.image_counts[order]
         drawn.append(values)
+        x = ranks + 0.12 * (i - 2) * unconnected
         axis.plot(
-            ranks,
+            x,
             values,
-            styles[i % len(styles)],
+            linestyle="" if unconnected else styles[i % len(styles)],
             color=file_color(i),
             linewidth=2.6 if is_best else 1.4,
             marker="o" if len(ranks) <= _FEW else None,
             markersize=4,
             label=_SHORT[choice.name] + (" (recommended)" if is_best else ""),
         )
+        for point in zip(x, values, strict=True) if unconnected else ():
+            offset = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+            axis.annotate(f"{point[1]:.0f}", point, fontsize=8, **offset)
     _ranked(axis, len(ranks))
     _log_counts(axis, np.concatenate(drawn))
     axis.set_ylabel("images with the class in an epoch, as expected")
@@ -150,7 +158,7 @@ def _objects(axis: Axes, advice: Advice) -> None:
     edges = np.unique(np.linspace(0, limit, min(limit, 40) + 1).round()) + 0.5
     shown = np.minimum(objects, limit)
     weights = np.full(len(shown), 100 / len(shown))
-    axis.hist(shown, edges, weights=weights, color=file_color(0), rwidth=0.85)
+    axis.hist(shown, edges, weights=weights, color=GREY, rwidth=0.85)
     axis.set_xlim(0.5, limit + 0.5)
     more = "" if objects.max() <= limit else f" (the last bar: {limit} to {objects.max():,})"
     axis.set_xlabel(f"objects in an annotated image{more}")

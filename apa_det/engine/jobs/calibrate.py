@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ...data import ensure_metadata
 from ...data.class_names import align_training_sets
+from ...data.frequency import FREQUENCY_LABELS
 from ...errors import UserError
 from ...evaluation import Detections, GroundTruth, LongTailEvaluator, evaluate
 from ...evaluation.by_name import model_classes
@@ -25,7 +26,7 @@ from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
 from ...modeling.cascade import average_scores
 from ...modeling.dense import DenseClassScores
 from ...text import format_number
-from ...utils.plotting import DPI, GREY, INK, grid, group_color
+from ...utils.plotting import DPI, GREY, INK, grid, group_color, label
 from ..job import Job
 from ..testing import build_subset_loader, load_model
 
@@ -83,15 +84,35 @@ class CalibrationFit:
         return f"{text}."
 
     def draw(self, path: str | os.PathLike) -> None:
-        """Plot AP, and the AP of each frequency group, against the strength; write a PNG."""
+        """Plot AP, and the AP of each frequency group, against the strength; write a PNG.
+
+        Points of fewer than three strengths are not connected, but side by side, with their values.
+        Groups without ground truth are left out.
+        """
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axis = figure.subplots()
+        few = len(self.strengths) < 3
         for i, name in enumerate(self.metrics[0]):
             values = [metrics[name] for metrics in self.metrics]
+            if np.isnan(values).all():
+                continue
             style = dict(color=INK, linewidth=2.5) if i == 0 else dict(color=group_color(i - 1))
-            axis.plot(self.strengths, values, marker="o", markersize=4, label=name, **style)
-        axis.axvline(self.best, color=GREY, linestyle="--", linewidth=1)
-        axis.set_xlabel(f"strength of {self.method}")
+            group = FREQUENCY_LABELS.get(name.removeprefix("AP"))
+            text = label(f"{name} ({group})" if group else name)
+            style |= {"marker": "o", "markersize": 5, "linestyle": "none" if few else "-"}
+            shift = 0.08 * i * (max(self.strengths) - min(self.strengths) or 1) if few else 0
+            strengths = [strength + shift for strength in self.strengths]
+            axis.plot(strengths, values, label=text, **style)
+            for x, y in zip(strengths, values, strict=True) if few else ():
+                offset = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+                axis.annotate(f"{y:.1f}", (x, y), fontsize=9, **offset)
+        if few:
+            axis.set_xticks(self.strengths)
+            axis.margins(0.15)
+        else:
+            style = {"color": GREY, "linestyle": "--", "linewidth": 1}
+            axis.axvline(self.best, label=f"highest AP: strength {self.best:g}", **style)
+        axis.set_xlabel(f"strength of {self.method} (0: no calibration)")
         axis.set_ylabel("box AP on training images, %")
         figure.legend(frameon=False, loc="outside right upper")
         grid(axis)

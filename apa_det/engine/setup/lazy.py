@@ -35,9 +35,8 @@ from ...modeling import PostProcessing
 from ..job import Job
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
-from . import lazy_scores
+from . import lazy_evaluation, lazy_scores
 from .config_files import available_device, call_target, save_lazy_config, unset_keys
-from .lazy_evaluation import build_evaluators, evaluated_datasets, test_model, tta_config
 from .second_stage import lazy_second_stage, replay_nodes
 
 logger = logging.getLogger(__name__)
@@ -104,6 +103,8 @@ class LazyJob(Job):
         self.checkpoint_period = train.checkpointer.period
         self.checkpoints_kept = train.checkpointer.get("max_to_keep") or None
         self.skip_nonfinite = get("skip_nonfinite", 0)
+        self.figures = get("figures", True)
+        self.writers = get("writers", ())
         self.log_period = train.log_period
         self.parameter_log_period = get("apa_log_period", 0)
         self.mixed_precision = train.amp.enabled
@@ -124,6 +125,7 @@ class LazyJob(Job):
         self.count_from = evaluator.get("count_from")
         self.extra_metrics = tuple(evaluator.get("extra_metrics", ()))
         self.engine = evaluator.get("engine", "fast")
+        self.save_predictions = evaluator.get("save_predictions")
         self.imports = get("imports", ())
         self._evaluators: dict[str, DatasetEvaluator] | None = None  # built for the first test
 
@@ -210,25 +212,35 @@ class LazyJob(Job):
             arguments |= {k: instantiate(v) for k, v in evaluator if k != "_target_"}
         return LongTailEvaluator(**{**arguments, "dataset_name": dataset_name, **kwargs})
 
+    def evaluation_folder(self, dataset_name: str) -> str:
+        folder = lazy_evaluation.evaluator_folder(self, dataset_name)
+        return folder or self.test_folder(dataset_name)
+
+    @property
+    def groups_text(self) -> str:
+        text = OmegaConf.select(self.config, "dataloader.evaluator.groups.text")
+        return text if isinstance(text, str) else super().groups_text
+
     def build_trainer(self):
         align_training_sets(self.train_datasets)  # the evaluator reads the order of classes
-        self._evaluators = build_evaluators(self)  # before training: their files may be invalid
+        # Before training: their files may be invalid.
+        self._evaluators = lazy_evaluation.build_evaluators(self)
         return JobTrainer(self)
 
     def test(self, model: nn.Module) -> OrderedDict:
         if self._evaluators is None:
-            self._evaluators = build_evaluators(self)
-        return test_model(self.config, model, self._evaluators)
+            self._evaluators = lazy_evaluation.build_evaluators(self)
+        return lazy_evaluation.test_model(self.config, model, self._evaluators)
 
     def augmented(self, model: nn.Module) -> nn.Module:
         settings = self.config.train.test_augmentation
         mapper = DatasetMapperTTA(list(settings.min_sizes), settings.max_size, settings.flip)
-        return GeneralizedRCNNWithTTA(tta_config(model), model, mapper)
+        return GeneralizedRCNNWithTTA(lazy_evaluation.tta_config(model), model, mapper)
 
     def test_with_augmentation(self, model: nn.Module) -> OrderedDict:
         logger.info("Running inference with test-time augmentation ...")
-        evaluators = build_evaluators(self, "_TTA")
-        results = test_model(self.config, self.augmented(model), evaluators)
+        evaluators = lazy_evaluation.build_evaluators(self, "_TTA")
+        results = lazy_evaluation.test_model(self.config, self.augmented(model), evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
     def scaled(self, world_size: int) -> "LazyJob":
@@ -333,9 +345,8 @@ class LazyJob(Job):
         if not self._has_long_tail_evaluator():
             return None
         has_masks = not self._select("roi_heads") or bool(self._select("roi_heads.mask_head"))
-        if (
-            evaluated_datasets(self.config) != self.test_datasets
-        ):  # one evaluator of another dataset
+        evaluated = lazy_evaluation.evaluated_datasets(self.config)
+        if evaluated != self.test_datasets:  # one evaluator of another dataset
             return self.long_tail_metric_names(has_masks=has_masks)
         return [
             name

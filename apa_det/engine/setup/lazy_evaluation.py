@@ -38,9 +38,7 @@ def build_evaluators(job: Job, suffix: str = "") -> dict[str, DatasetEvaluator]:
     evaluators = {}
     for name in names:
         config = copy.deepcopy(job.config.dataloader.evaluator)
-        folder = config.get("output_dir")
-        if folder:
-            folder = os.path.join(folder + suffix, name if len(names) > 1 else "")
+        folder = evaluator_folder(job, name, suffix)
         if job.is_long_tail(name):
             folder = folder or job.test_folder(name, suffix)
             evaluators[name] = job.build_long_tail_evaluator(name, output_dir=folder)
@@ -51,6 +49,15 @@ def build_evaluators(job: Job, suffix: str = "") -> dict[str, DatasetEvaluator]:
             config.dataset_name = name
         evaluators[name] = instantiate(config)
     return evaluators
+
+
+def evaluator_folder(job: Job, dataset_name: str, suffix: str = "") -> str | None:
+    """Return the ``output_dir`` of the evaluator of a test set; None if it is not set."""
+    folder = (job.config.dataloader.get("evaluator") or {}).get("output_dir")
+    if not folder:
+        return None
+    several = len(evaluated_datasets(job.config)) > 1
+    return os.path.join(folder + suffix, dataset_name if several else "")
 
 
 def test_model(

@@ -111,6 +111,8 @@ class YamlJob(Job):
         self.checkpoint_period = solver.CHECKPOINT_PERIOD
         self.checkpoints_kept = solver.CHECKPOINTS_KEPT or None
         self.skip_nonfinite = solver.SKIP_NONFINITE
+        self.figures = cfg.FIGURES
+        self.writers = cfg.WRITERS
         self.log_period = 20  # as DefaultTrainer's
         self.parameter_log_period = cfg.MODEL.APA.LOG_PERIOD
         self.mixed_precision = solver.AMP.ENABLED
@@ -134,6 +136,7 @@ class YamlJob(Job):
         self.count_from = test.COUNT_FROM or None
         self.extra_metrics = test.EXTRA_METRICS
         self.engine = test.ENGINE
+        self.save_predictions = test.SAVE_PREDICTIONS
         self.imports = cfg.IMPORTS
 
     @classmethod
@@ -187,6 +190,10 @@ class YamlJob(Job):
             index = list(self.test_datasets).index(dataset_name)
             proposals = [self.config.DATASETS.PROPOSAL_FILES_TEST[index]]
         return get_dataset_records([dataset_name], filter_empty=False, proposal_files=proposals)
+
+    @property
+    def groups_text(self) -> str:
+        return self.config.TEST.FREQUENCY_GROUPS
 
     def build_long_tail_evaluator(self, dataset_name: str, **kwargs) -> LongTailEvaluator:
         arguments = {

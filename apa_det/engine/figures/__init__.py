@@ -1,0 +1,1 @@
+"""Figures of a training: its results, batch, labels and predictions."""
