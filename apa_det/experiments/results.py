@@ -100,7 +100,7 @@ class Results:
                 which = f"The interval of Δ{metric} ({iou_type})"
                 notes.append(f"{which} includes 0: {'; '.join(rows)}.")
         if len(defined) > 1:
-            by_chance = len(defined) * (100 - _LEVEL) / 100
+            by_chance = 0.05 * len(defined)  # of 95 % intervals
             notes.append(
                 f"The {len(defined)} intervals are not corrected for multiple comparisons: if no "
                 f"row differed from the first one, about {by_chance:.1f} would still exclude 0."

@@ -18,6 +18,10 @@ _TREND_POINTS = 12
 _RANKED = 10  # categories at each end
 _MIN_DETECTIONS = 10  # bins with fewer are hollow
 
+_TREND = Line2D(
+    [], [], color=INK, linewidth=2, marker="o", markersize=4, label="mean of similar image counts"
+)
+
 
 def ap_by_image_count(comparison: Comparison, iou_type: str) -> Figure:
     """Plot the AP of each category against its image count, with a trend line per file."""
@@ -34,16 +38,17 @@ def ap_by_image_count(comparison: Comparison, iou_type: str) -> Figure:
         if len(files) == 1:
             dots, line = _group_colors(comparison, rows), INK
         axis.scatter(counts, aps, s=20, c=dots, alpha=0.5 / len(files) ** 0.5, linewidths=0)
-        _draw_trend(axis, counts, aps, line)
+        has_trend = _draw_trend(axis, counts, aps, line)
     for name, text, center, color in group_bands(axis, groups):
         if len(files) == 1:
             text += f": AP {format_number(files[0].by_iou_type[iou_type].metrics[f'AP{name}'])}"
         style = {"color": color, "fontweight": "bold", "ha": "center", "va": "bottom"}
         axis.text(center, 1.01, text, transform=axis.get_xaxis_transform(), **style)
     if len(files) > 1:
-        _legend(figure, _file_patches(files))
-    elif groups.max_counts is None:
-        _legend(figure, _group_patches(comparison))
+        handles = _file_patches(files)
+    else:
+        handles = _group_patches(comparison) if groups.max_counts is None else []
+    _legend(figure, handles + [_TREND] * has_trend)
     axis.set(ylim=(-2, 102), ylabel="AP of the category")
     grid(axis, "y")
     return figure
@@ -67,7 +72,7 @@ def differences(comparison: Comparison, iou_type: str) -> Figure | None:
         dots.axhline(0, color=INK, linewidth=1)
         colors = _group_colors(comparison, rows)
         dots.scatter(counts, gains[rows], s=20, c=colors, alpha=0.5, linewidths=0)
-        _draw_trend(dots, counts, gains[rows], INK)
+        has_trend = _draw_trend(dots, counts, gains[rows], INK)
         limit = 1.08 * max(1.0, np.abs(gains[rows]).max())
         dots.set(ylim=(-limit, limit), ylabel="difference in AP")
         dots.set_title(f"{label(other.name)} against {label(first.name)}")
@@ -80,7 +85,7 @@ def differences(comparison: Comparison, iou_type: str) -> Figure | None:
         _name_categories(bars, comparison, first, iou_type, chosen)
         bars.axvline(0, color=INK, linewidth=1)
         bars.set(xlabel=f"difference in AP{minimum}", title="largest gains and losses")
-    _legend(figure, _group_patches(comparison))
+    _legend(figure, _group_patches(comparison) + [_TREND] * has_trend)
     return figure
 
 
@@ -99,9 +104,9 @@ def precision_recall(comparison: Comparison, iou_type: str) -> Figure:
         if len(files) == 1:
             ap = format_number(files[0].by_iou_type[iou_type].metrics[f"AP{name}"])
             axis.title.set_text(f"{label(groups.labels[i])}: AP {ap}")
-        axis.set(xlim=(0, 100), ylim=(0, 102), xticks=range(0, 101, 25), xlabel="recall")
+        axis.set(xlim=(0, 100), ylim=(0, 102), xticks=range(0, 101, 25), xlabel="recall, %")
         grid(axis)
-    axes[0, 0].set_ylabel("precision")
+    axes[0, 0].set_ylabel("precision, %")
     lines = [
         Line2D([], [], color=INK, linewidth=2.2, label="mean over IoU 0.5 to 0.95"),
         Line2D([], [], color=INK, linewidth=1.2, linestyle="--", label="IoU 0.5"),
@@ -144,8 +149,13 @@ def reliability(comparison: Comparison, iou_type: str) -> Figure | None:
     axes[1, 0].set_ylim(0.7, 2 * max(most, 1))
     axes[0, 0].set_ylabel("precision, %")
     axes[1, 0].set_ylabel("detections")
-    if len(files) > 1:
-        _legend(figure, _file_patches(files))
+    handles = _file_patches(files) if len(files) > 1 else []
+    marker = {"linestyle": "none", "marker": "o", "markerfacecolor": "white", "color": INK}
+    handles += [
+        Line2D([], [], color=GREY, linewidth=1, linestyle=":", label="score equals precision"),
+        Line2D([], [], **marker, label=f"fewer than {_MIN_DETECTIONS} detections"),
+    ]
+    _legend(figure, handles)
     return figure
 
 
@@ -204,15 +214,18 @@ def _ranked(file: FileResults, iou_type: str) -> tuple[np.ndarray, str]:
     return rows, f", at least {minimum} objects" if minimum > 1 else ""
 
 
-def _draw_trend(axis: Axes, counts: np.ndarray, values: np.ndarray, color: str) -> None:
-    """Draw the mean over categories with similar image counts; nothing for few categories."""
+def _draw_trend(axis: Axes, counts: np.ndarray, values: np.ndarray, color: str) -> bool:
+    """Draw the mean over categories with similar image counts, if that gives three points."""
     number = min(_TREND_POINTS, len(counts) // 8)
-    if number >= 2:
-        edges = np.quantile(counts, np.arange(1, number) / number)
-        bins = np.searchsorted(edges, counts)  # equal counts share a bin
-        x = [np.exp(np.log(counts[bins == i]).mean()) for i in np.unique(bins)]
-        y = [values[bins == i].mean() for i in np.unique(bins)]
-        axis.plot(x, y, color=color, linewidth=2, marker="o", markersize=4)
+    edges = np.quantile(counts, np.arange(1, number) / number) if number > 2 else []
+    bins = np.searchsorted(edges, counts)  # equal counts share a bin
+    chosen = [bins == i for i in np.unique(bins)]
+    if len(chosen) < 3:
+        return False
+    x = [np.exp(np.log(counts[rows]).mean()) for rows in chosen]
+    y = [values[rows].mean() for rows in chosen]
+    axis.plot(x, y, color=color, linewidth=2, marker="o", markersize=4)
+    return True
 
 
 def _draw_bars(axis: Axes, values: np.ndarray, colors: list[str]) -> None:

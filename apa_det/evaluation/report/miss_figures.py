@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 
 from ...data.image_files import read_image
 from ...data.image_names import relative_file_name
 from ...data.records import to_rle
 from ...errors import UserError
-from ...utils.plotting import DPI, GREY, label
+from ...utils.annotated_image import draw_instances, image_grid
+from ...utils.plotting import DPI, FALSE_POSITIVE_COLOR, GREY, MISSED_COLOR
+from ...utils.plotting import TRUE_POSITIVE_COLOR as DETECTED_COLOR
 from ..comparison import Comparison
 from ..ground_truth import GroundTruth
 from ..misses import ImageResults
@@ -21,9 +22,15 @@ from ..result import FALSE_POSITIVE, TRUE_POSITIVE
 
 logger = logging.getLogger(__name__)
 
-DETECTED_COLOR, MISSED_COLOR, FALSE_POSITIVE_COLOR = "#56b4e9", "#d55e00", "#f0e442"
 _INCHES = 11  # width of a figure
 _COLUMNS = 3
+_TEXT = 15  # pixels
+_LEGEND = (
+    (MISSED_COLOR, "missed object"),
+    (DETECTED_COLOR, "detected object, or true positive"),
+    (FALSE_POSITIVE_COLOR, "false positive"),
+    (GREY, "ignored by the metric"),
+)
 
 
 def draw_misses(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
@@ -43,7 +50,7 @@ def draw_misses(comparison: Comparison) -> Iterator[tuple[str, Figure]]:
             continue
         panels = [("ground truth", _draw_ground_truth(image, width, truth, results[0]))]
         for file, result in zip(comparison.files, results, strict=True):
-            panels.append((label(file.name), _draw_detections(image, width, truth, result)))
+            panels.append((file.name, _draw_detections(image, width, truth, result)))
         yield _caption(name, comparison, results), _figure(panels)
 
 
@@ -57,17 +64,11 @@ def _caption(name: str, comparison: Comparison, results: tuple[ImageResults, ...
 
 
 def _figure(panels: list[tuple[str, np.ndarray]]) -> Figure:
+    titles, images = zip(*panels, strict=True)
     columns = min(len(panels), _COLUMNS)
-    rows = -(-len(panels) // columns)
-    height, width = panels[0][1].shape[:2]
-    size = _INCHES / columns
-    figure = Figure(figsize=(_INCHES, rows * (size * height / width + 0.3)), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, (title, image) in zip(axes.flat, panels, strict=False):
-        axis.imshow(image)
-        axis.set_title(title, fontsize=10)
+    pixels = image_grid(images, columns, titles=titles, legend=_LEGEND, font_size=_TEXT)
+    figure = Figure(figsize=(pixels.shape[1] / DPI, pixels.shape[0] / DPI), dpi=DPI)
+    figure.figimage(pixels)
     return figure
 
 
@@ -76,11 +77,11 @@ def _draw_ground_truth(
 ) -> np.ndarray:
     rows = result.annotations
     names = [  # only missed objects are named
-        "" if matched else label(truth.category_names[truth.annotation_categories[row]])
+        "" if matched else truth.category_names[truth.annotation_categories[row]]
         for row, matched in zip(rows, result.matched, strict=True)
     ]
-    shapes = truth.segmentations
-    masks = None if shapes is None else [_drawable(shapes[row]) for row in rows]
+    shapes, size = truth.segmentations, image.shape[:2]
+    masks = None if shapes is None else [_mask(shapes[row], *size) for row in rows]
     colors = [DETECTED_COLOR if matched else MISSED_COLOR for matched in result.matched]
     return _overlay(image, width, truth.boxes[rows], masks, names, colors)
 
@@ -91,7 +92,7 @@ def _draw_detections(
     detections = result.detections
     categories = np.searchsorted(truth.category_ids, detections.category_ids)
     names = [
-        f"{label(truth.category_names[category])} {score:.2f}"
+        f"{truth.category_names[category]} {score:.2f}"
         for category, score in zip(categories, detections.scores, strict=True)
     ]
     by_outcome = {TRUE_POSITIVE: DETECTED_COLOR, FALSE_POSITIVE: FALSE_POSITIVE_COLOR}
@@ -102,24 +103,20 @@ def _draw_detections(
     return _overlay(image, width, detections.boxes, masks, names, colors)
 
 
-def _drawable(segmentation: list | dict) -> list | np.ndarray:
-    if isinstance(segmentation, dict):
-        return mask_util.decode(to_rle(segmentation, *segmentation["size"]))
-    return segmentation
+def _mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+    return mask_util.decode(to_rle(segmentation, height, width)).astype(bool)
 
 
 def _overlay(
     image: np.ndarray,
     width: float,
-    boxes: np.ndarray | None,
+    boxes: np.ndarray,
     masks: list | None,
     names: list[str],
     colors: list[str],
 ) -> np.ndarray:
-    """Draw masks, or boxes (XYWH) if masks is None, on the image scaled to a width in pixels."""
-    visualizer = Visualizer(image, scale=width / image.shape[1])
-    if names:
-        corners = None if masks is not None else boxes + np.pad(boxes[:, :2], ((0, 0), (2, 0)))
-        style = {"assigned_colors": colors, "alpha": 0.35}
-        visualizer.overlay_instances(boxes=corners, masks=masks, labels=names, **style)
-    return visualizer.output.get_image()
+    """Draw boxes (XYWH) and masks on the image scaled to a width in pixels."""
+    corners = boxes + np.pad(boxes[:, :2], ((0, 0), (2, 0)))
+    size = round(width * max(image.shape[:2]) / image.shape[1])
+    style = {"masks": masks, "size": size, "font_size": _TEXT}
+    return draw_instances(image, corners, names, colors, **style)
