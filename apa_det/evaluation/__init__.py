@@ -1,4 +1,5 @@
 from ..data.frequency import FrequencyGroups
+from .coco_evaluator import COCOEvaluator
 from .detections import Detections, Masks
 from .drawing import draw_detections, draw_groups
 from .engines import evaluate, load_engine

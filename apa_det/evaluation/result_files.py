@@ -19,10 +19,12 @@ from ..utils.json_files import CORRUPT, gc_paused, local_path
 from ..utils.json_stream import read_json_list
 from .detections import Detections, Masks
 from .ground_truth import GroundTruth
+from .names_in_results import TruthNames, are_by_name, category_indices, image_indices
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 100_000  # records
+_HIGH_SCORE = 0.05  # as the lowest one of a file of the demo
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
@@ -42,7 +44,9 @@ def read_results(
 
     Supported are LVIS's and COCO's result JSON, also in a gzip or zip archive, and the
     ``instances_predictions.pth`` of detectron2's evaluators, in which ``category_id`` is the index
-    of the category in ascending order of ids. No code in a file is ever run.
+    of the category in ascending order of ids. In the ``detections.json`` of the demo, whose records
+    have ``file_name`` and ``category_name``, images and categories go by these names. No code in a
+    file is ever run.
 
     Args:
         path: the file.
@@ -64,6 +68,7 @@ def read_results(
     chunks = _read_torch_file(name) if class_indices else read_json_list(name)
     reader = _Reader(name, ground_truth, iou_types, class_indices)
     parts = [reader.detections(records) for records in chunks if records]
+    reader.log_names()
     hint = reader.hints.hint()
     if hint:
         logger.warning("%s: %s", name, hint)
@@ -135,6 +140,9 @@ class _Reader:
         self._truth = truth
         self._iou_types = iou_types
         self._count = 0
+        self._names: TruthNames | None = None  # if the records go by name
+        self._seen_images: set[int] = set()
+        self._lowest_score = np.inf
         self._images = "be an image id of the ground truth"
         if class_indices:
             self._categories = np.arange(len(truth.category_ids))
@@ -156,6 +164,8 @@ class _Reader:
     def _choose_columns(self, record) -> None:
         """Choose the keys that all records need, from the first record and the IoU types."""
         keys = record.keys() if isinstance(record, dict) else {}
+        if are_by_name(record):
+            self._names = TruthNames(self._truth)
         can_have_masks = self._truth.has_masks or not len(self._truth.annotation_ids)
         if self._iou_types is None:
             self._masks = "segmentation" in keys and can_have_masks
@@ -186,11 +196,11 @@ class _Reader:
         if set(map(type, records)) != {dict}:
             what = "be an object with image_id, category_id and score"
             raise Fault("it", f"must {what}, got {shown(records[0])}")
-        images = _indices(records, "image_id", self._truth.image_ids, self._images, self._needs)
-        categories = _indices(records, "category_id", self._categories, self._classes, self._needs)
+        images, categories = self._indices(records)
         scores = contract.numbers(
             column(records, "score", self._needs), "score", "be a finite number"
         )
+        self._lowest_score = min(self._lowest_score, float(scores.min()))
         sizes = self._truth.image_sizes[images]
         boxes = masks = None
         if self._box_key:
@@ -216,6 +226,33 @@ class _Reader:
             boxes=boxes,
             masks=masks,
         )
+
+    def _indices(self, records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the image and the category of each record."""
+        if self._names is not None:
+            images = image_indices(self._names, records)
+            self._seen_images.update(images.tolist())
+            return images, category_indices(self._names, records)
+        return (
+            _indices(records, "image_id", self._truth.image_ids, self._images, self._needs),
+            _indices(records, "category_id", self._categories, self._classes, self._needs),
+        )
+
+    def log_names(self) -> None:
+        """Log how records that go by name cover the ground truth."""
+        if self._names is None:
+            return
+        logger.info(
+            "%s: its images and categories go by file_name and category_name. It has detections in "
+            "%d of %d images of the ground truth; objects in the others count as missed.",
+            *(self._name, len(self._seen_images), len(self._truth.image_ids)),
+        )
+        if self._lowest_score > _HIGH_SCORE:
+            logger.warning(
+                "%s: AP needs detections of low scores too, but its lowest score is %.2g: run the "
+                "demo with --confidence-threshold 0.",
+                *(self._name, self._lowest_score),
+            )
 
 
 def _indices(records: list[dict], key: str, known: np.ndarray, must: str, needs: str) -> np.ndarray:
