@@ -4,7 +4,6 @@ Run the same command again to continue: finished runs are kept, new rows are tra
 """
 
 import argparse
-import logging
 
 from .flags import add_config_file, add_overrides, command_parser, positive_int
 
@@ -58,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     )
     from apa_det.utils.writable import require_writable_folder
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     require_writable_folder(args.output)
     plan = read_plan(
         args.output,

@@ -5,7 +5,6 @@ the first test set of their config; or both.
 """
 
 import argparse
-import logging
 import os
 
 from .flags import (
@@ -63,7 +62,6 @@ def run(args: argparse.Namespace) -> None:
     from apa_det.evaluation import GroundTruth, read_results
     from apa_det.evaluation.ensembling import ensemble, load_ensemble_boxes
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     check(args)
     load_ensemble_boxes()  # raises before the checkpoints are run
     files, gt = predict(args)

@@ -5,7 +5,6 @@ truth is in LVIS or COCO format. JSON files may be gzip or zip archives.
 """
 
 import argparse
-import logging
 
 from .flags import (
     add_count_from,
@@ -82,7 +81,6 @@ def run(args: argparse.Namespace) -> None:
         require_writable_file(args.json, ".json", "--json")
     if args.report:
         require_writable_folder(args.report, "--report")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     comparison = compare(
         args.gt,
         args.results,

@@ -4,9 +4,7 @@ The flags are those of detectron2's tools/deploy/export_model.py.
 """
 
 import argparse
-import logging
 import os
-import warnings
 
 from .flags import add_config_file, add_overrides, command_parser
 
@@ -60,9 +58,6 @@ def run(args: argparse.Namespace) -> None:
     if args.format != "torchscript" and args.export_method != "tracing":
         raise UserError("--export-method scripting works only with --format torchscript.")
     require_writable_folder(args.output)
-    warnings.filterwarnings("ignore", "torch.meshgrid|The given buffer is not wri|pkg_resources is")
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-
     job = read_job(args.config_file, args.opts, args.imports, eval_only=True)
     job = job.for_inference()
     if args.format != "torchscript":

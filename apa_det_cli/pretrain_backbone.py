@@ -66,12 +66,10 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     import dataclasses
-    import logging
     import os
 
     from apa_det.pretraining import Settings, pretrain
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     names = [field.name for field in dataclasses.fields(Settings)]
     best = pretrain(Settings(**{name: getattr(args, name) for name in names}))
     if os.environ.get("RANK", "0") != "0":

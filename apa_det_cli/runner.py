@@ -1,5 +1,6 @@
 """Run a command: parse its flags, import the user's modules, and return its exit status."""
 
+import logging
 import sys
 from types import ModuleType
 
@@ -21,8 +22,14 @@ def run_command(command: ModuleType, argv: list[str] | None = None, prog: str | 
     args = parser.parse_args(argv)
     args.prog = parser.prog
     try:
+        from apa_det.utils.known_messages import hide_known_messages
+        from apa_det.utils.log_file import keep_from_terminal
         from apa_det.utils.user_modules import import_modules
 
+        hide_known_messages()
+        logging.basicConfig(format="%(message)s")  # of commands that set up no loggers
+        keep_from_terminal(logging.getLogger())
+        logging.getLogger("apa_det").setLevel(logging.INFO)
         import_modules(args.imports)
         return command.run(args) or 0
     except KeyboardInterrupt:

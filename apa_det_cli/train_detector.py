@@ -48,7 +48,6 @@ def parser(prog: str | None = None, doc: str = __doc__) -> argparse.ArgumentPars
 def run(args: argparse.Namespace) -> None:
     from apa_det.engine import run as launch
 
-    print("Command Line Args:", args)
     launch(main, args)
 
 

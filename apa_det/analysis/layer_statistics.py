@@ -11,9 +11,9 @@ import torch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from tabulate import tabulate
 from torch import nn
-from tqdm import tqdm
 
 from ..data.frequency import FrequencyGroups
+from ..utils.progress import track
 from .class_scores import has_roi_class_scores, sample_dense_class_scores, sample_roi_class_scores
 from .distributions import GeneralizedLogistic, fit
 from .inputs import InputSample, InputSampler
@@ -183,7 +183,7 @@ def analyze(
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for batch in tqdm(loader, desc="images", unit="batch"):
+            for batch in track(loader, "Running the model", "batches"):
                 num_images += len(batch)
                 inputs = _run(model, batch, sampler)
                 if category_groups is None or not all("instances" in x for x in batch):
@@ -197,7 +197,9 @@ def analyze(
     finally:
         for module, training in modes.items():
             module.training = training
-    layers = [Layer.of(sample) for sample in tqdm(sampler.samples, desc="fits", unit="layer")]
+    layers = [
+        Layer.of(sample) for sample in track(sampler.samples, "Fitting distributions", "layers")
+    ]
     return Analysis(layers, groups, num_images)
 
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import UserError
+from ..utils.progress import track
 from .conversion import require_finite_floats
 from .layouts import select_state
 from .reading import load_checkpoint
@@ -43,7 +43,7 @@ def average_checkpoints(
     shares = _shares(paths, weights)
     sums: dict[str, Tensor] = {}
     first, result = {}, {}
-    for path, share in zip(tqdm(paths, desc="averaging", unit="file"), shares, strict=True):
+    for path, share in zip(track(paths, "Averaging", "files"), shares, strict=True):
         checkpoint = load_checkpoint(path)
         state = _read_state(path, checkpoint, ema)
         if not sums:

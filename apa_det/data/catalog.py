@@ -5,9 +5,9 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.build import print_instances_class_histogram
 from detectron2.data.detection_utils import check_metadata_consistency
 
+from .class_histogram import log_class_histogram
 from .dataset_records import DatasetRecords
 from .lvis_format import registered_records
 
@@ -45,20 +45,29 @@ def get_dataset_records(
     records = DatasetRecords.concatenate(parts) if len(parts) == len(names) > 0 else None
     kept = None if records is None else np.flatnonzero(records.num_annotations > 0)
     if kept is None or filter_empty and not len(kept):
-        arguments = (filter_empty, min_keypoints, proposal_files, check_consistency)
-        return get_detection_dataset_dicts(names, *arguments)
-    if filter_empty:
+        arguments = (filter_empty, min_keypoints, proposal_files)
+        return _from_detectron2(names, *arguments, check_consistency=check_consistency)
+    if filter_empty and len(kept) < len(records):
         logger.info(
             "Removed %d images with no usable annotations. %d images left.",
             *(len(records) - len(kept), len(kept)),
         )
+    if filter_empty:
         records = records.select(kept)
     if check_consistency and MetadataCatalog.get(names[0]).get("thing_classes") is not None:
         check_metadata_consistency("thing_classes", names)
-        class_names = MetadataCatalog.get(names[0]).thing_classes
-        of_class = [{"category_id": i} for i in range(len(class_names))]
-        instances = [of_class[i] for i in records.classes.tolist()]
-        print_instances_class_histogram([{"annotations": instances}], class_names)
+        log_class_histogram(names[0], records, MetadataCatalog.get(names[0]).thing_classes)
+    return records
+
+
+def _from_detectron2(names: list[str], *arguments, check_consistency: bool) -> list[dict]:
+    """Call detectron2's function; its table of classes is that of log_class_histogram."""
+    records = get_detection_dataset_dicts(names, *arguments, check_consistency=False)
+    class_names = MetadataCatalog.get(names[0]).get("thing_classes")
+    has_classes = isinstance(records, list) and class_names is not None
+    if check_consistency and has_classes and "annotations" in records[0]:
+        check_metadata_consistency("thing_classes", names)
+        log_class_histogram(names[0], records, class_names)
     return records
 
 

@@ -6,11 +6,13 @@ from pycocotools import mask as mask_utils
 
 from ..errors import UserError
 from ..text import listed, shown
+from ..utils.progress import heartbeat
 from .faults import Fault
 from .frequency import COMMON_MAX, RARE_MAX, complete_categories
 from .records import MAX_NUMBER, to_rle
 
 
+@heartbeat("Converting the annotations")
 def coco_to_lvis(
     coco: dict,
     *,

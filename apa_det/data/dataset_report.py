@@ -11,6 +11,7 @@ from tabulate import tabulate
 from ..errors import UserError
 from ..text import shown
 from ..utils.json_files import gc_paused, read_json
+from ..utils.progress import heartbeat
 from .box_hints import BoxHints
 from .coco_to_lvis import crowd_note
 from .frequency import COMMON_MAX, FREQUENCY_LABELS, RARE_MAX, complete_categories
@@ -114,6 +115,7 @@ class DatasetReport:
         return "\n\n".join(parts)
 
 
+@heartbeat("Checking the dataset")
 @gc_paused()
 def check_dataset(
     json_file: str | os.PathLike,

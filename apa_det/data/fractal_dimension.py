@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import MissingFileError, UserError
 from ..utils.json_files import local_path
+from ..utils.progress import heartbeat
 from .class_counts import require_datasets
 from .class_names import category_ids
 from .lvis_format import registered_packed
@@ -214,6 +215,7 @@ def _read(json_file: str, ids: tuple[int, ...] | None, *version: int) -> ClassBo
 
 
 @lru_cache(maxsize=2)
+@heartbeat("Measuring the fractal dimension of each class")
 def _shares_and_dimensions(*parts: ClassBoxes) -> Tensor:
     centers, sizes, classes = (
         np.concatenate([getattr(part, name) for part in parts])

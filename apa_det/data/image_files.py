@@ -9,10 +9,10 @@ import numpy as np
 from detectron2.data.detection_utils import _apply_exif_orientation, convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from ..errors import MissingFileError, UserError
 from ..text import printable
+from ..utils.progress import track
 
 _EXIF_ORIENTATION = 0x0112
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -106,7 +106,7 @@ def check_image_files(files: Iterable[ImageFile]) -> Iterator[ImageCheck]:
     """Read image files on all CPUs, as in training, and yield the result of each, in order."""
     files = list(files)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes without the GIL
-        yield from tqdm(pool.map(_check, files), "images", len(files), delay=2, unit="image")
+        yield from track(pool.map(_check, files), "Checking image files", "images", len(files))
 
 
 def _check(file: ImageFile) -> ImageCheck:

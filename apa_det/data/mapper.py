@@ -51,7 +51,8 @@ class APADatasetMapper(DatasetMapper):
         inputs = T.AugInput(image, sem_seg=labels)
         transforms = augment(self.augmentations, inputs, sample["file_name"])
         size = inputs.image.shape[:2]
-        sample["image"] = torch.as_tensor(np.ascontiguousarray(inputs.image.transpose(2, 0, 1)))
+        pixels = np.require(inputs.image.transpose(2, 0, 1), requirements=("C", "W"))
+        sample["image"] = torch.as_tensor(pixels)
         if labels is not None:
             sample["sem_seg"] = torch.as_tensor(inputs.sem_seg.astype("long"))
         if self.proposal_topk is not None:

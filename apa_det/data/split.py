@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from ..errors import UserError
+from ..utils.progress import heartbeat
 from .coco_to_lvis import copy_counts
 from .frequency import COMMON_MAX, RARE_MAX, complete_categories
 from .image_names import relative_file_name
@@ -110,6 +111,7 @@ def _spread(
                     move(other, old)
 
 
+@heartbeat("Splitting the dataset")
 def split_dataset(
     dataset: dict,
     shares: Sequence[float],

@@ -67,7 +67,8 @@ class Predictor:
         height, width = image.shape[:2]
         resized = AugInput(convert_PIL_to_numpy(Image.fromarray(image), self._image_format))
         augment(self._augmentations, resized, name)
-        tensor = torch.as_tensor(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+        array = np.require(resized.image.transpose(2, 0, 1), requirements=("C", "W"))
+        tensor = torch.as_tensor(array)
         (output,) = self._model([{"image": tensor, "height": height, "width": width}])
         if "instances" not in output:
             raise UserError(

@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 import cv2
 import numpy as np
 from detectron2.structures import Instances
-from tqdm import tqdm
 
 from ..data.class_thresholds import ClassInfo
 from ..data.image_files import read_image
@@ -17,6 +16,7 @@ from ..errors import UserError
 from ..evaluation import draw_groups
 from ..evaluation.predictions import detections_from_instances
 from ..utils.json_files import json_list
+from ..utils.progress import track
 from .files import write_image
 from .predictor import Predictor
 from .video import VideoWriter, frames, open_video
@@ -28,19 +28,25 @@ _Detect = Callable[[np.ndarray, int, dict], np.ndarray]
 
 
 def run_on_images(
-    predictor: Predictor, paths: Sequence[str], drawn: Sequence[str], json_file: str
+    predictor: Predictor,
+    paths: Sequence[str],
+    drawn: Sequence[str],
+    json_file: str,
+    image_ids: Sequence[int] | None = None,
 ) -> list[str]:
     """Run on images, draw the detections, and list them in a JSON file.
 
     The JSON file is an LVIS or COCO result file with additional keys in each record:
     ``category_name``, ``frequency`` (the frequency group, None if unknown) and ``file_name``.
-    ``image_id`` is the index of the image in ``paths``.
+    :func:`apa_det.evaluation.read_results` takes the image and the category from ``file_name`` and
+    ``category_name``, so ``image_id`` need not be that of a ground truth.
 
     Args:
         predictor: the predictor.
         paths: the image files.
         drawn: the drawn image to write for each of them.
         json_file: the JSON file to write.
+        image_ids: the ``image_id`` of each image. None: its index in ``paths``.
 
     Returns:
         The paths of images that cannot be read or resized. They are skipped, with an error in the
@@ -48,8 +54,9 @@ def run_on_images(
     """
     unread = []
     with _detecting(predictor, json_file) as detect:
-        progress = tqdm(list(zip(paths, drawn, strict=True)), desc="images", delay=2)
-        for image_id, (path, drawn_path) in enumerate(progress):
+        ids = range(len(paths)) if image_ids is None else image_ids
+        images = track(list(zip(ids, paths, drawn, strict=True)), "Detecting", "images")
+        for image_id, path, drawn_path in images:
             try:
                 image = read_image(path, "RGB")
                 image = detect(image, image_id, {"file_name": path})
@@ -74,7 +81,8 @@ def run_on_video(predictor: Predictor, path: str, drawn: str, json_file: str) ->
     expected = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT))) or None
     number = 0
     with _detecting(predictor, json_file) as detect, closing(VideoWriter(drawn, fps)) as writer:
-        for number, image in enumerate(tqdm(frames(video), "frames", expected), start=1):
+        tracked = track(frames(video), "Detecting", "frames", expected)
+        for number, image in enumerate(tracked, start=1):
             keys = {"file_name": path, "frame": number - 1}
             writer.write(detect(image, number - 1, keys))
     if not number:

@@ -25,6 +25,7 @@ class EarlyStopping(HookBase):
         eval_period: int,
         checkpointer: AtomicCheckpointer,
         best: BestCheckpointer | None,
+        key: str = "patience",
     ):
         """
         Args:
@@ -32,9 +33,11 @@ class EarlyStopping(HookBase):
             eval_period: iterations between evaluations, as for ``EvalHook``.
             checkpointer: the one that ``--resume`` loads from.
             best: the hook that finds the best model; None except in the main process.
+            key: config key of the patience, for a warning if the metric has no value.
         """
         self._patience, self._period = patience, eval_period
         self._checkpointer, self._best = checkpointer, best
+        self._key, self._has_warned = key, False
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -55,6 +58,12 @@ class EarlyStopping(HookBase):
 
     def _without_improvement(self, done: int) -> int:
         """Return the number of evaluations since the best one, in the main process."""
-        if self._best is None or self._best.best_iter is None:
+        if self._best is None:
+            return 0
+        if self._best.best_iter is None:
+            if not self._has_warned:
+                self._has_warned = True
+                text = "%s has no effect: %s has no value yet, so no evaluation is worse or better."
+                logger.warning(text, self._key, self._best.metric)
             return 0
         return done // self._period - (self._best.best_iter + 1) // self._period

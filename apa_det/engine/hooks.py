@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import torch
 from detectron2.engine import HookBase, hooks
@@ -17,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..activation import APA
 from ..analysis import layer_kinds, plot_parameter_history, read_parameter_history
 from ..checkpoint import load_checkpoint
+from ..data.frequency import FREQUENCY_LABELS
 from ..data.stream import TrainLoader
 from ..errors import UserError
-from ..text import printable
+from ..text import listed, printable
 from ..utils.seeding import seed_all
 from .buffers import BufferSnapshot
 from .run_folder import EVALUATION_TIME
@@ -173,6 +175,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
         output_dir: str,
         metric: str,
         class_names: Sequence[str] | None = None,
+        key: str = "metric",
     ):
         """
         Args:
@@ -181,11 +184,13 @@ class BestCheckpointer(hooks.BestCheckpointer):
             output_dir: the folder of ``model_best.pth``.
             metric: a metric for which higher is better, e.g. "segm/APr".
             class_names: classes of the model, saved with it.
+            key: config key of the metric, for a warning if it has no value.
         """
         checkpointer = _BestModelCheckpointer(model, output_dir, metric, class_names)
         super().__init__(eval_period, checkpointer, metric)
         self.metric = metric
         self._path = os.path.join(output_dir, "model_best.pth")
+        self._key, self._has_warned = key, False
 
     def before_train(self) -> None:
         if self.trainer.start_iter == 0 or not PathManager.isfile(self._path):
@@ -206,6 +211,47 @@ class BestCheckpointer(hooks.BestCheckpointer):
             return
         self.best_metric, self.best_iter = value, iteration
         logger.info("Best %s so far: %.4f", self.metric, self.best_metric)
+
+    def _best_checking(self) -> None:
+        latest = self.trainer.storage.latest()
+        values = {name: value for name, (value, _) in latest.items() if not math.isnan(value)}
+        if self.metric in values:
+            super()._best_checking()
+        elif not self._has_warned:
+            self._has_warned = True
+            logger.warning("%s", _no_value(self.metric, self._key, values))
+
+
+def _no_value(metric: str, key: str, known: Iterable[str]) -> str:
+    """Return why a metric has no value, and what to set, in one warning.
+
+    Args:
+        metric: its name.
+        key: its config key.
+        known: names of scalars with a value.
+    """
+    folder, _, name = metric.rpartition("/")
+    others = [n for n in known if n.startswith(f"{folder}/AP") and "-" not in n]  # no class
+    if not others:
+        return (
+            f"{key} is {metric}, which has no value: the evaluation does not compute it, or the "
+            f"test set has no object to evaluate. model_best.pth is not saved. Set {key} to one of "
+            'the metrics in metrics.json, or to "".'
+        )
+    match = re.match("A[PR]([^_@]*)", name)
+    suffix = match[1] if match else ""
+    sizes = {"s": "small", "m": "medium", "l": "large"}
+    what = f"object of a class of the group {suffix}"
+    if suffix in FREQUENCY_LABELS:
+        what = f"object of a {FREQUENCY_LABELS[suffix]} class"
+    elif suffix in sizes:
+        what = f"{sizes[suffix]} object"
+    elif suffix in ("", "50", "75"):
+        what = "object to evaluate"
+    return (
+        f"{key} is {metric}, which is NaN because the test set has no {what}: model_best.pth is "
+        f"not saved. Set {key} to one of {listed(sorted(others))}, or use a test set that has them."
+    )
 
 
 class _BestModelCheckpointer(AtomicCheckpointer):

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from ..errors import UserError, report
+from ..utils.known_messages import hide_known_messages
 from ..utils.user_modules import import_modules
 from .preemption import SIGNALS, watch_parent
 
@@ -102,6 +103,7 @@ def _run_worker(main: Main, args: argparse.Namespace) -> None:
 
 
 def _run_in_process(main: Main, args: argparse.Namespace) -> None:
+    hide_known_messages()
     logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_traceback)
     try:
         if _under_torchrun():

@@ -163,6 +163,9 @@ class JobTrainer(TrainingLoop):
             name, extra = load_last(self.checkpointer, self.job.KEYS["output_dir"])
             self._resumed_from = name
         if not self._resumed_from:
+            if not self.job.weights:
+                key = self.job.KEYS["weights"]
+                logger.info("%s is empty: the model starts from random weights.", key)
             self.checkpointer.strict = False
             self.checkpointer.resume_or_load(self.job.weights, resume=False)
             return
@@ -283,10 +286,12 @@ class JobTrainer(TrainingLoop):
         if job.best_metric and is_main:
             names = self.checkpointer.class_names
             best = (job.eval_period, self._tested, job.output_dir, job.best_metric)
-            best = BestCheckpointer(*best, class_names=names)
+            key = job.KEYS["best_metric"]
+            best = BestCheckpointer(*best, class_names=names, key=key)
             built.append(best)
         if job.patience:
-            built.append(EarlyStopping(job.patience, job.eval_period, self.checkpointer, best))
+            settings = (job.patience, job.eval_period, self.checkpointer, best)
+            built.append(EarlyStopping(*settings, key=job.KEYS["patience"]))
         if job.parameter_log_period > 0 and (is_main or self._sharded):
             built.append(LambdaKappaWriter(self.model, job.parameter_log_period))
         if is_main:

@@ -10,7 +10,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
-    COCOEvaluator,
     DatasetEvaluator,
     PascalVOCDetectionEvaluator,
 )
@@ -19,9 +18,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data import build_train_loader
-from ..evaluation import V3DetEvaluator
+from ..evaluation import COCOEvaluator, V3DetEvaluator
 from ..evaluation.by_name import by_name
 from ..modeling import build_model
+from ..utils.log_file import FILE_ONLY
 from .loading import CheckedLoader
 from .optimizer import build_optimizer
 from .setup.yaml import YamlJob
@@ -70,7 +70,7 @@ class Trainer(JobTrainer, DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """See :func:`apa_det.build_model`."""
         model = build_model(cfg)
-        logger.info("Model:\n%s", model)
+        logger.info("Model:\n%s", model, extra=FILE_ONLY)
         return model
 
     @classmethod

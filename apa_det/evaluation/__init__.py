@@ -8,6 +8,7 @@ except ImportError as error:
     ) from error
 
 from ..data.frequency import FrequencyGroups
+from .coco_evaluator import COCOEvaluator
 from .comparison import Comparison
 from .confusions import Confusion, find_confusions
 from .detections import Detections, Masks

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 import pycocotools.mask as mask_util
-from tqdm import tqdm
 
+from ..utils.progress import track
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .result import IOU_THRESHOLDS
@@ -61,8 +61,7 @@ def _matched_thresholds(
     counted = np.flatnonzero(truth.counted)
     counted = counted[np.argsort(truth.annotation_images[counted], kind="stable")]
     bounds = np.searchsorted(truth.annotation_images[counted], numbers)
-    progress = tqdm(numbers[:-1], "class-agnostic recall", unit="image", delay=2, leave=False)
-    for image in progress:
+    for image in track(numbers[:-1], "Class-agnostic recall", "images"):
         annotated = counted[bounds[image] : bounds[image + 1]]
         rows = detected[starts[image] : starts[image + 1]][: max(LIMITS)]
         if len(annotated) and len(rows):

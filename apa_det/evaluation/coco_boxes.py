@@ -8,9 +8,9 @@ from collections import defaultdict
 
 import numpy as np
 from pycocotools.cocoeval import COCOeval
-from tqdm import tqdm
 
 from ..errors import UserError
+from ..utils.progress import track
 from .detections import Detections
 from .selection import find
 
@@ -44,8 +44,7 @@ def coco_box_ap(
     ranges = [params.areaRng[params.areaRngLbl.index(label)] for label in _AREAS.values()]
     means = {name: [] for name in _METRICS}
     cuts = np.searchsorted(ranked.classes, np.arange(len(truth.class_ids) + 1)).tolist()
-    classes = tqdm(range(len(truth.class_ids)), desc="box AP", unit="class", mininterval=5)
-    for index in classes:
+    for index in track(range(len(truth.class_ids)), "Evaluating box AP", "classes"):
         rows = slice(cuts[index], cuts[index + 1])
         for name, (low, high) in zip(_AREAS, ranges, strict=True):
             number = truth.count(index, low, high)

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from ..errors import UserError
+from ..utils.progress import heartbeat
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .result import Evaluation
@@ -53,9 +54,10 @@ def evaluate(
     """
     _check(ground_truth, detections, iou_type)
     engine = load_engine(engine, iou_type)
-    precision, recall, matched = engine.run(
-        ground_truth, detections, iou_type, max_dets, max_dets_per_category, matches
-    )
+    with heartbeat(f"Evaluating {iou_type} AP of {len(detections):,} detections"):
+        precision, recall, matched = engine.run(
+            ground_truth, detections, iou_type, max_dets, max_dets_per_category, matches
+        )
     match_columns = {}
     if matched is not None:
         rows = matched.detections

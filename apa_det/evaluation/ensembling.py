@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
-from tqdm import tqdm
 
 from ..errors import MissingPackageError, UserError
+from ..utils.progress import track
 from .detections import Detections, Masks
 from .ground_truth import GroundTruth
 from .selection import find
@@ -152,7 +152,7 @@ def ensemble(
         return merged.select(rows)
     ends = np.flatnonzero(np.diff(merged.image_ids[rows])) + 1
     parts = []
-    for group in tqdm(np.split(rows, ends), "Combining", unit="image", disable=None):
+    for group in track(np.split(rows, ends), "Combining detections", "images"):
         columns = boxes, merged.scores.astype(np.float64), merged.category_ids, sources
         fused, scores, classes, mask_weights = ENSEMBLE_METHODS[method](
             *(column[group] for column in columns), weights, iou

@@ -253,7 +253,10 @@ class LongTailEvaluator(DatasetEvaluator):
                 "Evaluating %s AP: %d detections, at most %d per image, %d images ...",
                 *(prefix + iou_type, len(detections), self._max_dets, len(truth.image_ids)),
             )
-            results[prefix + iou_type] = self._metrics(prefix, iou_type, truth, detections)
+            values, counts = self._metrics(prefix, iou_type, truth, detections)
+            results[prefix + iou_type] = values
+        evaluated = ", ".join(f"{counts[n]} {label}" for n, label in truth.groups.named())
+        logger.info("Categories evaluated: %s.", evaluated)
         undefined = [n for values in results.values() for n, v in values.items() if math.isnan(v)]
         if undefined:
             names = ", ".join(dict.fromkeys(undefined))
@@ -275,7 +278,8 @@ class LongTailEvaluator(DatasetEvaluator):
 
     def _metrics(
         self, prefix: str, iou_type: str, truth: GroundTruth, detections: Detections
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], dict[str, int]]:
+        """Return the metrics, and the number of categories that have them in each group."""
         metrics, evaluation = compute_metrics(
             *(truth, detections, iou_type, self._extra),
             engine=self._engine,
@@ -283,14 +287,9 @@ class LongTailEvaluator(DatasetEvaluator):
         )
         if self._per_category and not prefix:
             self._write_per_category(iou_type, evaluation)
-        counts = evaluation.categories_evaluated()
-        logger.info(
-            "Evaluation results for %s:\n%s\nCategories evaluated: %s.",
-            prefix + iou_type,
-            create_small_table(metrics),
-            ", ".join(f"{counts[n]} {label}" for n, label in truth.groups.named()),
-        )
-        return metrics
+        table = create_small_table(metrics)
+        logger.info("Evaluation results for %s:\n%s", prefix + iou_type, table)
+        return metrics, evaluation.categories_evaluated()
 
     def _write_per_category(self, iou_type: str, evaluation: Evaluation) -> None:
         PathManager.mkdirs(self._output_dir)

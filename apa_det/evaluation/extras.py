@@ -3,15 +3,15 @@
 import logging
 
 import numpy as np
+from detectron2.utils.logger import log_first_n
 
 from .detections import Detections
 from .engines import evaluate
 from .ground_truth import GroundTruth
 from .result import FALSE_POSITIVE, RECALL_THRESHOLDS, TRUE_POSITIVE
 
-logger = logging.getLogger(__name__)
-
 MAX_DETS_PER_CATEGORY = 10_000
+_MANY = 0.05  # share of the images
 FIXED_NOTE = (
     "AP_fixed: AP of the 10,000 best detections of each category over all images, instead of a "
     "limit per image. Categories then do not compete for the places in an image; it needs files "
@@ -45,17 +45,30 @@ def fixed_ap(
     Returns:
         AP_fixed, APr_fixed, APc_fixed and APf_fixed as fractions; NaN without ground truth.
     """
-    counts = np.bincount(np.searchsorted(ground_truth.category_ids, detections.category_ids))
-    few = len(ground_truth.category_ids) - np.count_nonzero(counts >= max_dets_per_category)
-    if few and len(detections):
-        logger.info(
-            "AP-fixed evaluates %s detections per category, but %d categories have fewer. Increase "
-            "the model's number of detections per image, or AP-fixed is underestimated.",
-            *(f"{max_dets_per_category:,}", few),
-        )
+    _note_limit(detections, len(ground_truth.category_ids), max_dets_per_category)
     limits = {"max_dets": None, "max_dets_per_category": max_dets_per_category}
     metrics = evaluate(ground_truth, detections, iou_type, engine=engine, **limits).metrics()
     return {f"AP{name}_fixed": metrics[f"AP{name}"] for name in ("", *ground_truth.groups.names)}
+
+
+def _note_limit(detections: Detections, num_categories: int, max_per_category: int) -> None:
+    """Log, once, that the detector has cut off detections that AP-fixed would evaluate.
+
+    It has if many images have as many detections as any image has.
+    """
+    _, of_category = np.unique(detections.category_ids, return_counts=True)
+    if np.count_nonzero(of_category >= max_per_category) == num_categories:
+        return
+    _, of_image = np.unique(detections.image_ids, return_counts=True)
+    most = of_image.max(initial=0)
+    if np.count_nonzero(of_image == most) < max(2, _MANY * len(of_image)):
+        return
+    text = (
+        f"AP-fixed is too low: many images have exactly {most} detections, the detector's limit, "
+        f"while AP-fixed evaluates up to {max_per_category:,} of each category. Increase the "
+        "number of detections per image (TEST.DETECTIONS_PER_IMAGE)."
+    )
+    log_first_n(logging.INFO, text, name=__name__, key="message")
 
 
 def pooled_ap(

@@ -3,10 +3,10 @@
 from itertools import pairwise
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import MissingPackageError
 from ..utils.json_files import gc_paused
+from ..utils.progress import track
 from .detections import Detections
 from .ground_truth import GroundTruth
 from .result import (
@@ -67,7 +67,7 @@ def run(
     at_once = len(chosen) if iou_type == "bbox" else _MASKS_AT_ONCE
     precisions, recalls, matched = [], [], []
     ranges = _ranges(chosen, len(truth.category_ids), at_once)
-    for categories in tqdm(ranges, f"matching {iou_type}", unit="part", delay=2, leave=False):
+    for categories in track(ranges, f"Matching {iou_type}", "parts"):
         inside = (chosen.categories >= categories.start) & (chosen.categories < categories.stop)
         part = _Part(truth, detections, chosen.take(inside), categories, iou_type)
         curves = part.engine.run()

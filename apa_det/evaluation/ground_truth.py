@@ -10,13 +10,13 @@ from itertools import chain
 
 import numpy as np
 from detectron2.utils.logger import log_first_n
-from tqdm import tqdm
 
 from ..data import complete_categories
 from ..data.coco_to_lvis import copy_counts, crowd_note, usable_annotations
 from ..data.frequency import COMMON_MAX, RARE_MAX, FrequencyGroups
 from ..data.records import compressed
 from ..data.validation import is_coco_format, read_coco_or_lvis_json
+from ..utils.progress import track
 from .detections import Masks
 from .mask_texts import Selected, read_truth_json
 
@@ -115,9 +115,9 @@ class GroundTruth:
     def masks(self) -> Masks:
         """The ``segmentations`` as compressed RLE, converted on first use."""
         sizes = self.image_sizes[self.annotation_images].tolist()
-        masks = zip(self.segmentations, sizes, strict=True)
-        masks = tqdm(masks, "converting masks", len(sizes), unit="mask", delay=2, leave=False)
-        return Masks.from_rles([compressed(mask, *size) for mask, size in masks])
+        pairs = zip(self.segmentations, sizes, strict=True)
+        pairs = track(pairs, "Converting masks", "masks", len(sizes))
+        return Masks.from_rles([compressed(mask, *size) for mask, size in pairs])
 
     def crowd_note(self) -> str:
         """Return how crowd regions are evaluated, or "" without crowd regions."""

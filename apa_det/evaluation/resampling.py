@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
+from ..utils.progress import track
 from .result import IGNORED, IOU_THRESHOLDS, RECALL_THRESHOLDS, TRUE_POSITIVE, Evaluation
 
 _LEVEL = 95  # percent
@@ -103,8 +103,7 @@ def _category_ap(evaluation: Evaluation, weights: np.ndarray) -> np.ndarray:
     categories = np.flatnonzero(np.diff(bounds)).tolist()
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy computes without the GIL
         done = pool.map(resample, categories)
-        progress = {"total": len(categories), "unit": "category", "delay": 2, "leave": False}
-        for _ in tqdm(done, "bootstrap", **progress):
+        for _ in track(done, "Bootstrap", "categories", len(categories)):
             pass
     return result
 

@@ -19,11 +19,13 @@ from ..utils.json_files import CORRUPT, gc_paused, local_path
 from ..utils.json_stream import read_json_list
 from .detections import Detections, Masks
 from .ground_truth import GroundTruth
+from .names_in_results import TruthNames, are_by_name, category_indices, image_indices
 from .selection import find
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 100_000  # records
+_HIGH_SCORE = 0.05  # as the lowest one of a file of the demo
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6
@@ -42,7 +44,9 @@ def read_results(
 
     Supported are LVIS's and COCO's result JSON, also in a gzip or zip archive, and the
     ``instances_predictions.pth`` of detectron2's evaluators, in which ``category_id`` is the index
-    of the category in ascending order of ids. No code in a file is ever run.
+    of the category in ascending order of ids. In the ``detections.json`` of the demo, whose records
+    have ``file_name`` and ``category_name``, images and categories go by these names. No code in a
+    file is ever run.
 
     Args:
         path: the file.
@@ -100,6 +104,7 @@ def _read(reader: "_Reader") -> Detections:
     name = reader.name
     chunks = _read_torch_file(name) if reader.class_indices else read_json_list(name)
     parts = [reader.detections(records) for records in chunks if records]
+    reader.log_names()
     hint = reader.hints.hint()
     if hint:
         logger.warning("%s: %s", name, hint)
@@ -182,6 +187,9 @@ class _Reader:
         self._keep = np.append(kept, False)  # the last is for images that are not in the dataset
         self._only_known = image_ids is None or not kept.all()
         self._hint = hint
+        self._names: TruthNames | None = None  # if the records go by name
+        self._seen_images: set[int] = set()
+        self._lowest_score = np.inf
         self._images = "be an image id of the ground truth"
         if self.class_indices:
             self._categories = np.arange(len(truth.category_ids))
@@ -203,6 +211,8 @@ class _Reader:
     def _choose_columns(self, record) -> None:
         """Choose the keys that all records need, from the first record and the IoU types."""
         keys = record.keys() if isinstance(record, dict) else {}
+        if are_by_name(record):
+            self._names = TruthNames(self._truth)
         can_have_masks = self._truth.has_masks or not len(self._truth.annotation_ids)
         if self._iou_types is None:
             self._masks = "segmentation" in keys and can_have_masks
@@ -233,13 +243,11 @@ class _Reader:
         if set(map(type, records)) != {dict}:
             what = "be an object with image_id, category_id and score"
             raise Fault("it", f"must {what}, got {shown(records[0])}")
-        images = self._indices(
-            records, "image_id", self._truth.image_ids, self._images, self._only_known, self._hint
-        )
-        categories = self._indices(records, "category_id", self._categories, self._classes)
+        images, categories = self._indices(records)
         scores = contract.numbers(
             column(records, "score", self._needs), "score", "be a finite number"
         )
+        self._lowest_score = min(self._lowest_score, float(scores.min()))
         kept = self._keep[images]
         if not kept.all():
             rows = np.flatnonzero(kept)
@@ -271,18 +279,43 @@ class _Reader:
             masks=masks,
         )
 
-    def _indices(
-        self,
-        records: list[dict],
-        key: str,
-        known: np.ndarray,
-        must: str,
-        only_known: bool = True,
-        hint: str = "",
-    ) -> np.ndarray:
-        """Return the index of each id in ``known``; -1 if it is not there and may be unknown."""
-        values = column(records, key, self._needs)
-        indices = find(contract.integers(values, key, must, whole_floats=True), known)
-        if only_known and (indices < 0).any():
-            raise Fault(key, f"must {must}, got {shown(values[0])}{hint}")
-        return indices
+    def _indices(self, records: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the image and the category of each record.
+
+        The index of an image is -1 if it is not in the ground truth and need not be.
+        """
+        if self._names is not None:
+            images = image_indices(self._names, records)
+            self._seen_images.update(images.tolist())
+            return images, category_indices(self._names, records)
+        values = column(records, "image_id", self._needs)
+        images = find(
+            contract.integers(values, "image_id", self._images, whole_floats=True),
+            self._truth.image_ids,
+        )
+        if self._only_known and (images < 0).any():
+            raise Fault("image_id", f"must {self._images}, got {shown(values[0])}{self._hint}")
+        values = column(records, "category_id", self._needs)
+        categories = find(
+            contract.integers(values, "category_id", self._classes, whole_floats=True),
+            self._categories,
+        )
+        if (categories < 0).any():
+            raise Fault("category_id", f"must {self._classes}, got {shown(values[0])}")
+        return images, categories
+
+    def log_names(self) -> None:
+        """Log how records that go by name cover the ground truth."""
+        if self._names is None:
+            return
+        logger.info(
+            "%s: its images and categories go by file_name and category_name. It has detections in "
+            "%d of %d images of the ground truth; objects in the others count as missed.",
+            *(self.name, len(self._seen_images), len(self._truth.image_ids)),
+        )
+        if self._lowest_score > _HIGH_SCORE:
+            logger.warning(
+                "%s: AP needs detections of low scores too, but its lowest score is %.2g: run the "
+                "demo with --confidence-threshold 0.",
+                *(self.name, self._lowest_score),
+            )

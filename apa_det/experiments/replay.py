@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from detectron2.utils.env import seed_all_rng
-from tqdm import trange
 
 from ..data.stream import TrainLoader
+from ..utils.progress import track
 
 
 class ReproducibleLoader:
@@ -48,7 +48,7 @@ class ReproducibleLoader:
             self._loader.start, skip = skip, 0
         with self._own_random_state():
             batches = iter(self._loader)
-        for _ in trange(skip, desc="Batches already seen", disable=not skip):
+        for _ in track(range(skip), "Skipping batches already seen", "batches"):
             self._next(batches)
         while True:
             batch = self._next(batches)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import UserError
 from ..evaluation import evaluate, read_results
 from ..evaluation.evaluator import read_ground_truth
 from ..evaluation.resampling import Difference, draw_image_weights, resampled_ap
 from ..utils.json_files import read_json
+from ..utils.progress import track
 from .damage import find_damage
 from .plan import Plan, Run
 
@@ -164,7 +164,7 @@ def gather(plan: Plan, num_resamples: int = 1000, seed: int = 0) -> Results:
     weights = draw_image_weights(len(truth.image_ids), num_resamples, seed)
     weights = np.concatenate([np.ones_like(weights[:1]), weights])  # first, without resampling
     resampled: dict[tuple[str, int, str], dict[str, np.ndarray]] = {}
-    for run in tqdm(done, desc="Bootstrap", unit="run", disable=None):
+    for run in track(done, "Resampling the results", "runs"):
         detections = read_results(run.predictions_file, truth)
         for iou_type in iou_types:
             if f"{iou_type}/AP" not in results[run.row][run.seed]["metrics"]:

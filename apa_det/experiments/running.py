@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..utils.folder_lock import is_locked
+from ..utils.progress import Progress
 from .plan import Plan, Run
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,9 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
     running: list[_Process] = []
     failed: list[Run] = []
     previous = signal.signal(signal.SIGTERM, _interrupt)
-    period = 1 if sys.stderr.isatty() else 60  # seconds between two progress updates
     iterations = sum(run.num_iterations for run in waiting)
     try:
-        with tqdm(total=iterations, mininterval=period, miniters=0, disable=not waiting) as bar:
+        with Progress("Training", iterations, "iterations") as progress:
             while waiting or running:
                 free = [slot for slot in range(jobs) if slot not in {p.slot for p in running}]
                 for run in list(waiting):
@@ -61,12 +61,12 @@ def run_all(plan: Plan, jobs: int = 1) -> list[Run]:
                         running.append(_Process(run, free.pop(0), jobs))
                 for process in list(running):
                     ended = process.popen.poll() is not None
-                    process.advance(bar, ended)
+                    process.advance(progress, ended)
                     if ended:
                         running.remove(process)
-                        failed += process.finish(bar)
+                        failed += process.finish()
                     else:
-                        bar.set_description(process.name, refresh=False)
+                        progress.rename(f"Training {process.name}")
                 time.sleep(_PERIOD)
     except KeyboardInterrupt:
         logger.warning(
@@ -107,20 +107,20 @@ class _Process:
                 start_new_session=True,
             )
 
-    def advance(self, bar: tqdm, ended: bool) -> None:
-        """Update the progress bar; the process logs its iteration every 20 iterations."""
+    def advance(self, progress: Progress, ended: bool) -> None:
+        """Update the progress; the process logs its iteration every 20 iterations."""
         total = self.run.num_iterations
         now = total if ended else min(_last_iteration(self.run.folder), total)
-        bar.update(max(0, now - self._seen))
+        progress.update(max(0, now - self._seen))
         self._seen = max(self._seen, now)
 
-    def finish(self, bar: tqdm) -> list[Run]:
+    def finish(self) -> list[Run]:
         """Return the run in a list if it failed; print the end of its output."""
         if self.run.is_done:
             return []
         with open(self._output, encoding="utf-8", errors="replace") as file:
             tail = file.readlines()[-_TAIL:]
-        bar.write(
+        tqdm.write(  # above the progress bar
             f"{self.name} failed with exit code {self.popen.returncode}. The end of "
             f"{self._output}:\n  " + "  ".join(tail),
             file=sys.stderr,

@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from gzip import BadGzipFile, GzipFile
 from io import BufferedReader, RawIOBase, TextIOWrapper
 from typing import BinaryIO, TextIO
@@ -17,11 +17,14 @@ from detectron2.utils.file_io import PathManager
 from ..errors import MissingFileError, UserError
 from ..text import printable
 from .atomic_files import make_folder_of, open_atomic
+from .progress import heartbeat
 
 JSON_SUFFIXES = (".json", ".json.gz", ".json.zip")
 _GZIP = b"\x1f\x8b"
 CORRUPT = (BadGzipFile, BadZipFile, NotImplementedError, zlib.error)  # of archives
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the second is an empty archive
+_LARGE_FILE = 10 * 2**20  # bytes; reading takes seconds
+_MANY_RECORDS = 10_000  # writing takes seconds
 _MAX_RATIO = 50  # of the size of a text to that of its archive; real files have 3 to 20
 _MAX_UNCHECKED = 100 * 2**20  # bytes of text of any archive
 
@@ -48,6 +51,13 @@ def read_json(json_file: str | os.PathLike):
         UserError: the file is not valid JSON; the message gives the position, and says if the file
             is cut off.
     """
+    name = os.path.basename(json_file)
+    is_large = os.path.getsize(local_path(json_file)) > _LARGE_FILE
+    with heartbeat(f"Reading {name}") if is_large else nullcontext():
+        return _read_json(json_file)
+
+
+def _read_json(json_file: str | os.PathLike):
     with open_json(json_file) as (file, _):
         text = file.read()
     try:
@@ -207,7 +217,15 @@ def write_json(content, json_file: str | os.PathLike) -> None:
         UserError: the file cannot be written.
     """
     make_folder_of(json_file)
-    with open_atomic(json_file) as file:
+    name, tables = (
+        os.path.basename(json_file),
+        content.values() if isinstance(content, dict) else (),
+    )
+    is_large = sum(len(table) for table in tables if isinstance(table, list)) > _MANY_RECORDS
+    with (
+        heartbeat(f"Writing {name}") if is_large else nullcontext(),
+        open_atomic(json_file) as file,
+    ):
         file.write(json.dumps(content))
 
 

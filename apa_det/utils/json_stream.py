@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
-from tqdm import tqdm
-
 from ..errors import UserError
 from .json_files import gc_paused, invalid_reason, is_cut_off, open_json, reading_errors
+from .progress import Progress
 
 _BLOCK = 1 << 23  # characters
 _TABLE_BLOCK = 1 << 20
@@ -84,16 +83,11 @@ def _opened(json_file: str | os.PathLike) -> Iterator[tuple[TextIO, Callable[[],
     """Open a JSON file. Yields the text, and a function that shows the progress."""
     with (
         open_json(json_file) as (file, raw),
-        tqdm(
-            desc=f"reading {os.path.basename(json_file)}",
-            total=os.fstat(raw.fileno()).st_size,
-            unit="B",
-            unit_scale=True,
-            delay=2,
-            leave=False,
+        Progress(
+            f"Reading {os.path.basename(json_file)}", os.fstat(raw.fileno()).st_size, "B"
         ) as progress,
     ):
-        yield file, lambda: progress.update(raw.tell() - progress.n)
+        yield file, lambda: progress.update(raw.tell() - progress.done)
 
 
 class _Tables:

@@ -154,3 +154,59 @@ def test_one_line_error_of_the_thresholds(main, detector, tmp_path, capsys):
     assert capsys.readouterr().err.endswith(
         "'x' in the confidence threshold 'x:0.5,0.1'; the groups are r, c, f.\n"
     )
+
+
+def evaluated(gt, results, tmp_path, tool):
+    """Return the exit status of evaluate-predictions, and its metrics."""
+    metrics = tmp_path / "metrics.json"
+    flags = ("--gt", gt, "--results", results, "--json", metrics)
+    status = tool("evaluate_predictions", *flags)
+    return status, json.loads(metrics.read_text())["files"][0] if status == 0 else None
+
+
+def test_results_can_be_evaluated(main, tiny_dataset, tmp_path, tool, capsys):
+    """As they are, by file name; with --gt, they also have its ids."""
+    gt, out = tiny_dataset / "val.json", tmp_path / "out"
+    truth = json.loads(gt.read_text())
+    assert main("--input", tiny_dataset / "val", "--output", out) == 0
+    status, metrics = evaluated(gt, out / "detections.json", tmp_path, tool)
+    assert status == 0 and metrics["detections"] == 30
+    assert main("--input", tiny_dataset / "val", "--output", out, "--gt", gt) == 0
+    records = json.loads((out / "detections.json").read_text())
+    names = {image["id"]: image["file_name"] for image in truth["images"]}
+    categories = {category["id"]: category["name"] for category in truth["categories"]}
+    assert len(records) == 30
+    assert all(r["file_name"].endswith(f"/{names[r['image_id']]}") for r in records)
+    assert all(categories[r["category_id"]] == r["category_name"] for r in records)
+    keys = ("image_id", "category_id", "score", "bbox", "segmentation")
+    plain = tmp_path / "plain.json"
+    plain.write_text(json.dumps([{key: r[key] for key in keys} for r in records]))
+    _, expected = evaluated(gt, plain, tmp_path, tool)
+    for key in ("bbox", "segm", "detections"):
+        assert metrics[key] == expected[key]
+
+
+def test_other_ground_truths(main, tiny_dataset, tmp_path, tool, capsys):
+    gt, out = tiny_dataset / "val.json", tmp_path / "out"
+    other = json.loads(gt.read_text())
+    for image in other["images"]:
+        image["file_name"] = f"x{image['id']}.jpg"
+    renamed = tmp_path / "renamed.json"
+    renamed.write_text(json.dumps(other))
+    assert main("--input", tiny_dataset / "val", "--output", out) == 0
+    capsys.readouterr()
+    assert evaluated(renamed, out / "detections.json", tmp_path, tool)[0] == 2
+    message = capsys.readouterr().err
+    assert "file_name must be that of an image of the ground truth, got" in message
+    assert main("--input", tiny_dataset / "val", "--output", out, "--gt", renamed) == 2
+    message = capsys.readouterr().err
+    assert f"{renamed}: file_name must be that of an image of the ground truth" in message
+    assert main("--video-input", "a.mp4", "--output", tmp_path / "b.mp4", "--gt", gt) == 2
+    assert "--gt is for images" in capsys.readouterr().err
+    for category in other["categories"]:
+        category["name"] += " renamed"
+    for image, original in zip(other["images"], json.loads(gt.read_text())["images"], strict=True):
+        image["file_name"] = original["file_name"]
+    renamed.write_text(json.dumps(other))
+    assert main("--input", tiny_dataset / "val", "--output", out, "--gt", renamed) == 2
+    assert f"{renamed} lacks a class of the model: category_name" in capsys.readouterr().err

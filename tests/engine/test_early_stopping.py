@@ -40,7 +40,7 @@ def train(arguments, monkeypatch):
             results = trainer.train()
         except Stop:
             return number - len(values)
-        assert results["bbox"]["AP"] == trainer._last_eval_results["bbox"]["AP"]
+        assert results is trainer._last_eval_results
         return number - len(values)
 
     return run
@@ -141,3 +141,13 @@ def test_settings_of_both_formats(arguments, lazy_arguments):
     trainer = setup_job(lazy_arguments("train.checkpointer.max_to_keep=null")).build_trainer()
     (hook,) = (h for h in trainer._hooks if type(h).__name__ == "PeriodicCheckpointer")
     assert hook._kept is None
+
+
+def test_metric_without_a_value(train, output):
+    """The training is not stopped, and the log says so once."""
+    nan = float("nan")
+    assert train([nan] * 6) == 6
+    text = "TEST.EARLY_STOPPING_PATIENCE has no effect: bbox/AP has no value yet"
+    log = (output / "log.txt").read_text()
+    assert log.count(text) == 1
+    assert log.count("TEST.BEST_METRIC is bbox/AP, which has no value") == 1

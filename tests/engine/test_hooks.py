@@ -102,8 +102,37 @@ def test_truncated_best_checkpoint(tmp_path):
     assert best(tmp_path)["value"] == 2
 
 
-def test_missing_metric(tmp_path):
-    make_trainer(tmp_path, evaluating([1], tmp_path, "segm/AP"), 1).train(0, 1)
+def test_missing_metric(tmp_path, caplog):
+    make_trainer(tmp_path, evaluating([1, 2], tmp_path, "segm/AP"), 2).train(0, 2)
+    assert not (tmp_path / "model_best.pth").exists()
+    assert caplog.text.count("metric is segm/AP, which has no value: the evaluation does") == 1
+
+
+@pytest.mark.parametrize(
+    "metric, what",
+    [
+        ("APr", "object of a rare class"),
+        ("APf_fixed", "object of a frequent class"),
+        ("APl", "large object"),
+        ("ARnight@300", "object of a class of the group night"),
+        ("AP_pool", "object to evaluate"),
+    ],
+)
+def test_metric_without_ground_truth(tmp_path, caplog, metric, what):
+    """One warning says which metric is NaN, why, and what to set."""
+
+    def hooks_of(model):
+        results = {"bbox": {"AP": 1.0, "APc": 2.0, "AP-cat": 1.0, metric: float("nan")}}
+        best = BestCheckpointer(1, model, str(tmp_path), f"bbox/{metric}", key="TEST.BEST_METRIC")
+        return [EvalHook(1, lambda: results), best]
+
+    make_trainer(tmp_path, hooks_of, 3).train(0, 3)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning == (
+        f"TEST.BEST_METRIC is bbox/{metric}, which is NaN because the test set has no {what}: "
+        "model_best.pth is not saved. Set TEST.BEST_METRIC to one of 'bbox/AP', 'bbox/APc', or "
+        "use a test set that has them."
+    )
     assert not (tmp_path / "model_best.pth").exists()
 
 

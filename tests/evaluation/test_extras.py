@@ -47,12 +47,33 @@ def test_fixed_ap_has_no_limit_per_image(caplog):
     assert fixed == pytest.approx(
         {"AP_fixed": 1, "APr_fixed": 1, "APf_fixed": 1, "APc_fixed": float("nan")}, nan_ok=True
     )
-    assert "10,000 detections per category, but 3 categories have fewer" in caplog.text
+    assert caplog.text == ""  # a single image shows no limit
     # Of the frequent category only two false positives are evaluated.
     assert (
         fixed_ap(truth, detections_of(*crowd, (2, BOX, 0.1)), max_dets_per_category=2)["APf_fixed"]
         == 0
     )
+
+
+def test_note_of_a_limit_per_image(caplog):
+    """AP-fixed is too low only if the detector has cut off detections; it is logged once."""
+    content = dataset([(1, BOX)])
+    content["images"] = [{**content["images"][0], "id": i} for i in range(1, 41)]
+    truth = GroundTruth.from_dataset(content)
+
+    def fixed_ap_of(numbers):
+        rows = [{"image_id": i, "category_id": 1, "bbox": BOX} for i in range(1, 41)]
+        numbers = zip(rows, numbers, strict=True)
+        records = [{**row, "score": 0.5} for row, number in numbers for _ in range(number)]
+        for iou_type in ("bbox", "bbox"):
+            fixed_ap(truth, Detections.from_records(records), iou_type)
+        return caplog.messages
+
+    caplog.set_level(logging.INFO)
+    assert fixed_ap_of([*range(1, 41)]) == []  # as many as exceed the score threshold
+    (note,) = fixed_ap_of([31] * 20 + [7] * 20)
+    assert "many images have exactly 31 detections" in note and "up to 10,000" in note
+    assert fixed_ap_of([0] * 40) == [note]
 
 
 def test_pooled_ap_worked_by_hand():

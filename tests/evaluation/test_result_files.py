@@ -371,3 +371,62 @@ def test_truncated_file(file):
 def test_missing_file(tmp_path):
     with pytest.raises(MissingFileError, match="nowhere.json does not exist"):
         read_results(tmp_path / "nowhere.json", ground_truth())
+
+
+def by_name(name, category="c70", **fields):
+    """Return a record of the demo, whose ids are not those of the ground truth."""
+    record = result(image_id=9, category_id=0, masks=False)
+    return {**record, "image_id": 0, "file_name": name, "category_name": category, **fields}
+
+
+def nested_truth(*names):
+    truth = ground_truth()
+    for image, name in zip(truth.images, names, strict=True):
+        image["file_name"] = name
+    return truth
+
+
+@pytest.mark.parametrize(
+    "path, image_id",
+    [
+        ("data/val/1.jpg", 3),
+        ("/data/b/../val/1.jpg", 3),
+        ("C:\\data\\val\\1.jpg", 3),
+        ("train/1.jpg", 9),
+        ("2/train/1.jpg", 9),
+        ("1.jpg", None),  # of both
+        ("test/2.jpg", None),
+    ],
+)
+def test_results_of_the_demo(file, path, image_id, caplog):
+    """Images go by the end of their path, categories by name, whatever the ids are."""
+    truth = nested_truth("val/1.jpg", "train/1.jpg")
+    file.write_text(json.dumps([by_name(path), by_name(path, "c5")]))
+    if image_id is None:
+        with pytest.raises(UserError, match="record 0 .from 0.: file_name must .* run the demo on"):
+            read_results(file, truth)
+        return
+    caplog.set_level("INFO")
+    detections = read_results(file, truth)
+    assert detections.image_ids.tolist() == [image_id] * 2
+    assert detections.category_ids.tolist() == [70, 5]
+    assert "detections in 1 of 2 images of the ground truth" in caplog.text
+    assert "its lowest score is 0.5: run the demo with --confidence-threshold 0." in caplog.text
+
+
+def test_odd_results_of_the_demo(file):
+    truth = nested_truth("val/1.jpg", "val/2.jpg")
+    for records, message in (
+        ([by_name("2.jpg", "dog")], "category_name must be a category of the ground truth, got 'd"),
+        ([by_name("2.jpg"), result()], "record 1 .from 0.: file_name is missing; write it for all"),
+        ([by_name(7)], "file_name must be a path, got 7"),
+        ([by_name("clip.mp4", frame=3)], "got 'clip.mp4'; run the demo on images of the ground"),
+    ):
+        file.write_text(json.dumps(records))
+        with pytest.raises(UserError, match=message):
+            read_results(file, truth)
+    file.write_text(json.dumps([by_name("elsewhere/2.jpg")]))  # a copy of the only 2.jpg
+    assert read_results(file, truth).image_ids.tolist() == [9]
+    plain = [{**result(), "file_name": "of another tool"}]  # ids count without category_name
+    file.write_text(json.dumps(plain))
+    assert read_results(file, truth).image_ids.tolist() == [3]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tabulate import tabulate
 
+from ...utils.progress import heartbeat
 from ..frequency import FREQUENCY_LABELS
 from ..recipe import Setting, StartingWeights, long_tail_settings
 from .dataset_statistics import TRAIN_SIDES, DatasetStatistics, imbalance, measure
@@ -109,6 +110,7 @@ CHOICE_COLUMNS = (
 )
 
 
+@heartbeat("Measuring the dataset")
 def advise(json_file: str, dataset: dict, start: StartingWeights) -> Advice:
     """
     Recommend a recipe for a training set.

@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from ...errors import UserError
+from ...utils.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ class InstanceBank:
             UserError: there is nothing to paste, or pasting is not possible.
         """
         rows, image_counts, number = array("d"), Counter(), 0
-        for number, record in enumerate(dataset, 1):
+        tracked = track(dataset, "Copy-paste: collecting the instances", "images")
+        for number, record in enumerate(tracked, 1):
             _require_plain(record)
             excluded = record.get("not_exhaustive_category_ids") or ()
             labels = set()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
 from ...errors import MissingFileError, UserError
+from ...utils.progress import track
 from ..coco_to_lvis import coco_to_lvis
 from ..frequency import COMMON_MAX, RARE_MAX
 from ..image_files import exif_orientation
@@ -98,8 +98,8 @@ def find_images(folder: Path) -> list[Path]:
 
 def image_records(paths: Sequence[Path], image_root: str) -> list[dict]:
     """Return the :func:`image_record` of each path, with ids from 1."""
-    bar = tqdm(paths, "images", delay=2, unit="image")
-    return [image_record(i, path, image_root) for i, path in enumerate(bar, start=1)]
+    tracked = track(paths, "Reading the sizes of the images", "images")
+    return [image_record(i, path, image_root) for i, path in enumerate(tracked, start=1)]
 
 
 def image_record(image_id: int, path: Path, image_root: str) -> dict:

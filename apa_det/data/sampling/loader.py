@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from ...errors import UserError
+from ...utils.progress import heartbeat
 from ..catalog import get_dataset_records
 from ..copy_paste import CopyPaste
 from ..copy_paste.images import prepare_pasting
@@ -57,7 +58,8 @@ def _from_config(cfg: CfgNode, mapper: Callable | None = None) -> dict:
     dataset = without_small(dataset, loader.MIN_IMAGE_SIDE, loader.MIN_BOX_SIDE)
     if isinstance(dataset, OF_DICTS) and name in TRAIN_SAMPLER_REGISTRY:
         logger.info("Using training sampler %s", name)
-        sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
+        with heartbeat(f"Building {name}"):
+            sampler = TRAIN_SAMPLER_REGISTRY.get(name)(cfg, dataset)
     mapper = mapper or APADatasetMapper(cfg, is_train=True)
     return {
         **build_detection_train_loader.from_config(cfg, mapper, dataset=dataset, sampler=sampler),
@@ -144,7 +146,8 @@ def build_train_loader(
         }
         sampler_class = TRAIN_SAMPLER_REGISTRY.get(sampler)
         accepted = inspect.signature(sampler_class).parameters
-        sampler = sampler_class(dataset, **{k: v for k, v in settings.items() if k in accepted})
+        with heartbeat(f"Building {sampler}"):
+            sampler = sampler_class(dataset, **{k: v for k, v in settings.items() if k in accepted})
     _log_epoch(dataset, sampler, names)
     change_images = None
     if paste.enabled:

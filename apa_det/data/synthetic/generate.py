@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_utils
-from tqdm import tqdm
 
 from ...errors import UserError
 from ...utils.atomic_files import writing
 from ...utils.json_files import write_json
+from ...utils.progress import track
 from ..frequency import frequency_group
 from .polygons import mask_to_polygons
 from .shapes import (
@@ -101,7 +101,8 @@ def generate_dataset(
         with writing(output_dir):
             os.makedirs(os.path.join(output_dir, split), exist_ok=True)
         images, annotations = [], []
-        for image_id, wanted in enumerate(tqdm(plan, f"synthetic {split}", delay=2), start=1):
+        scenes = track(plan, f"Generating the {split} set", "images")
+        for image_id, wanted in enumerate(scenes, start=1):
             rng = np.random.default_rng([seed, index, image_id])
             scene = _compose(wanted, categories, image_size, rng)
             file_name = f"{split}/{image_id:012d}.jpg"

@@ -13,7 +13,6 @@ from detectron2.structures import Instances
 from matplotlib.figure import Figure
 from tabulate import tabulate
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...data import ensure_metadata
 from ...data.class_names import align_training_sets
@@ -22,16 +21,20 @@ from ...errors import UserError
 from ...evaluation import Detections, GroundTruth, LongTailEvaluator, evaluate
 from ...evaluation.by_name import model_classes
 from ...evaluation.predictions import detections_from_instances
+from ...evaluation.resampling import draw_image_weights, resampled_ap
 from ...modeling import CALIBRATION_REGISTRY, APAFastRCNNOutputLayers
 from ...modeling.cascade import average_scores
 from ...modeling.dense import DenseClassScores
 from ...text import format_number
 from ...utils.plotting import DPI, GREY, INK, grid, group_color, label
+from ...utils.progress import track
 from ..job import Job
 from ..testing import build_subset_loader, load_model
 
 logger = logging.getLogger(__name__)
 
+_NUM_RESAMPLES = 300
+_ROUNDING = 1e-6  # of AP in percent
 STRENGTHS = tuple(i / 10 for i in range(11))
 _SCORERS = (APAFastRCNNOutputLayers, DenseClassScores)
 
@@ -42,46 +45,81 @@ class CalibrationFit:
 
     Attributes:
         method: name of the calibration.
-        strengths: the S strengths.
+        strengths: the S strengths; the others are compared with the smallest one, usually 0.
         metrics: for each strength, AP and the AP of each frequency group, in percent.
         detections: for each strength, the mean number of detections per image.
+        noise: for each strength, how much its AP could differ from that of the smallest strength by
+            chance, see :func:`difference_noise`; NaN if it is unknown, as for one image.
     """
 
     method: str
     strengths: tuple[float, ...]
     metrics: list[dict[str, float]]
     detections: list[float]
+    noise: list[float]
 
     @property
     def best(self) -> float:
-        """The strength with the highest AP; the smallest of several."""
-        ap = [metrics["AP"] for metrics in self.metrics]
-        return min(s for s, value in zip(self.strengths, ap, strict=True) if value == max(ap))
+        """The strength with the highest AP of those that raise it by more than the noise.
+
+        The smallest of several; the smallest of all strengths if there is none.
+        """
+        gains = zip(self.strengths, self._differences(), self.noise, strict=True)
+        candidates = [(-gain, s) for s, gain, noise in gains if gain - noise > _ROUNDING]
+        return min(candidates)[1] if candidates else min(self.strengths)
+
+    def _differences(self) -> list[float]:
+        """Return the AP of each strength minus that of the smallest one."""
+        first = self.metrics[self.strengths.index(min(self.strengths))]["AP"]
+        return [metrics["AP"] - first for metrics in self.metrics]
 
     def table(self) -> str:
         """Return a table of one row per strength; "–" for groups without ground truth."""
+        first = min(self.strengths)
         rows = [
             [
                 f"{strength:g}{' *' if strength == self.best else ''}",
                 *(format_number(value, 2) for value in metrics.values()),
+                "" if strength == first else f"{difference:+.2f} ± {format_number(noise, 2)}",
                 f"{number:.1f}",
             ]
-            for strength, metrics, number in zip(
-                self.strengths, self.metrics, self.detections, strict=True
+            for strength, metrics, difference, noise, number in zip(
+                self.strengths,
+                self.metrics,
+                self._differences(),
+                self.noise,
+                self.detections,
+                strict=True,
             )
         ]
-        headers = [f"{self.method}", *self.metrics[0], "detections per image"]
+        headers = [f"{self.method}", *self.metrics[0], f"AP − AP at {first:g}"]
+        headers.append("detections per image")
         align = ("left", *["right"] * (len(headers) - 1))
         return tabulate(rows, headers, colalign=align, disable_numparse=True)
 
     def advice(self) -> str:
-        """Return the recommendation that follows from the table, in one sentence."""
-        if self.best == 0:
-            return f"{self.method} does not improve AP at any of these strengths: leave it out."
-        text = f"AP is highest at strength {self.best:g}"
+        """Return the recommendation that follows from the table, and what the noise is."""
+        first, differences = min(self.strengths), self._differences()
+        about = (
+            "The noise (±) is what the choice of the images alone does not exceed, in 95 % of "
+            "bootstrap samples of them."
+        )
+        if self.best == first:
+            pairs = zip(differences, self.noise, strict=True)
+            worse = any(-difference - noise > _ROUNDING for difference, noise in pairs)
+            what = "improves AP" if worse else f"differs from {first:g}"
+            return (
+                f"No strength of {self.method} {what} by more than the noise: keep {first:g}. "
+                f"{about} More images reduce it."
+            )
+        i = self.strengths.index(self.best)
+        text = (
+            f"Strength {self.best:g} has the highest AP of those that raise it by more than the "
+            f"noise: {differences[i]:+.2f} ± {self.noise[i]:.2f} against {first:g}"
+        )
         if self.best == max(self.strengths):
-            text += ", the largest one tested: larger ones may be better"
-        return f"{text}."
+            text += ". It is the largest one tested, and larger ones may be better"
+        return f"{text}. {about}"
 
     def draw(self, path: str | os.PathLike) -> None:
         """Plot AP, and the AP of each frequency group, against the strength; write a PNG.
@@ -111,7 +149,7 @@ class CalibrationFit:
             axis.margins(0.15)
         else:
             style = {"color": GREY, "linestyle": "--", "linewidth": 1}
-            axis.axvline(self.best, label=f"highest AP: strength {self.best:g}", **style)
+            axis.axvline(self.best, label=f"recommended: {self.best:g}", **style)
         axis.set_xlabel(f"strength of {self.method} (0: no calibration)")
         axis.set_ylabel("box AP on training images, %")
         figure.legend(frameon=False, loc="outside right upper")
@@ -198,6 +236,7 @@ def score_strengths(
             "The model has no box predictor to calibrate and no dense detector: use APAROIHeads, "
             "APACascadeROIHeads, APARetinaNet or APAFCOS."
         )
+    strengths = tuple(strengths)
     calibrations = [CALIBRATION_REGISTRY.get(method)(strength) for strength in strengths]
     if calibrations[0].needs_counts and not all(p.calibration_datasets for p in predictors):
         raise UserError(
@@ -209,7 +248,7 @@ def score_strengths(
     model.eval()
     try:
         with _boxes_only(model), torch.no_grad():
-            for images in tqdm(loader, "Scoring", unit="batch", disable=None):
+            for images in track(loader, "Scoring images", "batches"):
                 with _recorded(predictors) as calls:
                     model(images)
                 for calibration, parts in zip(calibrations, detections, strict=True):
@@ -224,12 +263,43 @@ def score_strengths(
         for predictor, calibration in zip(predictors, before, strict=True):
             predictor.calibration = calibration
     names = ("AP", *(f"AP{group}" for group in truth.groups.names))
-    metrics = []
-    for parts in tqdm(detections, "Evaluating", unit="strength", disable=None):
-        values = evaluate(truth, Detections.concatenate(parts), "bbox").metrics()
+    metrics, resampled = [], []
+    num_images = len(truth.image_ids)
+    weights = draw_image_weights(num_images, _NUM_RESAMPLES if num_images > 1 else 1)
+    for parts in track(detections, "Evaluating strengths", "strengths"):
+        evaluation = evaluate(truth, Detections.concatenate(parts), "bbox", matches=True)
+        values = evaluation.metrics()
         metrics.append({name: 100 * values[name] for name in names})
+        resampled.append(100 * resampled_ap(evaluation, weights)["AP"])
     means = [sum(map(len, parts)) / max(len(parts), 1) for parts in detections]
-    return CalibrationFit(method, tuple(strengths), metrics, means)
+    noise = difference_noise(np.stack(resampled), strengths.index(min(strengths)))
+    return CalibrationFit(method, strengths, metrics, means, noise)
+
+
+def difference_noise(resampled: np.ndarray, reference: int) -> list[float]:
+    """Return how much each of several values could differ from a reference by chance.
+
+    In 95 % of the bootstrap samples, no difference deviates from its mean by more than this. It is
+    a multiple of the standard deviation of the difference, the same one for all values, so it holds
+    for the best of them (simultaneous intervals by the maximum of the studentized deviations).
+
+    Args:
+        resampled: (S, B), S values in B bootstrap samples of the images; NaN if undefined.
+        reference: index of the value that the others are compared with.
+
+    Returns:
+        S numbers; 0 for the reference. NaN if it is unknown, with fewer than two samples.
+    """
+    defined = resampled[:, ~np.isnan(resampled).any(axis=0)]
+    if defined.shape[1] < 2:
+        return [0.0 if i == reference else np.nan for i in range(len(resampled))]
+    differences = defined - defined[reference]
+    deviations = differences - differences.mean(axis=1, keepdims=True)
+    spreads = deviations.std(axis=1)
+    varying = spreads > 0
+    ratios = np.abs(deviations[varying]) / spreads[varying, None]
+    factor = np.quantile(ratios.max(axis=0), 0.95) if varying.any() else 0.0
+    return (factor * spreads).tolist()
 
 
 @contextmanager

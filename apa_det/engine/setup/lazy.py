@@ -32,6 +32,7 @@ from ...data.lvis_format import register_datasets
 from ...errors import UserError
 from ...evaluation import LongTailEvaluator
 from ...modeling import PostProcessing
+from ...utils.log_file import FILE_ONLY
 from ..job import Job
 from ..optimizer import clip_gradients
 from ..trainer import JobTrainer
@@ -175,7 +176,7 @@ class LazyJob(Job):
                 "of classes: set it."
             )
         model = instantiate(self.config.model).to(self.device)
-        logger.info("Model:\n%s", model)
+        logger.info("Model:\n%s", model, extra=FILE_ONLY)
         return model
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ import copy
 import os
 from collections import OrderedDict
 
+from detectron2 import evaluation
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -13,6 +14,7 @@ from torch import nn
 from ...evaluation.by_name import by_name
 from ..job import Job
 from ..loading import CheckedLoader
+from .config_files import call_target
 
 
 def evaluated_datasets(config: DictConfig) -> list[str]:
@@ -47,6 +49,8 @@ def build_evaluators(job: Job, suffix: str = "") -> dict[str, DatasetEvaluator]:
             config.output_dir = folder
         if "dataset_name" in config:
             config.dataset_name = name
+        if call_target(config) is evaluation.COCOEvaluator:
+            config._target_ = "apa_det.evaluation.COCOEvaluator"  # the same, with a shorter log
         evaluators[name] = instantiate(config)
     return evaluators
 

@@ -4,6 +4,8 @@ import argparse
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib import import_module
 
 import torch
 from detectron2.config import CfgNode
@@ -14,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, ListConfig
 
 from ...config import check_values
+from ...utils.log_file import FILE_ONLY, keep_from_terminal
 from ...utils.writable import require_writable_folder
 from ..job import Job
 from ..model_classes import choose_num_classes
@@ -69,8 +72,14 @@ def _start(job: Job, args: argparse.Namespace) -> None:
     """Do what detectron2's ``default_setup`` does, with a config file that is never incomplete."""
     rank = comm.get_rank()
     setup_logger(job.output_dir, distributed_rank=rank, name="fvcore")
-    log = setup_logger(job.output_dir, distributed_rank=rank).info
-    log("Rank of current process: %d. World size: %d", rank, comm.get_world_size())
+    detectron2_logger = setup_logger(job.output_dir, distributed_rank=rank)
+    if job.output_dir:
+        keep_from_terminal(detectron2_logger)
+        keep_from_terminal(logging.getLogger("apa_det"))
+    log = partial(detectron2_logger.info, extra=FILE_ONLY)
+    detectron2_logger.info(
+        "Rank of current process: %d. World size: %d", rank, comm.get_world_size()
+    )
     log("Environment info:\n%s", collect_env_info())
     log("Command line arguments: %s", args)
     if args.config_file:
@@ -80,13 +89,31 @@ def _start(job: Job, args: argparse.Namespace) -> None:
         if isinstance(job.config, CfgNode):
             log("Running with full config:\n%s", job.config.dump())
         job.save_config()
-        log("Full config saved to %s", os.path.join(job.output_dir, "config.yaml"))
-    seed_all_rng(None if job.seed < 0 else job.seed + rank)
+        detectron2_logger.info(
+            "Full config saved to %s; the environment and the model are described in %s",
+            *(os.path.join(job.output_dir, name) for name in ("config.yaml", "log.txt")),
+        )
+    if not _has_extension():
+        detectron2_logger.info(
+            "detectron2 runs without its compiled extension detectron2._C: rotated boxes, "
+            "deformable convolutions and the C++ COCO evaluation are missing, which apa_det does "
+            "not need."
+        )
+    random_seed = int.from_bytes(os.urandom(4), "big")  # a trainer draws and logs its own
+    seed_all_rng(random_seed if job.seed < 0 else job.seed + rank)
     if not args.eval_only:
         is_lazy = not isinstance(job.config, CfgNode)
         settings = job.config.train if is_lazy else job.config
         key = "cudnn_benchmark" if is_lazy else "CUDNN_BENCHMARK"
         torch.backends.cudnn.benchmark = bool(settings.get(key, False))
+
+
+def _has_extension() -> bool:
+    try:
+        import_module("detectron2._C")
+    except ImportError:
+        return False
+    return True
 
 
 def read_job(

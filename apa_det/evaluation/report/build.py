@@ -4,12 +4,11 @@ import math
 import os
 from pathlib import Path
 
-from tqdm import tqdm
-
 from ...text import write_csv
 from ...utils.atomic_files import open_atomic, writing
 from ...utils.html_page import to_jpeg, to_png
 from ...utils.json_files import write_json
+from ...utils.progress import Progress
 from ..comparison import Comparison
 from . import charts, error_charts
 from .crop_figures import draw_confusions, draw_false_positives
@@ -91,7 +90,7 @@ def write_report(comparison: Comparison, folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     sections = []
-    with writing(folder), tqdm(desc="report", unit="figure", delay=2, leave=False) as progress:
+    with writing(folder), Progress("Writing the report", unit="figures") as progress:
 
         def write(data: bytes, path: Path) -> bytes:
             path.write_bytes(data)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,7 +14,12 @@ from detectron2.modeling import build_model
 from apa_det.checkpoint import transfer_rows
 from apa_det.data import register_lvis_format
 from apa_det.engine import LazyJob, read_lazy_config, setup_job
-from apa_det.engine.jobs.calibrate import CalibrationFit, fit_calibration, score_strengths
+from apa_det.engine.jobs.calibrate import (
+    CalibrationFit,
+    difference_noise,
+    fit_calibration,
+    score_strengths,
+)
 from apa_det.engine.testing import build_subset_loader
 from apa_det.errors import UserError
 from apa_det.evaluation import LongTailEvaluator
@@ -105,23 +111,64 @@ def test_the_model_is_restored(arguments, checkpoint):
         score_strengths(model, *fit)
 
 
+def fit_of(aps, noise, strengths=(0.0, 0.5, 1.0)):
+    metrics = [{"AP": ap, "APr": float("nan")} for ap in aps]
+    return CalibrationFit("NorCal", strengths, metrics, [3.0, 2.0, 1.5], noise)
+
+
 def test_best_strength(tmp_path):
-    """The smallest of equally good ones; a note on the largest one; no improvement."""
-    numbers = [[1.0, 2.0], [3.0, float("nan")], [3.0, 1.0]]
-    metrics = [dict(zip(("AP", "APr"), row, strict=True)) for row in numbers]
-    fit = CalibrationFit("NorCal", (0.0, 0.5, 1.0), metrics, [3.0, 2.0, 1.5])
-    assert fit.best == 0.5 and fit.advice() == "AP is highest at strength 0.5."
+    """The smallest of equally good ones; a note on the largest one."""
+    fit = fit_of([1.0, 3.0, 3.0], [0.0, 0.5, 0.5])
+    assert fit.best == 0.5
+    start = "Strength 0.5 has the highest AP of those that raise it by more than the noise: +2.00 ±"
+    assert fit.advice().startswith(start)
     assert [line.split() for line in fit.table().splitlines()[2:]] == [
-        ["0", "1.00", "2.00", "3.0"],
-        ["0.5", "*", "3.00", "–", "2.0"],
-        ["1", "3.00", "1.00", "1.5"],
+        ["0", "1.00", "–", "3.0"],
+        ["0.5", "*", "3.00", "–", "+2.00", "±", "0.50", "2.0"],
+        ["1", "3.00", "–", "+2.00", "±", "0.50", "1.5"],
     ]
     fit.draw(tmp_path / "fit.png")
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
-    rising = CalibrationFit("NorCal", (0.0, 0.5), metrics[:2], [3.0, 2.0])
-    assert "the largest one tested" in rising.advice()
-    useless = CalibrationFit("NorCal", (0.0, 1.0), metrics[1:], [1, 1])
-    assert "does not improve AP at any of these" in useless.advice()
+    assert "the largest one tested" in fit_of([1.0, 2.0, 3.0], [0.0, 0.5, 0.5]).advice()
+
+
+def test_nothing_within_the_noise_is_recommended():
+    flat = fit_of([1.0, 1.2, 1.1], [0.0, 0.3, 0.4])
+    assert flat.best == 0
+    start = "No strength of NorCal differs from 0 by more than the noise: keep 0."
+    assert flat.advice().startswith(start)
+    worse = fit_of([3.0, 3.1, 1.0], [0.0, 0.3, 0.4])
+    assert "No strength of NorCal improves AP by more than the noise" in worse.advice()
+    # The highest AP is within its noise, another one is not.
+    assert fit_of([1.0, 1.5, 1.6], [0.0, 0.3, 0.9]).best == 0.5
+    assert fit_of([1.0, 1.0, 1.0 + 1e-12], [0.0, 0.0, 0.0]).best == 0
+    assert fit_of([1.0, 9.0, 9.0], [0.0, np.nan, np.nan]).best == 0  # of one image
+
+
+def test_noise_of_differences():
+    """Each strength shifts by a normal error: the largest of 10 exceeds its noise in 5 %."""
+    random = np.random.default_rng(0)
+    spreads = np.array([0.0, *np.linspace(0.1, 1, 10)])[:, None]
+    common = random.normal(size=(1, 20_000))  # of all strengths, which cancels
+    samples = 30 + 5 * common + spreads * random.normal(size=(11, 20_000))
+    noise = np.array(difference_noise(samples, 0))
+    new = spreads * random.normal(size=(11, 20_000))
+    exceeded = (np.abs(new) > noise[:, None]).any(axis=0).mean()
+    assert noise[0] == 0 and exceeded == pytest.approx(0.05, abs=0.01)
+    assert difference_noise(np.ones((2, 9)), 1) == [0.0, 0.0]
+    assert np.isnan(difference_noise(np.ones((2, 1)), 1)[0])
+    samples[3, :7] = np.nan  # samples without ground truth
+    assert difference_noise(samples, 0) == pytest.approx(noise, rel=0.02)
+
+
+def test_noise_of_a_model(arguments, checkpoint):
+    """Equal AP has no noise; that of a single image is unknown."""
+    job = setup_job(arguments(*checkpoint(), eval_only=True))
+    fit = fit_calibration(job, "NorCal", 8, (0.0, 0.4, 0.8))
+    assert fit.noise == [0.0, 0.0, 0.0] and "keep 0" in fit.advice()
+    single = fit_calibration(job, "NorCal", 1, (0.0, 0.8))
+    assert single.noise[0] == 0 and np.isnan(single.noise[1]) and single.best == 0
+    assert "± –" in single.table()
 
 
 def test_tool(arguments, checkpoint, output, tool, capsys):
@@ -133,7 +180,7 @@ def test_tool(arguments, checkpoint, output, tool, capsys):
     assert "detections per image" in printed
     assert (output / "calibration/LogitAdjustment.png").stat().st_size > 1000
     chosen = output / "calibration/LogitAdjustment.yaml"
-    if "leave it out" in printed:
+    if "keep 0" in printed:
         assert not chosen.exists()
     else:
         head = yaml.safe_load(chosen.read_text())["MODEL"]["ROI_BOX_HEAD"]
