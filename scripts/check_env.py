@@ -66,6 +66,7 @@ REQUIREMENTS = {
     "benchmark": RUN + FAST,
     "test": RUN + TEST,
     "lint": [package("ruff", "pip install ruff")],
+    "docs": [package("material", 'pip install -e ".[docs]"')],
 }
 
 
@@ -84,6 +85,7 @@ def device() -> str:
 
 def main() -> int:
     target = sys.argv[1]
+    needs_torch = target not in ("lint", "docs")
     warnings.simplefilter("ignore")
     missing = []
     for requirement in REQUIREMENTS[target]:
@@ -95,14 +97,14 @@ def main() -> int:
     python = f"{sys.executable} (Python {sys.version.split()[0]})"
     if sys.version_info < (3, 10):  # noqa: UP036 (this file runs with any Python 3)
         missing.append("  python: apa_det requires Python 3.10 or later")
-    elif target != "lint" and not missing:
+    elif needs_torch and not missing:
         problem = runpy.run_path(str(ROOT / "apa_det/requirements.py"))["find_problem"]()
         missing += [f"  {problem}"] if problem else []
     if missing:
         problem = f"{python} does not have the packages for `make {target}`:"
         print(problem, *missing, sep="\n", file=sys.stderr)
         return 1
-    if target != "lint":
+    if needs_torch:
         import torch
 
         print(f"{python}: torch {torch.__version__} on {device()}")

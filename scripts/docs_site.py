@@ -35,12 +35,22 @@ PACKAGES = (
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
+# Code in tables breaks after dots and underscores only, so that its columns stay readable
+STYLE = ".md-grid { max-width: 72rem }\n.md-typeset td code { word-break: normal }\n"
+
+
+def on_config(config):
+    config.nav.append({"API reference": [f"api/{package}.md" for package in PACKAGES]})
+    config.extra_css.append("site.css")
+
+
 def on_files(files, config):
     for source, name in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=_links(text, ROOT, Path())))
     for package in PACKAGES:
         files.append(File.generated(config, f"api/{package}.md", content=_reference(package)))
+    files.append(File.generated(config, "site.css", content=STYLE))
     return files
 
 
@@ -51,7 +61,17 @@ def on_page_markdown(markdown, page, config, files):
 
 
 def on_page_content(html, page, config, files):
-    return re.sub(r":(?:attr|class|data|exc|func|meth|mod):(?=<code)", "", html)
+    html = re.sub(r":(?:attr|class|data|exc|func|meth|mod):(?=<code)", "", html)
+    return re.sub(r"(?<=<td>).*?(?=</td>)", _breakable, html, flags=re.S)
+
+
+def _breakable(cell: re.Match) -> str:
+    """Let the code in a table cell break after dots, slashes and underscores."""
+    return re.sub(
+        r"(?<=<code>)[^<]+(?=</code>)",
+        lambda code: re.sub(r"(?<=[\w*])([./_])(?=[A-Za-z])", r"\1<wbr>", code[0]),
+        cell[0],
+    )
 
 
 def _links(markdown: str, folder: Path, page_folder: Path) -> str:

@@ -218,5 +218,5 @@ INJECTION = Section(
     "With `MODEL.APA.INJECT.ENABLED`, `apa_det.build_model(cfg)` calls `apa_det.inject`, and "
     "`MODEL.META_ARCHITECTURE` stays. For trainers that cannot be changed, "
     "`MODEL.META_ARCHITECTURE APAInjected` does it without `ENABLED`: see "
-    "[injection.md](injection.md).",
+    "[apa.md](apa.md#from-a-config).",
 )

@@ -98,6 +98,8 @@ def _values(cfg: CfgNode | DictConfig) -> Iterator[tuple[str, str, object, objec
     for name, kind in LAZY_KEYS.items():
         value = OmegaConf.select(cfg, name, default=None)
         if name.startswith("train.") and value is not None:
+            if name.startswith("train.ddp."):  # read by detectron2's scripts too
+                continue
             if name in _LAZY_ONLY:
                 yield name, name, value, _LAZY_ONLY[name]
             elif kind in KEYS:

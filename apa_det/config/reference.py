@@ -17,8 +17,9 @@ _START = """\
 the model and its training are then detectron2's. A key that the config already has keeps its value.
 
 The commands and `apa_det.engine.Trainer` honor all keys. In the training of another project, a key
-acts in the functions and classes that its last column names: see [own-project.md](own-project.md).
-After `apa_det.setup(cfg)`, a warning at the first step lists the keys that were set and do not act.
+acts in the functions and classes that its last column names, see
+[which keys act where](other-projects.md#which-keys-act-where). After `apa_det.setup(cfg)`, a
+warning at the first step lists the keys that were set and do not act.
 
 All commands check all values before they start, also those of detectron2's own keys and of
 LazyConfigs. A value that is not allowed ends the command with one sentence, e.g. "SOLVER.EMA.DECAY

@@ -118,7 +118,8 @@ def test_keys_of_the_model():
 def test_lazy_config(tmp_path):
     (tmp_path / "config.py").write_text(
         "train = dict(accumulate=2, ema=dict(enabled=False, decay=0.999), trained=['*'],\n"
-        "             test_augmentation=dict(enabled=True), apa_log_period=100, seed=3)"
+        "             test_augmentation=dict(enabled=True), apa_log_period=100, seed=3,\n"
+        "             ddp=dict(find_unused_parameters=True))"
     )
     cfg = LazyConfig.load(str(tmp_path / "config.py"))
     model = Model()

@@ -1,56 +1,49 @@
 """The pages of the documentation, their code blocks, and the commands in them."""
 
-import re
+import runpy
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="session")
-def pages() -> dict[str, str]:
+def check_docs() -> SimpleNamespace:
+    """scripts/check_docs.py, which reads the commands and runs them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+        return SimpleNamespace(**runpy.run_path(str(SCRIPTS / "check_docs.py")))
+
+
+@pytest.fixture(scope="session")
+def pages(check_docs) -> dict[str, str]:
     """The text of each page, by its path in the repository."""
-    names = ("README.md", "CONTRIBUTING.md", "MODEL_ZOO.md")
-    paths = [*(ROOT / name for name in names), *sorted((ROOT / "docs").glob("*.md"))]
-    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+    return check_docs.pages()
 
 
 @pytest.fixture(scope="session")
-def blocks():
+def blocks(check_docs):
     """Returns the fenced blocks of a language in a text."""
-    return lambda text, language: re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    return check_docs.blocks
 
 
 @pytest.fixture(scope="session")
-def commands(blocks):
+def commands(check_docs):
     """Returns the shell commands in a text, each as a list of words."""
 
     def split(text: str) -> list[list[str]]:
-        return [
-            argv for block in blocks(text, "sh") for line in lines(block) for argv in joined(line)
-        ]
+        lines = [command.line for command in check_docs.commands("a page", text)]
+        return [argv for line in lines for argv in joined(shlex.split(line))]
 
     return split
 
 
-def lines(block: str):
-    """Yield the words of each command line, which backslashes and quotes may continue."""
-    text = ""
-    for line in block.replace("\\\n", " ").splitlines(keepends=True):
-        text += line
-        try:
-            words = shlex.split(text, comments=True)
-        except ValueError:  # within quotes
-            continue
-        if words:
-            yield words
-        text = ""
-    assert not text, f"Unfinished command: {text}"
-
-
-def joined(words: list[str]):
+def joined(words: list[str]) -> Iterator[list[str]]:
     """Yield the commands that && joins."""
     while "&&" in words:
         end = words.index("&&")

@@ -1,149 +1,120 @@
-"""The examples of README and docs run as printed; only trainings are made shorter."""
+"""The form of README, docs and the notebook; scripts/check_docs.py runs what is in them."""
 
+import ast
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-import apa_det_cli
-from apa_det.data import generate_dataset
-from apa_det_cli import quickstart
 
 ROOT = Path(__file__).parents[2]
-
-# Commands of the README that are not run, by their first words
-NOT_RUN = {
-    ("make", "test"): "this test is a part of it",
-    ("pip", "install"): "needs the network; the extras are checked in test_references.py",
-    ("source", ".venv/bin/activate"): "the tests run in their environment",
-}
-# Appended to each training
-SHORT = "SOLVER.MAX_ITER 2 SOLVER.STEPS () SOLVER.IMS_PER_BATCH 2".split()
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory):
-    """The current folder: a checkout with the configs and a small dataset of the quickstart."""
-    folder = tmp_path_factory.mktemp("checkout")
-    (folder / "configs").symlink_to(ROOT / "configs")
-    generate_dataset(folder / quickstart.DATASET, num_train=24, num_val=4)
-    before = set(DatasetCatalog)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.chdir(folder)
-        yield folder
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-@pytest.fixture(scope="module")
-def readme_commands(pages, commands):
-    return commands(pages["README.md"])
-
-
-@pytest.fixture(scope="module")
-def after_readme(checkout, readme_commands):
-    """The checkout after the commands of the README, in their order."""
-    for argv in readme_commands:
-        if argv[:2] == ["make", "quickstart"]:
-            argv = ["apa-det", "quickstart"]
-        elif tuple(argv[:2]) in NOT_RUN:
-            continue
-        assert argv[0] == "apa-det", f"A command that cannot be run: {argv}"
-        trains = argv[1] in ("train", "quickstart") and "--eval-only" not in argv
-        try:
-            status = apa_det_cli.main([*argv[1:], *(SHORT if trains else ())])
-        except SystemExit as exit_:
-            status = exit_.code
-        assert status == 0, argv
-    return checkout
+NOTEBOOK = ROOT / "examples/quickstart.ipynb"
 
 
 @pytest.fixture
-def script(checkout):
-    """Runs Python in the checkout, as a process of its own; returns its output."""
-
-    def run(*arguments, **kwargs) -> str:
-        result = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=checkout,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            **kwargs,
-        )
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    return run
+def all_commands(check_docs, pages):
+    return [c for page, text in pages.items() for c in check_docs.commands(page, text)]
 
 
-def test_readme_starts_with_quickstart_and_test(readme_commands):
-    assert readme_commands[:2] == [["make", "quickstart"], ["make", "test"]]
-    for start in NOT_RUN:
-        assert any(tuple(argv[:2]) == start for argv in readme_commands), start
+def test_readme_starts_with_quickstart_and_test(pages, commands):
+    text = pages["README.md"]
+    assert commands(text)[:2] == [["make", "quickstart"], ["make", "test"]]
+    assert text.startswith("# apa_det\n\n```sh\nmake quickstart")
+    assert len(text.splitlines()) <= 150
 
 
-def test_readme_commands(after_readme):
-    output = after_readme / "output"
-    for name in (
-        "model_final.pth",
-        "val_predictions.png",
-        "inference/lvis_instances_results.json",
-        "baseline/model_final.pth",
-        "report/report.html",
-        "demo/detections.json",
-        "my/metrics.json",
-    ):
-        assert (output / name).is_file(), name
-
-
-def test_readme_python(pages, blocks, tmp_path):
-    """In a script that is not ours."""
+def test_readme_python_is_short(pages, blocks):
     (example,) = blocks(pages["README.md"], "python")
     statements = [line for line in example.splitlines() if line and " import " not in line]
     assert len(statements) <= 12 and "import apa_det" in example
-    (tmp_path / "theirs.py").write_text(example)
-    result = subprocess.run(
-        [sys.executable, "theirs.py"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    assert re.match(r"tensor\(\[-?\d", result.stdout)
 
 
-def test_python_of_docs(pages, blocks, after_readme, script):
-    """Each page in one namespace; what extends apa_det is run by the next test."""
-    sources = {
-        name: "\n".join(blocks(text, "python"))
-        for name, text in pages.items()
-        if name not in ("README.md", "docs/extending.md", "docs/trackers.md")
+def test_pictures(pages):
+    shown = {
+        (ROOT / page).parent / path
+        for page, text in pages.items()
+        for path in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     }
-    run = "import json, sys\nfor page, source in json.load(sys.stdin).items():\n"
-    run += "    exec(compile(source, page, 'exec'), {'__name__': page})\n"
-    out = script("-c", run, input=json.dumps(sources))
-    for expected in ("torch.Size([1, 1000])", "GeneralizedRCNN 240", "torch.Size([1, 512, 2, 2])"):
-        assert expected in out
-    assert (after_readme / "output/report/report.html").is_file()
+    assert shown == set((ROOT / "docs/images").iterdir()) and len(shown) >= 2
+    for path in shown:
+        assert path.suffix == ".png" and path.stat().st_size < 300_000
 
 
-def test_extending(pages, blocks, commands, checkout, script):
-    page = pages["docs/extending.md"]
-    (checkout / "my_components.py").write_text("\n".join(blocks(page, "python")))
-    ((program, *argv),) = commands(page)
-    assert program == "apa-det"
-    script("-m", "apa_det_cli", *argv, *SHORT)
-    log = (checkout / "output/my_components/log.txt").read_text()
-    assert "Softplus" in log and "ScaleGate" in log and "Using training sampler Crowded" in log
-    metrics = (checkout / "output/my_components/metrics.json").read_text()
-    assert '"bbox/detections_per_image"' in metrics
+def test_shell_syntax(pages, blocks):
+    for page, text in pages.items():
+        for block in blocks(text, "sh"):
+            result = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+            assert result.returncode == 0, (page, block, result.stderr)
+
+
+def test_all_code_is_checked(pages, blocks):
+    """A block in another language than these could hold a command that nobody runs."""
+    for page, text in pages.items():
+        for language, block in re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M):
+            assert language in ("sh", "python", "yaml", "text", ""), (page, language)
+            if language in ("text", ""):
+                program = r"^(\$|apa-det|tools/|python|pip|make|torchrun) ?"
+                assert not re.search(program, block, re.M), (page, block)
+        for block in blocks(text, "python"):
+            ast.parse(block, page)
+
+
+def test_tables_of_check_docs(check_docs, all_commands):
+    """Each entry stands for a command."""
+    for table in (check_docs.NOT_RUN, check_docs.ADDED):
+        for pattern in table:
+            assert any(re.match(pattern, command.line) for command in all_commands), pattern
+    run = [command for command in all_commands if not command.reason]
+    assert len(run) > len(all_commands) / 2
+    beside_data_yaml = {"labels"}  # YOLO looks for labels/ beside images/, which data.yaml names
+    for name in set(check_docs.docs_data.STAND_INS) - beside_data_yaml:
+        assert any(re.search(rf"(?<![\w/]){name}\b", command.line) for command in run), name
+
+
+def test_commands_are_read_as_bash_reads_them(check_docs):
+    text = """```sh
+# the first's
+one a \\
+    b   # a comment
+two "c # d" '
+e' && three # the third's
+```
+```python
+four
+```"""
+    found = [*check_docs.commands("p", text)]
+    assert [c.text for c in found] == [
+        "one a \\\n    b   # a comment\n",
+        "two \"c # d\" '\ne' && three # the third's\n",
+    ]
+    assert [c.line for c in found] == ["one a b", "two \"c # d\" ' e' && three"]
+
+
+def test_a_failing_command_is_reported(check_docs, tmp_path, capsys):
+    check = check_docs.Check(tmp_path)
+    check.template.mkdir()
+    page = "```sh\ntouch here\n```\n"
+    check.check_page("good.md", page)
+    assert not check.failed
+    check.check_page("bad.md", "```sh\nexit 3\n```\n")
+    assert check.failed and "exit status 3" in capsys.readouterr().out
+    check.failed = False
+    check.check_page("missing.md", "```sh\ntrue --output picture.png\n```\n")
+    assert check.failed and "picture.png was not written" in capsys.readouterr().out
+    check.failed = False
+    check.check_page("python.md", "```python\nraise ValueError('no')\n```\n")
+    assert check.failed and "ValueError: no" in capsys.readouterr().out
+
+
+def test_notebook():
+    """It has no outputs, and links to pages that exist."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            ast.parse(source)
+        for target in re.findall(r"\]\(([^)]+)\)", source):
+            assert (NOTEBOOK.parent / target).exists(), target

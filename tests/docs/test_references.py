@@ -24,7 +24,8 @@ LAUNCHERS = ("torchrun", "srun")
 OTHERS = ("ln", "pip", "sbatch", "source")
 # Files of the examples that the reader has, or that commands write
 EXAMPLES = {"my_components.py", "my_metrics.py", "demo.py", "config.yaml", "common/train.py"}
-EXAMPLES |= {"wandb_writer.py", "a.yaml", "b.yaml", "my.yaml", "data.yaml"}
+EXAMPLES |= {"a.yaml", "b.yaml", "my.yaml", "data.yaml", "default_train.py", "lazy_train.py"}
+EXAMPLES |= {"lazy_config.py", "wandb_writer.py"}
 # Flags in the text that are not of apa-det, and what has them
 _FLAGS = "--device", "--cat-info", "--reuse-memory", "--threads", "--cpu-time"
 OTHER_FLAGS = dict.fromkeys(_FLAGS, "benchmarks")
@@ -82,6 +83,9 @@ def check_command(argv: list[str]) -> str | None:
             project = (ROOT / "pyproject.toml").read_text()
             assert all(f"\n{extra} = [" in project for extra in extras), argv
         return None
+    if program == "python":
+        assert arguments[0] in EXAMPLES or (ROOT / arguments[0]).exists(), argv
+        return None
     if program == "make":
         target, *variables = arguments
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), argv
@@ -101,7 +105,8 @@ def check_overrides(args: argparse.Namespace) -> None:
         if file.endswith(".py"):
             read_lazy_config(str(ROOT / file), args.opts)
         else:
-            read_config("" if file in {"CONFIG", *EXAMPLES} else str(ROOT / file), args.opts)
+            written = file in {"CONFIG", *EXAMPLES} or file.startswith("output/")
+            read_config("" if written else str(ROOT / file), args.opts)
 
 
 def test_commands_and_flags_in_the_text(codes):
@@ -125,7 +130,8 @@ def test_files(codes, with_changelog):
     names = {path.name for path in (ROOT / "configs").rglob("*.*")}
     for page, code in codes:
         for word in code.split():
-            if re.fullmatch(r"[\w./-]+\.(yaml|py)", word) and word not in EXAMPLES:
+            written = word in EXAMPLES or word.startswith("output/")
+            if re.fullmatch(r"[\w./-]+\.(yaml|py)", word) and not written:
                 assert word in names or (ROOT / word).exists(), (page, code)
 
 
@@ -133,6 +139,8 @@ def test_links(with_changelog):
     for page, text in with_changelog.items():
         for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text):
             if "://" in target:
+                address = r"https?://[\w-]+(\.[\w-]+)+(/[\w.~/-]*)?"
+                assert re.fullmatch(address, target), (page, target)
                 continue
             path = (ROOT / page).parent / target if target else ROOT / page
             assert path.exists(), (page, target)
@@ -143,11 +151,11 @@ def test_links(with_changelog):
 
 
 def test_each_page_is_linked(pages):
-    for index in ("README.md", "docs/README.md"):
-        for page in pages:
-            if not page.endswith("README.md"):
-                target = os.path.relpath(page, os.path.dirname(index) or ".")
-                assert f"({target})" in pages[index], (index, page)
+    """From docs/README.md, which README.md links to."""
+    assert "(docs/README.md)" in pages["README.md"]
+    for page in pages:
+        if not page.endswith("README.md"):
+            assert f"({os.path.relpath(page, 'docs')})" in pages["docs/README.md"], page
 
 
 def test_config_keys(pages):
