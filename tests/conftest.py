@@ -190,6 +190,7 @@ def fresh_loggers():
         logger.setLevel(logging.NOTSET)
     setup_logger.cache_clear()
     _cached_log_stream.cache_clear()  # by relative paths of other working folders
+    logging.getLogger("apa_det.data.lvis_format").filters.clear()  # of hide_known_messages
 
 
 @pytest.fixture(autouse=True)

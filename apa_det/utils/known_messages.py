@@ -35,7 +35,10 @@ _ONCE = (  # logger, start of messages that are the same in each evaluation
 
 
 def hide_known_messages() -> None:
-    """Filter the messages in this process; a second call changes nothing."""
+    """Filter the messages in this process.
+
+    A second call only lets messages that are shown once appear once more.
+    """
     for message, category, module in _WARNINGS:
         warnings.filterwarnings("ignore", message, category, module)
     for name, text in _LOGS:
@@ -45,8 +48,10 @@ def hide_known_messages() -> None:
 
 
 def _add(logger: logging.Logger, added: "_Without") -> None:
-    if not any(type(f) is type(added) and f.text == added.text for f in logger.filters):
-        logger.addFilter(added)
+    for known in list(logger.filters):
+        if type(known) is type(added) and known.text == added.text:
+            logger.removeFilter(known)
+    logger.addFilter(added)
 
 
 class _Without(logging.Filter):

@@ -68,7 +68,7 @@ def test_commands(folder, monkeypatch, capfd):
     }
     written = [path for path in folder.rglob("*") if (folder / "data") not in path.parents]
     assert all(path.name.isprintable() and len(path.name) <= 255 for path in written)
-    assert len([path for path in written if path.suffix == ".jpg"]) == len(FILES)
+    assert len([path for path in written if path.match("demo/*.jpg")]) == len(FILES)
     with open(folder / "report/per_category.csv", newline="") as file:
         names = [row[0] for row in csv.reader(file)]
     assert "'=1+1" in names and not any(name.startswith("=") for name in names)

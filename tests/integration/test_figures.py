@@ -37,7 +37,9 @@ def saved(monkeypatch, plot, path):
 
 def calibration(strengths, monkeypatch, tmp_path):
     metrics = [{"AP": 20.0 + s, "APr": float("nan"), "APfew": 20.0} for s in strengths]
-    fit = CalibrationFit("NorCal", strengths, metrics, [1.0] * len(strengths))
+    fit = CalibrationFit(
+        "NorCal", strengths, metrics, [1.0] * len(strengths), [0.0] * len(strengths)
+    )
     return saved(monkeypatch, fit.draw, tmp_path / "a.png")
 
 

@@ -20,12 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ...data import (
-    APADatasetMapper,
-    build_train_loader,
-    ensure_metadata,
-    get_dataset_records,
-)
+from ...data import APADatasetMapper, build_train_loader, ensure_metadata, get_dataset_records
 from ...data.class_names import align_training_sets
 from ...data.frequency import FrequencyGroups
 from ...data.lvis_format import register_datasets
