@@ -1,9 +1,9 @@
-from ..errors import MissingPackageError
+from .. import errors
 
 try:
     import cv2  # noqa: F401  # lvis and detectron2's Visualizer need it
 except ImportError as error:
-    raise MissingPackageError(
+    raise errors.MissingPackageError(
         f"Evaluation and drawing need OpenCV ({error}). Run: pip install opencv-python-headless"
     ) from error
 
