@@ -27,6 +27,8 @@ STAND_INS = {
     "b.json.gz": "small/results.json.gz",
     "mine.json.gz": "small/results.json.gz",
     "lvis_v1_val.json": f"{DATA}/val.json",
+    "lvis_v1_minival.json": "small/minival.json",
+    "results_on_val.json": RESULTS,
     "lvis_v1_image_info_test_dev.json": "small/image_info.json",
     "coco": DATA,
     "train.json": f"{DATA}/train.json",
@@ -66,6 +68,10 @@ def write_all() -> None:
         (images / f"{number}.jpg").symlink_to(file.resolve())
     write_video()
     Path("small/results.json.gz").write_bytes(gzip.compress(Path(RESULTS).read_bytes()))
+    part = datasets["val"]["images"][::2]
+    ids = {image["id"] for image in part}
+    kept = [x for x in datasets["val"]["annotations"] if x["image_id"] in ids]
+    write("minival.json", json.dumps({**datasets["val"], "images": part, "annotations": kept}))
     info = {key: datasets["val"][key] for key in ("images", "categories")}
     write("image_info.json", json.dumps(info))
     for split, dataset in datasets.items():
