@@ -55,8 +55,13 @@ def listed(names: Iterable[object], max_names: int = 5) -> str:
 
 
 def format_number(value: float, digits: int = 1, sign: str = "") -> str:
-    """Format a number; "–" for NaN. With ``sign="+"``, positive numbers get a sign too."""
-    return "–" if math.isnan(value) else f"{value:{sign}.{digits}f}"
+    """Format a number; "–" for NaN.
+
+    With ``sign="+"``, positive numbers get a sign too, and so does 0, never "-0.0".
+    """
+    if math.isnan(value):
+        return "–"
+    return f"{round(value, digits) + 0.0 if sign else value:{sign}.{digits}f}"
 
 
 class _Repr(reprlib.Repr):

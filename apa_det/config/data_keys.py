@@ -2,17 +2,7 @@
 
 from . import places
 from .key import Key, Section
-from .kinds import (
-    boolean,
-    integer,
-    list_of,
-    name_in,
-    number,
-    one_of,
-    optional,
-    range_pair,
-    text,
-)
+from .kinds import boolean, integer, list_of, name_in, number, one_of, optional, range_pair, text
 
 DATA = Section(
     "Data",

@@ -102,15 +102,10 @@ def _match(ious: np.ndarray) -> list[list[int]]:
     values = ious[detections, objects]
     order = np.lexsort((-objects, -values, detections))
     reached = np.searchsorted(IOU_THRESHOLDS, values[order], side="right")
-    pairs = zip(
-        detections[order].tolist(),
-        objects[order].tolist(),
-        ((1 << reached) - 1).tolist(),
-        strict=True,
-    )
+    columns = detections[order], objects[order], (1 << reached) - 1
+    pairs = list(zip(*(column.tolist() for column in columns), strict=True))
     matched, results = [0] * ious.shape[1], []
     used = [0] * len(ious)  # thresholds at which the detection is matched
-    pairs = list(pairs)
     cuts = [0, *np.searchsorted(detections[order], LIMITS).tolist()]
     for start, end in pairwise(cuts):
         for detection, obj, thresholds in pairs[start:end]:

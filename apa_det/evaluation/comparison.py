@@ -211,13 +211,11 @@ class Comparison:
 
 def format_difference(difference: Difference, digits: int = 1) -> str:
     """Format a difference with its interval: "+1.2 [+0.3, +2.0]"; "–" if it is undefined."""
-    if math.isnan(difference.difference):
-        return "–"
     value, low, high = (
         format_number(number, digits, sign="+")
         for number in (difference.difference, difference.low, difference.high)
     )
-    return f"{value} [{low}, {high}]"
+    return value if math.isnan(difference.low) else f"{value} [{low}, {high}]"
 
 
 def _difference(before: IouTypeResults, after: IouTypeResults, name: str) -> Difference:

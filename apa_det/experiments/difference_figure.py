@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..evaluation.comparison import format_difference
 from ..utils.plotting import DPI, GREY, INK, file_color, grid, label
 from .results import Results
-from .table import IOU_TYPE_NAMES, format_difference
+from .table import IOU_TYPE_NAMES
 
 _COLOR = file_color(1)
 _ROW_HEIGHT = 0.62  # inches

@@ -94,7 +94,7 @@ class Results:
             rows = [
                 row
                 for (row, *of), difference in defined.items()
-                if of == [iou_type, metric] and difference.low <= 0 <= difference.high
+                if of == [iou_type, metric] and not difference.is_clear
             ]
             if rows:
                 which = f"The interval of Δ{metric} ({iou_type})"

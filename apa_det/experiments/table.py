@@ -9,10 +9,11 @@ from dataclasses import asdict
 import numpy as np
 from tabulate import tabulate
 
+from ..evaluation.comparison import format_difference
 from ..text import write_csv
 from ..utils.atomic_files import open_atomic
 from ..utils.json_files import write_json
-from .results import UNDEFINED, Difference, Results
+from .results import UNDEFINED, Results
 
 IOU_TYPE_NAMES = {"bbox": "boxes", "segm": "masks"}
 _COSTS = {"seconds_per_iteration": 1000, "peak_memory_mb": 1}  # factor of the unit in the table
@@ -157,20 +158,6 @@ def _mean_and_spread(values: list[float], digits: int = 1) -> str:
     spread = _spread(values)
     text = _number(_mean(values), digits)
     return text if math.isnan(spread) else f"{text} ± {_number(spread, digits)}"
-
-
-def format_difference(difference: Difference) -> str:
-    """Return e.g. "+1.2 [+0.3, +2.1]"; "–" if undefined."""
-    if math.isnan(difference.difference):
-        return "–"
-    text = _signed(difference.difference)
-    if math.isnan(difference.low):
-        return text
-    return f"{text} [{_signed(difference.low)}, {_signed(difference.high)}]"
-
-
-def _signed(value: float) -> str:
-    return f"{round(value, 1) + 0.0:+.1f}"  # no -0.0
 
 
 def _number(value: float, digits: int) -> str:

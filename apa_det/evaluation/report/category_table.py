@@ -42,7 +42,7 @@ def category_table(comparison: Comparison, titles: dict[str, str]) -> str:
 
 
 def _change(before: float, after: float) -> str:
-    return format_number(round(after - before, 1) + 0.0, sign="+").replace("-", "−")
+    return format_number(after - before, sign="+").replace("-", "−")
 
 
 def _rows(comparison: Comparison, columns: list[list[str]]) -> Iterator[str]:
