@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
+from os.path import relpath
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -345,6 +346,10 @@ def _require_same_config(run: Run) -> None:
             f"({run.config_file}): rename the row, or delete the folder {run.folder}."
         )
     kept = read_job(run.config_file, imports=run.job.imports)
+    if run.trained_by:  # the same model, though the output folder may have been moved
+        model_file = run.trained_by.model_file
+        if relpath(kept.weights, kept.output_dir) == relpath(model_file, run.folder):
+            kept = kept.changed({"weights": model_file})
     for key, (before, now) in _differences(kept, run.job).items():
         raise UserError(
             f'{key} was {before!r} when the row "{run.row}" was started ({run.config_file}), but '

@@ -153,6 +153,20 @@ def test_needs_one_test_set(describe):
         read_plan("out", path).check()
 
 
+def test_output_folder_was_moved(describe, tmp_path):
+    """The model of a row that evaluates another row's is the same one, under another path."""
+    calibrated = {"name": "again", "model_of": "AGLU"}
+    plan = read_plan(str(tmp_path / "out"), describe(RELU, AGLU, calibrated))
+    run = plan.runs[2]
+    Path(run.folder).mkdir(parents=True)
+    run.job.save_config()
+    (tmp_path / "out").rename(tmp_path / "moved")
+    read_plan(str(tmp_path / "moved"), describe(RELU, AGLU, calibrated)).check()
+    calibrated["model_of"] = RELU["name"]
+    with pytest.raises(UserError, match='was .* when the row "again" was started'):
+        read_plan(str(tmp_path / "moved"), describe(RELU, AGLU, calibrated)).check()
+
+
 def test_config_of_a_started_run_has_changed(describe, tmp_path):
     folder = str(tmp_path / "out")
     plan = read_plan(folder, describe(RELU, AGLU))
