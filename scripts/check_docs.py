@@ -41,7 +41,7 @@ NOT_RUN = {
     r"(sbatch|srun|torchrun) ": "several GPUs or machines",
     r".*--num-gpus 8": "several GPUs or machines",
     r"apa-det (train|eval) .*configs/LVISv1": "LVIS itself",
-    r"apa-det compare configs/Comparison/long_tail(_4x)?\.yaml": "dozens of trainings: hours",
+    r"apa-det compare configs/Comparison/long_tail\.yaml": "dozens of trainings: hours",
     r"apa-det \S+ .*\bCONVERTED\b": "the authors' weights: a download",
     r"apa-det convert-checkpoint published\.pth": "the authors' weights: a download",
     r"apa-det convert-checkpoint --reverse": "a trained model of a published recipe",

@@ -346,7 +346,7 @@ def _require_same_config(run: Run) -> None:
             f"({run.config_file}): rename the row, or delete the folder {run.folder}."
         )
     kept = read_job(run.config_file, imports=run.job.imports)
-    if run.trained_by:  # the same model, though the output folder may have been moved
+    if run.trained_by and kept.weights:  # the same model, though the folder may have been moved
         model_file = run.trained_by.model_file
         if relpath(kept.weights, kept.output_dir) == relpath(model_file, run.folder):
             kept = kept.changed({"weights": model_file})

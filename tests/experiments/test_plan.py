@@ -167,6 +167,15 @@ def test_output_folder_was_moved(describe, tmp_path):
         read_plan(str(tmp_path / "moved"), describe(RELU, AGLU, calibrated)).check()
 
 
+def test_row_was_started_as_a_training(describe, tmp_path):
+    row = {"name": "again"}
+    run = read_plan(str(tmp_path), describe(RELU, row)).runs[1]
+    Path(run.folder).mkdir(parents=True)
+    run.job.save_config()
+    with pytest.raises(UserError, match="MODEL.WEIGHTS was '' when the row \"again\" was started"):
+        read_plan(str(tmp_path), describe(RELU, {**row, "model_of": RELU["name"]})).check()
+
+
 def test_config_of_a_started_run_has_changed(describe, tmp_path):
     folder = str(tmp_path / "out")
     plan = read_plan(folder, describe(RELU, AGLU))
